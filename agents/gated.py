@@ -1,0 +1,47 @@
+"""What all agents share: `make`, which joins a Config's gate to the one update step."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import rgpo_jax
+from rgpo_jax.config import Config
+
+AnyConfig = TypeVar("AnyConfig", bound=Config, contravariant=True)
+
+
+class Make(Protocol[AnyConfig]):
+    """Signature of every agent's `make`."""
+
+    def __call__(
+        self,
+        env: "rgpo_jax.environment.Environment",
+        config: AnyConfig = ...,
+        gate: "rgpo_jax.gates.Gate | None" = None,
+    ) -> "rgpo_jax.agent.Agent": ...
+
+
+def maker(
+    config_class: Callable[[], AnyConfig],
+    default_gate: Callable[[AnyConfig], "rgpo_jax.gates.Gate"],
+    **parts: Callable[[AnyConfig], Any],
+) -> Make[AnyConfig]:
+    """Returns `make(env, config=config_class(), gate=None)`.
+
+    Args:
+      config_class: the agent's settings.
+      default_gate: Config -> gate, used where `make` is given none.
+      **parts: Config -> further arguments of `rgpo_jax.agent.make`, for agents that change
+        more than the gate.
+    """
+
+    def make(
+        env: "rgpo_jax.environment.Environment",
+        config: AnyConfig = config_class(),
+        gate: "rgpo_jax.gates.Gate | None" = None,
+    ) -> "rgpo_jax.agent.Agent":
+        """Builds the agent for an environment; a gate of your own takes the place of its own."""
+        chosen = default_gate(config) if gate is None else gate
+        extras = {name: part(config) for name, part in parts.items()}
+        return rgpo_jax.agent.make(env, config, chosen, **extras)
+
+    return make

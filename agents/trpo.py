@@ -1,0 +1,44 @@
+"""TRPO: the importance gate, and a natural-gradient step in the optimiser's place."""
+
+import dataclasses
+
+import rgpo_jax
+from agents.gated import maker
+from rgpo_jax.config import Config as BaseConfig
+from rgpo_jax.ranges import Count, Fraction, NonNegative, Positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """Settings of the update step and of the trust region; Adam trains the critic alone."""
+
+    entropy_coefficient: NonNegative = 0.0
+    max_kl: Positive = 0.01
+    """Largest mean KL(old || new) of one policy step, in nats (delta)."""
+    damping: NonNegative = 0.1
+    """Added to the Fisher matrix's diagonal."""
+    backtrack_factor: Fraction = 0.8
+    """By which the line search shortens a refused step."""
+    cg_iterations: Count = 10
+    """Iterations of conjugate gradient."""
+    line_search_steps: Count = 15
+    """Step lengths that the line search tries before it keeps the old policy."""
+
+
+def gate(config: Config) -> "rgpo_jax.gates.Tunable":
+    """w = r."""
+    del config
+    return rgpo_jax.gates.importance()
+
+
+make = maker(
+    Config,
+    gate,
+    policy_step=lambda config: rgpo_jax.trust_region.natural_gradient(
+        config.max_kl,
+        config.damping,
+        config.backtrack_factor,
+        config.cg_iterations,
+        config.line_search_steps,
+    ),
+)

@@ -1,0 +1,76 @@
+"""gymnax 1.x behind the protocol of `rgpo_jax.environment`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import spaces
+
+from rgpo_jax.environment import Box, Discrete, TimeStep
+
+Array = jax.Array
+
+
+def _action_space(space: Any) -> Discrete | Box:
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    low, high = (
+        np.broadcast_to(np.asarray(bound), space.shape) for bound in (space.low, space.high)
+    )
+    return Box(tuple(space.shape), tuple(map(float, low.flat)), tuple(map(float, high.flat)))
+
+
+def _fix_types(tree: Any) -> Any:
+    """Gives every leaf a definite type, where a Python scalar would change its own in a step."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+class GymnaxEnvironment:
+    """One gymnax environment, without its auto-reset.
+
+    Observations become float32; a discrete observation in {0, ..., n - 1} becomes one-hot [n].
+    Rewards become float32. Termination wins where it falls together with the time limit.
+    """
+
+    def __init__(self, name: str, params: Mapping[str, Any]):
+        env, defaults = gymnax.make(name)
+        known = [field.name for field in dataclasses.fields(defaults)]
+        for param in params:
+            if param not in known:
+                raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+        self._env = env
+        self._params = dataclasses.replace(defaults, **params)
+        self.name = name
+        self.action_space = _action_space(env.action_space(self._params))
+        space = env.observation_space(self._params)
+        self._one_hot = int(space.n) if isinstance(space, spaces.Discrete) else None
+        self.observation_shape = jax.eval_shape(self.reset, jax.random.key(0))[1].shape
+        # One environment states its limit as a float.
+        self.max_episode_steps: int | None = math.ceil(self._params.max_steps_in_episode)
+
+    def _observation(self, observation: Array) -> Array:
+        if self._one_hot is not None:
+            return jax.nn.one_hot(observation, self._one_hot)
+        return jnp.asarray(observation, jnp.float32)
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        observation, state = self._env.reset_env(key, self._params)
+        return _fix_types(state), self._observation(observation)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        observation, new_state, reward, terminated, _ = self._env.step_env(
+            key, state, action, self._params
+        )
+        truncated = self._env.is_truncated(new_state, self._params) & ~terminated
+        # Some environments return a state of other types than they were given.
+        new_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_state, state)
+        observation = self._observation(observation)
+        timestep = TimeStep(
+            observation, jnp.asarray(reward, jnp.float32), terminated, truncated, observation
+        )
+        return new_state, timestep

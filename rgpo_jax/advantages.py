@@ -1,0 +1,96 @@
+"""Advantage estimation that tells truncation from termination."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.ranges import POSITIVE
+from rgpo_jax.tunable import Tunable, require
+
+Array = jax.Array
+
+
+def generalized_advantages(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    discount: Any,
+    gae_lambda: Any,
+) -> Array:
+    r"""Generalised advantage estimation over a batch of trajectories.
+
+    .. math:: \delta_t = r_t + \gamma (1 - terminated_t) V(s'_t) - V(s_t), \qquad
+              A_t = \delta_t + \gamma \lambda (1 - terminated_t) (1 - truncated_t) A_{t+1}
+
+    A terminated step has no future; a truncated one bootstraps from the value of the observation
+    that the step led to, and cuts the trace there, since what follows is another episode.
+
+    Args:
+      reward: [T, ...].
+      value: V(s_t) [T, ...].
+      next_value: V(s'_t) [T, ...], of the observation before any reset. Ignored where terminated.
+      terminated: bool [T, ...].
+      truncated: bool [T, ...].
+      discount: gamma, scalar.
+      gae_lambda: lambda, scalar.
+
+    Returns:
+      Advantages [T, ...]; value targets are advantages + value.
+
+    Source: arXiv 1506.02438.
+    """
+    next_value = jnp.where(terminated, 0.0, next_value)
+    delta = reward + discount * next_value - value
+    decay = jnp.where(terminated | truncated, 0.0, discount * gae_lambda)
+
+    # A_t = delta_t + decay_t A_{t+1} is a composition of affine maps, which is associative.
+    def compose(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] * later[0], earlier[1] + earlier[0] * later[1]
+
+    _, advantage = jax.lax.associative_scan(compose, (decay, delta), reverse=True)
+    return advantage
+
+
+def normalize(advantage: Array) -> Array:
+    """Shifts and scales to mean 0 and standard deviation 1 over all axes.
+
+    Advantages without spread, up to the resolution of their type, become 0 and not noise.
+    """
+    centred = advantage - jnp.mean(advantage)
+    std = jnp.sqrt(jnp.mean(jnp.square(centred)))
+    resolution = 8 * jnp.finfo(advantage.dtype).eps * jnp.max(jnp.abs(advantage))
+    has_spread = std > resolution
+    return jnp.where(has_spread, centred / jnp.where(has_spread, std, 1.0), 0.0)
+
+
+def _identity(advantage: Array) -> Array:
+    return advantage
+
+
+def identity() -> Tunable:
+    """The transform of every agent that weighs samples by the advantage itself."""
+    return Tunable(_identity)
+
+
+def _exponential(advantage: Array, advantage_temperature: Any, advantage_cap: Any) -> Array:
+    return jnp.exp(jnp.minimum(advantage / advantage_temperature, jnp.log(advantage_cap)))
+
+
+def exponential(advantage_temperature: Any = 1.0, advantage_cap: Any = 20.0) -> Tunable:
+    """Advantage-weighted regression: min(exp(A / b), cap) in the advantage's place.
+
+    Args:
+      advantage_temperature: b > 0, in units of the (normalised) advantage.
+      advantage_cap: largest weight, above 0.
+
+    Source: arXiv 1910.00177.
+    """
+    require("advantage_temperature", advantage_temperature, POSITIVE)
+    require("advantage_cap", advantage_cap, POSITIVE)
+    return Tunable(
+        _exponential,
+        {"advantage_temperature": advantage_temperature, "advantage_cap": advantage_cap},
+    )

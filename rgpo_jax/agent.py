@@ -1,0 +1,130 @@
+"""An agent: a rollout and an update joined into pure functions to vmap, scan and shard."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax import networks, rollout, update
+from rgpo_jax.config import Config
+from rgpo_jax.environment import Environment, to_environment_units
+from rgpo_jax.gates import Gate
+from rgpo_jax.rollout import RolloutState
+from rgpo_jax.tunable import Tunable, as_tunable
+from rgpo_jax.update import Learner, LearnerState, Metrics
+
+Array = jax.Array
+
+
+class AgentState(NamedTuple):
+    """The whole of a training run: what `step` maps to its successor.
+
+    Attributes:
+      learner: parameters, optimiser, hyper-parameters.
+      rollout: environments.
+      key: typed key, for rollouts.
+    """
+
+    learner: LearnerState
+    rollout: RolloutState
+    key: Array
+
+
+class Init(Protocol):
+    """Signature of `Agent.init`."""
+
+    def __call__(self, key: Array, **hyperparameters: Any) -> AgentState: ...
+
+
+class Act(Protocol):
+    """Signature of `Agent.act`."""
+
+    def __call__(
+        self, state: AgentState, observation: Array, key: Array | None = None
+    ) -> Array: ...
+
+
+class Agent(NamedTuple):
+    """Pure functions over `AgentState`; jit, vmap and scan them.
+
+    Attributes:
+      init: (key, **hyperparameters) -> AgentState. Keyword arguments override the Config's real
+        numbers, the gate's own among them, and may be traced: `init(key, sharpness=k)`.
+      step: AgentState -> (AgentState, metrics): one rollout, one update. It ignores further
+        arguments, so that `jax.lax.scan(agent.step, state, length=n)` works as it stands.
+      act: (state, observation [..., *observation_shape], key=None) -> action in the environment's
+        units: the policy's mode, or a sample of it where a key is given.
+      learner: the update alone, for trajectories that you collected yourself.
+      env: the environment.
+      config: the settings.
+    """
+
+    init: Init
+    step: Callable[..., tuple[AgentState, Metrics]]
+    act: Act
+    learner: Learner
+    env: Environment
+    config: Config
+
+
+def make(
+    env: Environment,
+    config: Config,
+    gate: Gate,
+    advantage_transform: Tunable | None = None,
+    policy_step: Tunable | None = None,
+) -> Agent:
+    """Joins environment, networks and the update step into an agent.
+
+    Args:
+      env: one environment.
+      config: settings.
+      gate: a gate of `rgpo_jax.gates`, or any function (log_ratio, advantage) -> g.
+      advantage_transform: see `update.make`.
+      policy_step: see `update.make`.
+
+    Raises:
+      ValueError: the network cannot be built for these observations.
+    """
+    network = networks.make(env.observation_shape, env.action_space, config)
+    learner = update.make(
+        network, config, as_tunable(gate), advantage_transform, policy_step, env.max_episode_steps
+    )
+
+    def init(key: Array, **hyperparameters: Any) -> AgentState:
+        learner_key, env_key, key = jax.random.split(key, 3)
+        overrides = {k: jnp.asarray(v, jnp.float32) for k, v in hyperparameters.items()}
+        return AgentState(
+            learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
+            rollout.init(env, config.num_envs, env_key),
+            key,
+        )
+
+    def step(state: AgentState, _: Any = None) -> tuple[AgentState, Metrics]:
+        key, rollout_key = jax.random.split(state.key)
+        rollout_state, trajectory, totals = rollout.collect(
+            env,
+            network,
+            state.learner.params["actor"],
+            state.rollout,
+            rollout_key,
+            config.num_steps,
+            config.reset_pool_size,
+        )
+        learner_state, metrics = learner.update(state.learner, trajectory)
+        count = totals.episodes.astype(jnp.float32)
+        ended = jnp.where(count > 0, count, jnp.nan)  # no episode ended: no return, and not 0
+        metrics |= {
+            "episodes": count,
+            "episode_return": totals.returns / ended,
+            "episode_length": totals.lengths / ended,
+        }
+        return AgentState(learner_state, rollout_state, key), metrics
+
+    def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
+        distribution = network.policy(state.learner.params["actor"], observation)
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return to_environment_units(env.action_space, action)
+
+    return Agent(init, step, act, learner, env, config)

@@ -1,0 +1,124 @@
+"""The settings that every agent shares, their meaning, unit and accepted range.
+
+This module does not import JAX: flags are read and checked before anything heavy is loaded.
+"""
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from rgpo_jax.ranges import (
+    Count,
+    CountOrZero,
+    Counts,
+    NonNegative,
+    Positive,
+    Range,
+    UnitInterval,
+)
+
+
+class ConfigError(ValueError):
+    """A setting out of range. `field` is its name; `message` gives value and accepted range."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
+
+
+class Checked:
+    """A dataclass whose fields are checked against the `Range` or `Literal` of their annotation."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            _check(name, getattr(self, name), hint)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Annotated else (hint,)
+    if value is None and type(None) in options:
+        return
+    if typing.get_origin(hint) is Literal and value not in options:
+        raise ConfigError(name, f"{value!r}: expected one of {', '.join(map(str, options))}")
+    for option in options:
+        for constraint in getattr(option, "__metadata__", ()):
+            if isinstance(constraint, Range) and not constraint.admits(value):
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                raise ConfigError(name, f"{shown}: expected {constraint.accepted}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Checked):
+    """Settings of the rollout, the networks and the update step.
+
+    Whole numbers, names and switches select the compiled program. Real numbers are defaults
+    of `update.Hyperparameters`: they are traced, and may differ between vmapped seeds.
+    """
+
+    total_steps: Count = 500_000
+    """Environment steps of the whole run, over all environments of one seed; the learning rate
+    is annealed over them."""
+    num_envs: Count = 4
+    """Environments stepped side by side."""
+    num_steps: Count = 128
+    """Steps of each environment between two updates."""
+    num_epochs: Count = 4
+    """Passes over each rollout."""
+    num_minibatches: Count = 4
+    """Gradient steps a pass; must divide num_envs * num_steps."""
+    learning_rate: Positive = 2.5e-4
+    """Step size of Adam."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall linearly to 0 over total_steps."""
+    discount: UnitInterval = 0.99
+    """Discount factor gamma per step, from 0 to 1."""
+    gae_lambda: UnitInterval = 0.95
+    """Lambda of generalised advantage estimation, from 0 (one-step) to 1 (full returns)."""
+    entropy_coefficient: NonNegative = 0.01
+    """Weight of the entropy bonus in the loss."""
+    value_coefficient: NonNegative = 0.5
+    """Weight of the value loss, half the mean squared error."""
+    max_grad_norm: Positive = 0.5
+    """Largest global norm of a gradient; a longer one is scaled down to it."""
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of each rollout to mean 0 and standard deviation 1."""
+    network: Literal["auto", "mlp", "cnn"] = "auto"
+    """Torso of actor and critic; auto is a CNN for image-like observations (height, width,
+    channels) and an MLP for all others."""
+    hidden_sizes: Counts = (64, 64)
+    """Units of each hidden layer of an MLP, or of the dense layers behind a CNN."""
+    channels: Counts = (16,)
+    """Channels of each 3x3 convolution of a CNN."""
+    activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
+    """Activation between layers."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the networks' arithmetic; parameters, losses and returns stay float32."""
+    reset_pool_size: CountOrZero = 8
+    """Fresh starts that each environment draws per rollout and restarts from at random; 0 computes
+    a reset for every environment at every step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.num_minibatches:
+            raise ConfigError(
+                "num_minibatches",
+                f"{self.num_minibatches}: expected a divisor of num_envs * num_steps = "
+                f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
+            )
+        if self.total_steps < self.batch_size:
+            raise ConfigError(
+                "total_steps",
+                f"{self.total_steps}: expected at least one update, num_envs * num_steps = "
+                f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Steps in a rollout, over all environments."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run: the least number that reaches total_steps."""
+        return -(-self.total_steps // self.batch_size)

@@ -1,0 +1,105 @@
+"""The protocol between the library and environments; adapters live in `envs`."""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions 0, ..., n - 1."""
+
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Arrays of a shape. Bounds are per element, in the environment's units."""
+
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class TimeStep(NamedTuple):
+    """What one step gives. Shapes are those of one environment.
+
+    Attributes:
+      observation: to act on next; after an auto-reset, the first of the next episode.
+      reward: float32 [].
+      terminated: bool []; the episode ended by its own rules, the value of what follows is 0.
+      truncated: bool []; the episode was cut (a time limit), what follows has a value.
+        Never true together with `terminated`.
+      final_observation: what the step itself led to, before any reset.
+    """
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+
+    @property
+    def done(self) -> Array:
+        """bool []; the episode ended, either way."""
+        return self.terminated | self.truncated
+
+
+class Environment(Protocol):
+    """A pure environment: `reset` and `step` of one instance, neither of which auto-resets.
+
+    Attributes:
+      name: as `envs.make` knows it.
+      observation_shape: shape of one observation.
+      action_space: `Discrete`, or `Box` in the environment's units.
+      max_episode_steps: steps after which an episode is truncated at the latest; None if unknown.
+    """
+
+    name: str
+    observation_shape: tuple[int, ...]
+    action_space: Discrete | Box
+    max_episode_steps: int | None
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        """Returns (state, observation) at the start of an episode."""
+        ...
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        """Returns (state, time step). Box actions are in the environment's units."""
+        ...
+
+
+def restart_where_done(
+    state: Any, timestep: TimeStep, start: tuple[Any, Array]
+) -> tuple[Any, TimeStep]:
+    """Goes to `start`, a fresh (state, observation), where the episode ended.
+
+    All arguments are batched over environments [B, ...]. `final_observation` is kept.
+    """
+    done = timestep.done
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - done.ndim)), new, old)
+
+    state, observation = jax.tree.map(choose, start, (state, timestep.observation))
+    return state, timestep._replace(observation=observation)
+
+
+def to_environment_units(space: Discrete | Box, action: Array) -> Array:
+    """Maps a policy's action to the environment's units.
+
+    Discrete actions pass. Continuous policies act in [-1, 1] per element: the action is clipped
+    to that interval and mapped affinely onto [low, high]. Unbounded elements pass unchanged.
+    """
+    if isinstance(space, Discrete):
+        return action
+    low = jnp.asarray(space.low, jnp.float32).reshape(space.shape)
+    high = jnp.asarray(space.high, jnp.float32).reshape(space.shape)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    centre = jnp.where(bounded, (low + high) / 2, 0.0)
+    half_width = jnp.where(bounded, (high - low) / 2, 1.0)
+    return jnp.where(bounded, centre + half_width * jnp.clip(action, -1.0, 1.0), action)

@@ -1,0 +1,93 @@
+"""The gated objective: policy surrogate, value loss and entropy bonus."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.gates import Gate
+from rgpo_jax.networks import Network
+
+Array = jax.Array
+
+
+class Batch(NamedTuple):
+    """Samples of a policy-gradient estimate, batched over leading axes [...].
+
+    Attributes:
+      observation: [..., *observation_shape].
+      action: [...] or [..., d].
+      log_prob: of the action under the policy that drew it, in nats [...].
+      advantage: transformed as the agent wants it (normalised, weighted) [...].
+      target: of the value function [...].
+    """
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    advantage: Array
+    target: Array
+
+
+class LossTerms(NamedTuple):
+    """The parts of a loss, for the record.
+
+    Attributes:
+      log_ratio: log pi_theta - log pi_old of each sample [n].
+      policy_loss: minus the gated surrogate, scalar.
+      value_loss: half the mean squared error, scalar.
+      entropy: mean entropy in nats, scalar.
+    """
+
+    log_ratio: Array
+    policy_loss: Array
+    value_loss: Array
+    entropy: Array
+
+
+def surrogate(gate: Gate, log_ratio: Array, advantage: Array) -> Array:
+    """The gated surrogate mean(g(l, A) A), to be ascended; a scalar."""
+    return jnp.mean(gate(log_ratio, advantage) * advantage)
+
+
+def value_loss(network: Network, critic_params: Any, batch: Batch) -> Array:
+    """Half the mean squared error against the targets; a scalar."""
+    value = network.value(critic_params, batch.observation)
+    return 0.5 * jnp.mean(jnp.square(value - batch.target))
+
+
+def loss(
+    params: Any,
+    network: Network,
+    gate: Gate,
+    batch: Batch,
+    value_coefficient: Any,
+    entropy_coefficient: Any,
+) -> tuple[Array, LossTerms]:
+    """What a gradient step descends: -surrogate + c_v value loss - c_e entropy.
+
+    Args:
+      params: {"actor": ..., "critic": ...}.
+      network: policy and value function.
+      gate: function (log_ratio, advantage) -> g.
+      batch: n samples.
+      value_coefficient: c_v.
+      entropy_coefficient: c_e.
+
+    Returns:
+      The loss and its terms.
+    """
+    distribution = network.policy(params["actor"], batch.observation)
+    log_ratio = distribution.log_prob(batch.action) - batch.log_prob
+    terms = LossTerms(
+        log_ratio=log_ratio,
+        policy_loss=-surrogate(gate, log_ratio, batch.advantage),
+        value_loss=value_loss(network, params["critic"], batch),
+        entropy=jnp.mean(distribution.entropy()),
+    )
+    total = (
+        terms.policy_loss
+        + value_coefficient * terms.value_loss
+        - entropy_coefficient * terms.entropy
+    )
+    return total, terms

@@ -1,0 +1,43 @@
+"""What values a number may have: the one place for conditions and their wording."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """A set of numbers.
+
+    Attributes:
+      contains: elementwise condition on a finite number or an array of them.
+      accepted: the same in words, to follow "expected".
+    """
+
+    contains: Callable[[Any], Any]
+    accepted: str
+
+    def admits(self, value: Any) -> bool:
+        """Whether a number, or every number of a tuple, is finite and in range."""
+        values = value if isinstance(value, tuple) else (value,)
+        return all(
+            isinstance(x, int | float) and math.isfinite(x) and bool(self.contains(x))
+            for x in values
+        )
+
+
+POSITIVE = Range(lambda x: x > 0, "a number above 0")
+NON_NEGATIVE = Range(lambda x: x >= 0, "a number of at least 0")
+FRACTION = Range(lambda x: (x > 0) & (x < 1), "a number between 0 and 1, both excluded")
+UNIT_INTERVAL = Range(lambda x: (x >= 0) & (x <= 1), "a number from 0 to 1")
+ABOVE_ONE = Range(lambda x: x > 1, "a number above 1")
+AT_LEAST_ONE = Range(lambda x: x >= 1, "a whole number of at least 1")
+AT_LEAST_ZERO = Range(lambda x: x >= 0, "a whole number of at least 0")
+
+Positive = Annotated[float, POSITIVE]
+NonNegative = Annotated[float, NON_NEGATIVE]
+Fraction = Annotated[float, FRACTION]
+UnitInterval = Annotated[float, UNIT_INTERVAL]
+AboveOne = Annotated[float, ABOVE_ONE]
+Count = Annotated[int, AT_LEAST_ONE]
+CountOrZero = Annotated[int, AT_LEAST_ZERO]
+Counts = Annotated[tuple[int, ...], AT_LEAST_ONE]

@@ -1,0 +1,166 @@
+"""Collecting experience: a scan over time of vmapped environments."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
+from rgpo_jax.networks import Network
+
+Array = jax.Array
+
+
+class Trajectory(NamedTuple):
+    """Experience of B environments over T steps; what the update step consumes.
+
+    Attributes:
+      observation: [T, B, *observation_shape].
+      action: as the policy drew it, [T, B] or [T, B, d].
+      log_prob: of the action under the policy that drew it, in nats [T, B].
+      reward: [T, B].
+      terminated: bool [T, B].
+      truncated: bool [T, B].
+      final_observation: what each step led to, before any reset [T, B, *observation_shape].
+        Where an episode goes on it equals the next row of `observation`.
+    """
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+
+
+class RolloutState(NamedTuple):
+    """Where B environments stand between two rollouts.
+
+    Attributes:
+      env_state: the environment's own pytree, batched [B, ...].
+      observation: to act on next [B, *observation_shape].
+      episode_return: undiscounted return of the running episode so far [B].
+      episode_length: its steps so far, int32 [B].
+    """
+
+    env_state: Any
+    observation: Array
+    episode_return: Array
+    episode_length: Array
+
+
+class EpisodeTotals(NamedTuple):
+    """Sums over the episodes that ended in a rollout, scalars.
+
+    Attributes:
+      episodes: number of episodes.
+      returns: sum of their undiscounted returns.
+      lengths: sum of their lengths in steps.
+    """
+
+    episodes: Array
+    returns: Array
+    lengths: Array
+
+
+def init(env: Environment, num_envs: int, key: Array) -> RolloutState:
+    """Resets `num_envs` environments."""
+    env_state, observation = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    zeros = jnp.zeros(num_envs)
+    return RolloutState(env_state, observation, zeros, zeros.astype(jnp.int32))
+
+
+def collect(
+    env: Environment,
+    network: Network,
+    actor_params: Any,
+    state: RolloutState,
+    key: Array,
+    num_steps: int,
+    reset_pool_size: int,
+) -> tuple[RolloutState, Trajectory, EpisodeTotals]:
+    """Steps every environment `num_steps` times with the policy's samples.
+
+    Where an episode ends, the next one starts from a pool of `reset_pool_size` fresh resets per
+    environment, made once per rollout: each step offers one row of it, drawn uniformly and
+    independently of all else, so that starts are distributed as the environment's own. With
+    size 0 every step computes a reset for every environment instead.
+
+    Args:
+      env: one environment; it is vmapped here.
+      network: of which the policy is used.
+      actor_params: parameters of the policy.
+      state: of B environments.
+      key: a typed key.
+      num_steps: T.
+      reset_pool_size: rows of the pool, or 0.
+
+    Returns:
+      The new state, the trajectory [T, B, ...] and totals over the episodes that ended.
+    """
+    num_envs = state.episode_return.shape[0]
+    action_key, step_key, reset_key, row_key = jax.random.split(key, 4)
+    reset = jax.vmap(env.reset)
+    step = jax.vmap(env.step)
+
+    if reset_pool_size > 0:
+        pool_keys = jax.random.split(reset_key, (reset_pool_size, num_envs))
+        pool = jax.vmap(reset)(pool_keys)
+        restarts = jax.random.randint(row_key, (num_steps,), 0, reset_pool_size)
+
+    else:
+        pool = None
+        restarts = jax.random.split(reset_key, (num_steps, num_envs))
+
+    def start(restart: Array) -> Any:
+        if pool is None:
+            return reset(restart)
+        return jax.tree.map(lambda leaf: leaf[restart], pool)
+
+    def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
+        state, totals = carry
+        action_key, step_keys, restart = xs
+        distribution = network.policy(actor_params, state.observation)
+        action = distribution.sample(action_key)
+        env_state, timestep = step(
+            step_keys, state.env_state, to_environment_units(env.action_space, action)
+        )
+        env_state, timestep = restart_where_done(env_state, timestep, start(restart))
+
+        done = timestep.done
+        episode_return = state.episode_return + timestep.reward
+        episode_length = state.episode_length + 1
+        totals = EpisodeTotals(
+            totals.episodes + jnp.sum(done),
+            totals.returns + jnp.sum(jnp.where(done, episode_return, 0.0)),
+            totals.lengths + jnp.sum(jnp.where(done, episode_length, 0)),
+        )
+        step_record = Trajectory(
+            observation=state.observation,
+            action=action,
+            log_prob=distribution.log_prob(action),
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            final_observation=timestep.final_observation,
+        )
+        state = RolloutState(
+            env_state,
+            timestep.observation,
+            jnp.where(done, 0.0, episode_return),
+            jnp.where(done, 0, episode_length),
+        )
+        return (state, totals), step_record
+
+    zero = jnp.zeros((), jnp.int32)
+    (state, totals), trajectory = jax.lax.scan(
+        advance,
+        (state, EpisodeTotals(zero, jnp.zeros(()), zero)),
+        (
+            jax.random.split(action_key, num_steps),
+            jax.random.split(step_key, (num_steps, num_envs)),
+            restarts,
+        ),
+    )
+    return state, trajectory, totals

@@ -1,0 +1,110 @@
+"""Training in chunks of updates, and evaluation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax import diagnostics
+from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.environment import to_environment_units
+
+Array = jax.Array
+_NEVER = 2**31 - 1
+
+
+class ChunkReport(NamedTuple):
+    """What a chunk of updates reports, one value per seed.
+
+    Attributes:
+      metrics: name -> reduced over the chunk's updates; NaN where nothing was defined.
+      broken_at: index, from 0, of the first update that left a parameter NaN or infinite;
+        -1 if none did. int32.
+    """
+
+    metrics: dict[str, Array]
+    broken_at: Array
+
+
+def _is_finite(params: Any) -> Array:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]).all()
+
+
+def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, ChunkReport]]:
+    """Returns (state, number of updates) -> (state, report), to be vmapped over seeds and jitted.
+
+    The number of updates is traced: chunks of all lengths are one program. Metrics are reduced as
+    they come, so memory does not grow with the chunk.
+    """
+
+    def chunk(state: AgentState, num_updates: Any) -> tuple[AgentState, ChunkReport]:
+        _, shapes = jax.eval_shape(agent.step, state)
+
+        def body(_: Array, carry: tuple) -> tuple:
+            state, accumulator, broken_at = carry
+            index = state.learner.updates
+            state, metrics = agent.step(state)
+            broke = ~_is_finite(state.learner.params)
+            broken_at = jnp.where(broke, jnp.minimum(broken_at, index), broken_at)
+            return state, diagnostics.accumulate(accumulator, metrics), broken_at
+
+        carry = (state, diagnostics.empty(shapes), jnp.int32(_NEVER))
+        state, accumulator, broken_at = jax.lax.fori_loop(0, num_updates, body, carry)
+        broken_at = jnp.where(broken_at == _NEVER, -1, broken_at)
+        return state, ChunkReport(diagnostics.reduce(accumulator), broken_at)
+
+    return chunk
+
+
+def make_evaluation(
+    agent: Agent, num_episodes: int, deterministic: bool
+) -> Callable[[Any, Array], tuple[Array, Array]]:
+    """Returns (actor params, key) -> (returns, lengths) of whole episodes [num_episodes].
+
+    Every episode is run by an environment of its own to its end: none is cut short, and short
+    episodes are not counted more often than long ones. Actions are the policy's mode, or samples.
+
+    Raises:
+      ValueError: the environment has no time limit, so that an episode may never end.
+    """
+    env, network = agent.env, agent.learner.network
+    if env.max_episode_steps is None:
+        raise ValueError(f"{env.name} has no time limit: its episodes may never end")
+
+    def evaluate(actor_params: Any, key: Array) -> tuple[Array, Array]:
+        reset_key, key = jax.random.split(key)
+        env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+
+        def unfinished(carry: tuple) -> Array:
+            *_, running, t = carry
+            return jnp.any(running) & (t < env.max_episode_steps)
+
+        def advance(carry: tuple) -> tuple:
+            env_state, observation, key, returns, lengths, running, t = carry
+            key, action_key, step_key = jax.random.split(key, 3)
+            distribution = network.policy(actor_params, observation)
+            action = distribution.mode() if deterministic else distribution.sample(action_key)
+            env_state, timestep = jax.vmap(env.step)(
+                jax.random.split(step_key, num_episodes),
+                env_state,
+                to_environment_units(env.action_space, action),
+            )
+            returns += jnp.where(running, timestep.reward, 0.0)
+            lengths += running
+            running &= ~timestep.done
+            return env_state, timestep.final_observation, key, returns, lengths, running, t + 1
+
+        carry = (
+            env_state,
+            observation,
+            key,
+            jnp.zeros(num_episodes),
+            jnp.zeros(num_episodes, jnp.int32),
+            jnp.ones(num_episodes, bool),
+            jnp.int32(0),
+        )
+        *_, returns, lengths, _, _ = jax.lax.while_loop(unfinished, advance, carry)
+        return returns, lengths
+
+    return evaluate

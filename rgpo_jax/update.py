@@ -1,0 +1,341 @@
+"""THE update step: epochs of minibatches over one trajectory, the same for every agent."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rgpo_jax import advantages, diagnostics, objective
+from rgpo_jax.config import Config
+from rgpo_jax.networks import Network
+from rgpo_jax.rollout import Trajectory
+from rgpo_jax.tunable import Tunable
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+_ADAM_EPSILON = 1e-5  # as in every PPO since OpenAI's baselines
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """The traced numbers of an update; scalars, or batched by vmap.
+
+    Attributes:
+      learning_rate: of Adam, before annealing.
+      discount: gamma.
+      gae_lambda: lambda.
+      entropy_coefficient: weight of the entropy bonus.
+      value_coefficient: weight of the value loss.
+      max_grad_norm: global norm to which gradients are scaled down.
+      gate: the one thing in which gate agents differ.
+      advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
+      policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
+    """
+
+    learning_rate: Any
+    discount: Any
+    gae_lambda: Any
+    entropy_coefficient: Any
+    value_coefficient: Any
+    max_grad_norm: Any
+    gate: Tunable
+    advantage_transform: Tunable
+    policy_step: Tunable | None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        gate: Tunable,
+        advantage_transform: Tunable,
+        policy_step: Tunable | None,
+    ) -> "Hyperparameters":
+        """The defaults that a Config gives, as float32 scalars."""
+        numbers = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(cls)
+            if hasattr(config, field.name) and field.name not in cls._functions()
+        }
+        hyperparameters = cls(
+            **numbers, gate=gate, advantage_transform=advantage_transform, policy_step=policy_step
+        )
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyperparameters)
+
+    @staticmethod
+    def _functions() -> tuple[str, ...]:
+        return ("gate", "advantage_transform", "policy_step")
+
+    def replace(self, **overrides: Any) -> "Hyperparameters":
+        """Returns a copy with fields replaced, or numbers of the gate and its fellows by name.
+
+        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
+        for a name that neither has.
+        """
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in overrides.items():
+            owners = [f for f in self._functions() if fields[f] and name in fields[f].numbers]
+            if name in fields:
+                fields[name] = value
+            elif owners:
+                fields[owners[0]] = fields[owners[0]].replace(**{name: value})
+            else:
+                known = [n for n in fields if n not in self._functions()]
+                for f in self._functions():
+                    known += list(fields[f].numbers) if fields[f] else []
+                raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
+        return Hyperparameters(**fields)
+
+
+class LearnerState(NamedTuple):
+    """What an update changes, and what it needs to go on.
+
+    Attributes:
+      params: {"actor": ..., "critic": ...}.
+      optimizer_state: of Adam, over the parameters as one flat vector.
+      key: typed key, for shuffling.
+      updates: number of updates so far, int32 [].
+      hyperparameters: traced numbers; replaced freely between updates.
+    """
+
+    params: Any
+    optimizer_state: Any
+    key: Array
+    updates: Array
+    hyperparameters: Hyperparameters
+
+
+class Learner(NamedTuple):
+    """The update alone, without environments: an (init, update) pair.
+
+    Attributes:
+      init: (key, hyperparameters) -> LearnerState.
+      update: (LearnerState, Trajectory) -> (LearnerState, metrics); metrics are float32 scalars.
+      hyperparameters: the defaults.
+      network: whose `policy` draws the actions of the trajectories.
+    """
+
+    init: Callable[[Array, Hyperparameters], LearnerState]
+    update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
+    hyperparameters: Hyperparameters
+    network: Network
+
+
+def _optimizer(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(hyperparameters.max_grad_norm),
+        optax.scale_by_adam(eps=_ADAM_EPSILON),
+        optax.scale_by_learning_rate(step_size),
+    )
+
+
+def bootstrap_values(
+    network: Network, critic_params: Any, trajectory: Trajectory, max_episode_steps: int | None
+) -> tuple[Array, Array]:
+    """Evaluates the critic where advantage estimation needs it, once per rollout.
+
+    Args:
+      network: of which the value function is used.
+      critic_params: its parameters.
+      trajectory: [T, B, ...].
+      max_episode_steps: the least distance in steps between two truncations of one environment,
+        which bounds the number of final observations to look at; None: look at all.
+
+    Returns:
+      V(s_t) and V(s'_t), both [T, B], where s'_t is what the step led to before any reset. Where
+      an episode terminated, the latter is that of some other state, to be ignored.
+    """
+    num_steps, num_envs = trajectory.reward.shape
+    if max_episode_steps is None:
+        both = jnp.stack([trajectory.observation, trajectory.final_observation])
+        value, next_value = network.value(critic_params, both)
+        return value, next_value
+
+    # Where an episode goes on, s'_t is s_{t+1}. What is left are the last row and truncations.
+    slots = 1 + (num_steps - 1) // max_episode_steps
+    rows = jax.vmap(
+        lambda truncated: jnp.nonzero(truncated, size=slots, fill_value=num_steps)[0],
+        in_axes=1,
+        out_axes=1,
+    )(trajectory.truncated)
+    columns = jnp.arange(num_envs)
+    cut_off = trajectory.final_observation[jnp.minimum(rows, num_steps - 1), columns]
+    value = network.value(
+        critic_params,
+        jnp.concatenate([trajectory.observation, trajectory.final_observation[-1:], cut_off]),
+    )
+    next_value = value[1 : num_steps + 1].at[rows, columns].set(value[num_steps + 1 :], mode="drop")
+    return value[:num_steps], next_value
+
+
+def make(
+    network: Network,
+    config: Config,
+    gate: Tunable,
+    advantage_transform: Tunable | None = None,
+    policy_step: Tunable | None = None,
+    max_episode_steps: int | None = None,
+) -> Learner:
+    """Builds the update step.
+
+    An update estimates advantages over the trajectory, then takes `num_epochs` passes over it in
+    `num_minibatches` shuffled parts, each a step of Adam on the gated objective. With a
+    `policy_step` the actor takes one such step on the whole batch instead, and the passes train
+    the critic alone.
+
+    Args:
+      network: policy and value function.
+      config: shapes, and the defaults of the hyper-parameters.
+      gate: function (log_ratio, advantage) -> g.
+      advantage_transform: applied to the advantages after normalisation; None: the identity.
+      policy_step: see `trust_region.natural_gradient`; None: gradient steps.
+      max_episode_steps: of the environment, if known (see `bootstrap_values`).
+
+    Returns:
+      An (init, update) pair, with the default hyper-parameters.
+    """
+    defaults = Hyperparameters.from_config(
+        config, gate, advantage_transform or advantages.identity(), policy_step
+    )
+
+    def init(key: Array, hyperparameters: Hyperparameters) -> LearnerState:
+        params_key, key = jax.random.split(key)
+        params = network.init(params_key)
+        optimizer_state = _optimizer(hyperparameters, 0.0).init(ravel_pytree(params)[0])
+        return LearnerState(params, optimizer_state, key, jnp.int32(0), hyperparameters)
+
+    def make_batch(
+        hyperparameters: Hyperparameters, critic_params: Any, trajectory: Trajectory
+    ) -> tuple[objective.Batch, Metrics]:
+        value, next_value = bootstrap_values(network, critic_params, trajectory, max_episode_steps)
+        advantage = advantages.generalized_advantages(
+            trajectory.reward,
+            value,
+            next_value,
+            trajectory.terminated,
+            trajectory.truncated,
+            hyperparameters.discount,
+            hyperparameters.gae_lambda,
+        )
+        target = advantage + value
+        metrics = {"explained_variance": diagnostics.explained_variance(value, target)}
+        if config.normalize_advantages:
+            advantage = advantages.normalize(advantage)
+        batch = objective.Batch(
+            trajectory.observation,
+            trajectory.action,
+            trajectory.log_prob,
+            hyperparameters.advantage_transform(advantage),
+            target,
+        )
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), metrics
+
+    def step_policy(
+        hyperparameters: Hyperparameters, actor_params: Any, batch: objective.Batch
+    ) -> tuple[Any, Array, Metrics]:
+        """One trust-region step; also the log-ratios before and after it [2, 1, n]."""
+        assert hyperparameters.policy_step is not None
+        old = network.policy(actor_params, batch.observation)
+
+        def log_ratio(params: Any) -> Array:
+            new = network.policy(params, batch.observation)
+            return new.log_prob(batch.action) - batch.log_prob
+
+        def surrogate(params: Any) -> Array:
+            gain = objective.surrogate(hyperparameters.gate, log_ratio(params), batch.advantage)
+            entropy = jnp.mean(network.policy(params, batch.observation).entropy())
+            return gain + hyperparameters.entropy_coefficient * entropy
+
+        def kl(params: Any) -> Array:
+            return jnp.mean(old.kl(network.policy(params, batch.observation)))
+
+        new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl)
+        metrics = {
+            "policy_loss": -surrogate(new_params),
+            "entropy": jnp.mean(network.policy(new_params, batch.observation).entropy()),
+            "policy_grad_norm": report.grad_norm,
+            "line_search_accepted": report.accepted,
+            "line_search_scale": report.step_scale,
+            "trust_region_kl": report.kl,
+        }
+        both = jnp.stack([log_ratio(actor_params), log_ratio(new_params)])
+        return new_params, both[:, None], metrics
+
+    def update(state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Metrics]:
+        hyperparameters = state.hyperparameters
+        params = state.params
+        batch, metrics = make_batch(hyperparameters, params["critic"], trajectory)
+        num_samples = batch.log_prob.shape[0]
+        remaining = 1.0 - state.updates / config.num_updates
+        step_size = hyperparameters.learning_rate * (
+            jnp.maximum(remaining, 0.0) if config.anneal_learning_rate else 1.0
+        )
+        optimizer = _optimizer(hyperparameters, step_size)
+
+        seen: dict[str, Array] = {}  # log-ratios and advantages, as the gate saw them
+        if policy_step is not None:
+            actor, log_ratio, policy_metrics = step_policy(hyperparameters, params["actor"], batch)
+            seen = {
+                "log_ratio": log_ratio,
+                "advantage": jnp.broadcast_to(batch.advantage, log_ratio.shape),
+            }
+            params = {**params, "actor": actor}
+            metrics |= policy_metrics
+
+        # One flat vector: Adam is then a handful of operations and not a handful per layer.
+        flat_params, unravel = ravel_pytree(params)
+
+        def minibatch_loss(flat_params: Array, minibatch: objective.Batch) -> tuple[Array, Any]:
+            params = unravel(flat_params)
+            if policy_step is not None:
+                value_loss = objective.value_loss(network, params["critic"], minibatch)
+                return hyperparameters.value_coefficient * value_loss, {"value_loss": value_loss}
+            total, terms = objective.loss(
+                params,
+                network,
+                hyperparameters.gate,
+                minibatch,
+                hyperparameters.value_coefficient,
+                hyperparameters.entropy_coefficient,
+            )
+            return total, {**terms._asdict(), "advantage": minibatch.advantage}
+
+        def gradient_step(carry: tuple, minibatch: objective.Batch) -> tuple[tuple, Any]:
+            flat_params, optimizer_state = carry
+            gradient, record = jax.grad(minibatch_loss, has_aux=True)(flat_params, minibatch)
+            change, optimizer_state = optimizer.update(gradient, optimizer_state)
+            record["grad_norm"] = jnp.linalg.norm(gradient)
+            return (flat_params + change, optimizer_state), record
+
+        def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
+            def split(x: Array) -> Array:
+                return x.reshape(config.num_minibatches, -1, *x.shape[1:])
+
+            if config.num_minibatches == 1:
+                return jax.lax.scan(gradient_step, carry, jax.tree.map(split, batch))
+            order = jax.random.permutation(key, num_samples)
+            shuffled = jax.tree.map(lambda x: split(x[order]), batch)
+            return jax.lax.scan(gradient_step, carry, shuffled)
+
+        key, shuffle_key = jax.random.split(state.key)
+        (flat_params, optimizer_state), record = jax.lax.scan(
+            epoch,
+            (flat_params, state.optimizer_state),
+            jax.random.split(shuffle_key, config.num_epochs),
+        )
+        if not seen:
+            seen = {name: record.pop(name) for name in ("log_ratio", "advantage")}
+        metrics |= {name: jnp.mean(values) for name, values in record.items()}
+        metrics |= diagnostics.gate_diagnostics(hyperparameters.gate, **seen)
+        metrics["learning_rate"] = step_size
+        state = LearnerState(
+            unravel(flat_params), optimizer_state, key, state.updates + 1, hyperparameters
+        )
+        return state, metrics
+
+    return Learner(init, update, defaults, network)
