@@ -5,6 +5,7 @@ import dataclasses
 import rgpo_jax
 from agents.gated import maker
 from rgpo_jax.config import Config as BaseConfig
+from rgpo_jax.config import ConfigError
 from rgpo_jax.ranges import NonNegative, Positive
 
 
@@ -16,6 +17,11 @@ class Config(BaseConfig):
     """Least weight."""
     high: Positive = 5.0
     """Largest weight, above low."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high <= self.low:
+            raise ConfigError("high", f"{self.high}: expected a number above low = {self.low}")
 
 
 def gate(config: Config) -> "rgpo_jax.gates.Tunable":

@@ -1,0 +1,137 @@
+"""Flags: read by tyro, checked before JAX is loaded, refused in one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from unittest import mock
+
+import tyro
+
+T = TypeVar("T")
+EXIT_BAD_INPUT = 2
+
+
+# What Python says of a word that is no number, and what we say.
+_NOT_A_NUMBER = {
+    r"invalid literal for int\(\) with base 10": "a whole number",
+    "could not convert string to float": "a number",
+}
+
+
+class BadInput(Exception):
+    """What a user typed cannot be used; the message is the one line that they see."""
+
+
+def refuse(error: BaseException | str) -> NoReturn:
+    """Prints one line to stderr and exits with status 2."""
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def flag(field: str) -> str:
+    """The flag of a field: `num_envs` -> `--num-envs`."""
+    return "--" + field.replace("_", "-")
+
+
+def peek(name: str, args: Sequence[str]) -> str | None:
+    """The value of a flag, before the flags as a whole can be read; the last one counts."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(name + "="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
+    """Reads flags into a dataclass.
+
+    Raises:
+      BadInput: an unknown flag, a value of the wrong type or out of range.
+    """
+    captured = io.StringIO()
+    wide = {} if {"-h", "--help"} & set(args) else {"COLUMNS": "1000"}  # messages stay unbroken
+    try:
+        with contextlib.redirect_stderr(captured), mock.patch.dict(os.environ, wide):
+            return tyro.cli(kind, default=default, args=list(args), prog=prog)
+    except SystemExit as exit_:
+        if exit_.code in (0, None):  # --help
+            raise
+        raise BadInput(_one_line(captured.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    """Condenses tyro's framed message: its first paragraph, and the flag it thinks was meant."""
+    rows = [re.sub(r"^[│╭╰|]\s?|\s*[│╮╯|]$", "", row).strip() for row in box.splitlines()]
+    rules = [i for i, row in enumerate(rows) if row and set(row) <= set("─-")]
+    message = " ".join(rows[1 : rules[0] if rules else -1])
+    meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(rows))
+    message = re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", message)
+    # A ConfigError names a field, where a user knows the flag.
+    message = re.sub(r"^Error parsing [\w.-]+: (\w+) ", lambda m: flag(m[1]) + " ", message)
+    for reason, accepted in _NOT_A_NUMBER.items():
+        message = re.sub(
+            f"^(--[\\w-]+): {reason}: '(.*)'$", rf"\1 \2: expected {accepted}", message
+        )
+    hint = f"; did you mean {meant[1]}?" if meant else ""
+    return f"{message.rstrip('.')}{hint} (see {prog} --help)"
+
+
+def arguments_from_file(path: str, known: Sequence[str]) -> list[str]:
+    """Turns the settings of a `config.json` into flags, so that both are read by the same rules.
+
+    Args:
+      path: a JSON object of settings, or a run's `config.json`, whose key "settings" holds them.
+      known: names of settings that exist for the chosen agent.
+
+    Raises:
+      BadInput: the file cannot be read, is no such object, or has an unknown key.
+    """
+    settings = settings_from_file(path)
+    args = []
+    for name, value in settings.items():
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise BadInput(f"--config {path}: unknown setting {name!r}{hint}")
+        if isinstance(value, bool):
+            args.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            args += [flag(name), *map(str, value)]
+        elif isinstance(value, dict):
+            raise BadInput(f"--config {path}: {name} = {value}: expected a value, not an object")
+        else:
+            args += [flag(name), str(value)]
+    return args
+
+
+def settings_from_file(path: str) -> dict[str, Any]:
+    """The settings in a JSON file; see `arguments_from_file`."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise BadInput(f"--config {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadInput(f"--config {path}: not JSON: {error}") from None
+    settings = content.get("settings", content) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise BadInput(f"--config {path}: expected a JSON object of settings")
+    return settings
+
+
+def as_settings(*parts: Any) -> dict[str, Any]:
+    """The fields of dataclasses as one flat dict."""
+    settings: dict[str, Any] = {}
+    for part in parts:
+        settings |= dataclasses.asdict(part)
+    return settings

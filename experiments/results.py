@@ -1,0 +1,277 @@
+"""The folder of a run: settings, metrics, summary, curve, TensorBoard events and log."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from experiments.command_line import BadInput
+
+CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "learning_curve.png",
+    "run.log",
+    "tensorboard",
+)
+_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS)
+_PACKAGES = ("rgpo-jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+
+
+def choose_folder(out: str | None, overwrite: bool, title: str) -> Path:
+    """Where a run's results go. Creates nothing.
+
+    Raises:
+      BadInput: the folder holds a run that may not be overwritten, or is no folder.
+    """
+    if out is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        agent, _, env = title.partition(":")[0].partition(" on ")
+        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{env}-{agent}")
+        base = folder = Path("runs") / f"{stem}-{stamp}"
+        count = 1
+        while folder.exists():
+            folder = base.with_name(f"{base.name}-{count}")
+            count += 1
+        return folder
+    folder = Path(out)
+    with _refusing(folder):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise BadInput(f"--out {out}: {existing} is a file, expected a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise BadInput(f"--out {out}: cannot be written: permission denied")
+        if not overwrite and any((folder / name).exists() for name in _FILES):
+            raise BadInput(
+                f"--out {out}: holds a run; choose another folder, or replace it by --overwrite"
+            )
+    return folder
+
+
+@contextlib.contextmanager
+def _refusing(out: Path) -> Any:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"--out {out}: cannot be written: {reason}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, finds the old content or the new, never half."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def without_nan(value: Any) -> Any:
+    """NaN and infinities as None: what is undefined is null in JSON, and never 0."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """Strict JSON, ending with a newline."""
+    return (json.dumps(without_nan(value), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device, machine and git commit: what a repetition must know beside the settings."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "git_commit": _git_commit(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked if it was changed since."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+class Recorder:
+    """Writes a run's folder, and shows its progress.
+
+    Metrics are appended a line at a time and flushed; all other files are replaced atomically.
+    What is said on the terminal is kept in `run.log`.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool):
+        """Creates the folder.
+
+        Raises:
+          BadInput: it cannot be written, or another run was quicker to take it.
+        """
+        self.folder = folder
+        with _refusing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _remove_run(folder)
+            try:
+                self._log: TextIO = (folder / LOG).open("x")
+            except FileExistsError:
+                raise BadInput(f"--out {folder}: holds a run; choose another folder") from None
+            self._metrics: TextIO = (folder / METRICS).open("x")
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._events: Any = None
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop_progress()
+        if self._events is not None:
+            self._events.close()
+        self._metrics.close()
+        self._log.close()
+
+    def say(self, line: str) -> None:
+        """Prints a line above the progress bar, and keeps it."""
+        self._console.print(line, markup=False)
+        self._log.write(line + "\n")
+        self._log.flush()
+
+    def write_config(self, settings: Mapping[str, Any], **more: Any) -> None:
+        """Writes everything needed to repeat the run."""
+        content = {"settings": settings, **more, **provenance()}
+        write_atomically(self.folder / CONFIG, to_json(content, indent=2))
+
+    def start_progress(self, total_steps: int) -> None:
+        """Shows a bar on a terminal; elsewhere the lines that are said must do."""
+        if not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TaskProgressColumn(),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._progress.add_task("", total=total_steps, rate="", status="")
+        self._progress.start()
+
+    def advance_progress(self, steps: int, rate: float, status: str) -> None:
+        """Moves the bar to a number of steps (of one seed); `rate` is over all seeds."""
+        if self._progress is not None:
+            task = self._progress.task_ids[0]
+            self._progress.update(
+                task, completed=steps, rate=f"{rate / 1e3:,.0f}k steps/s", status=status
+            )
+
+    def stop_progress(self) -> None:
+        """Takes the bar off the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def log_metrics(self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
+        """Appends a line to `metrics.jsonl`, and scalars to TensorBoard (means over seeds)."""
+        line = {
+            "env_steps": env_steps,
+            "updates": updates,
+            "wall_seconds": round(time.perf_counter() - self._started, 3),
+            **metrics,
+        }
+        self._metrics.write(to_json(line).decode())
+        self._metrics.flush()
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.folder / EVENTS))
+        for name, values in metrics.items():
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                group = "evaluation" if name.startswith("eval_") else "training"
+                self._events.add_scalar(f"{group}/{name}", sum(finite) / len(finite), env_steps)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json` and draws `learning_curve.png` from the metrics so far."""
+        from experiments import plot
+
+        write_atomically(self.folder / SUMMARY, to_json(summary, indent=2))
+        lines = (self.folder / METRICS).read_text().splitlines()
+        title = f"{summary['agent']} on {summary['env']}"
+        picture = plot.learning_curve([json.loads(line) for line in lines], title)
+        write_atomically(self.folder / CURVE, picture)
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes a run's own files; anything else in the folder stays."""
+    for name in _FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""The host's loop around the compiled program: train a chunk, log, evaluate, repeat."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import command_line
+from experiments.results import Recorder
+from rgpo_jax import train as library
+from rgpo_jax.agent import Agent
+from rgpo_jax.config import Config
+from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
+
+if TYPE_CHECKING:
+    from experiments.run import Plan
+
+_EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
+
+
+class Broken(Exception):
+    """Training left the realm of finite numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """Evenly spaced updates up to the last: every `updates / points` of them, rounded up."""
+
+    updates: int
+    points: int = 1
+
+    @classmethod
+    def make(cls, steps: int | None, points: int, config: Config) -> "Every":
+        """Every so many environment steps, or that many points over the run where steps is None."""
+        if steps is None:
+            return cls(config.num_updates, points)
+        return cls(max(1, steps // config.batch_size))
+
+    def next(self, done: int) -> int:
+        """The first of these updates after `done`."""
+        index = done * self.points // self.updates + 1
+        return -(-index * self.updates // self.points)
+
+    def includes(self, done: int) -> bool:
+        """Whether `done` is one of these updates."""
+        return self.next(done - 1) == done
+
+
+class Programs:
+    """The compiled programs of a run, vmapped over seeds."""
+
+    def __init__(self, agent: Agent, seed: int, num_seeds: int, eval_episodes: int):
+        keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32))
+        self.initial_states = jax.jit(jax.vmap(agent.init))(keys)
+        self._eval_keys = jax.vmap(lambda key: jax.random.fold_in(key, _EVALUATION_STREAM))(keys)
+        chunk = jax.jit(jax.vmap(library.make_chunk(agent), in_axes=(0, None)), donate_argnums=0)
+        self.chunk = chunk.lower(self.initial_states, jnp.int32(1)).compile()
+        actor_params = self.initial_states.learner.params["actor"]
+        self._evaluate = {
+            suffix: self._compile_evaluation(
+                library.make_evaluation(agent, eval_episodes, deterministic), actor_params
+            )
+            for suffix, deterministic in (("", True), ("_stochastic", False))
+        }
+
+    def _compile_evaluation(self, evaluation: Callable, actor_params: Any) -> Callable:
+        def mean_over_episodes(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            returns, lengths = evaluation(params, key)
+            return jnp.mean(returns), jnp.mean(lengths)
+
+        return jax.jit(jax.vmap(mean_over_episodes)).lower(actor_params, self._eval_keys).compile()
+
+    def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
+        """Mean return and length of evaluation episodes, one value per seed."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, updates))(self._eval_keys)
+        result = {}
+        for suffix, program in self._evaluate.items():
+            returns, lengths = program(states.learner.params["actor"], keys)
+            result[f"eval_return{suffix}"] = np.asarray(returns).tolist()
+            result[f"eval_length{suffix}"] = np.asarray(lengths).tolist()
+        return result
+
+
+def describe(scores: list[float]) -> str:
+    """IQM of scores with its interval, to be read by people."""
+    finite = [score for score in scores if np.isfinite(score)]
+    if not finite:
+        return "none yet"
+    interval = bootstrap_interval(finite, resamples=1000)
+    spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return f"{interquartile_mean(finite):.1f}{spread}"
+
+
+def aggregate(scores: list[float]) -> dict[str, Any]:
+    """Scores of the seeds, their mean, interquartile mean and its 95 % bootstrap interval."""
+    return {
+        "per_seed": scores,
+        "mean": float(np.mean(scores)),
+        "iqm": interquartile_mean(scores),
+        "ci95": bootstrap_interval(scores),
+    }
+
+
+def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int:
+    """Trains to the end and writes the results; returns the exit status 0.
+
+    Raises:
+      Broken: a parameter became NaN or infinite. What was measured until then is written.
+    """
+    options, config = plan.options, plan.config
+    device = jax.devices()[0]
+    gate = agent.learner.hyperparameters.gate
+    recorder.write_config(
+        {
+            name: value
+            for name, value in command_line.as_settings(options, config).items()
+            if name not in ("config", "out", "overwrite")
+        },
+        gate={
+            "function": f"{gate.function.__module__}.{gate.function.__name__.lstrip('_')}",
+            "numbers": {k: v if v is None else float(v) for k, v in gate.numbers.items()},
+            "options": dict(gate.options),
+        },
+    )
+    recorder.say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
+    compile_started = time.perf_counter()
+    programs = Programs(agent, options.seed, options.num_seeds, options.eval_episodes)
+    states = programs.initial_states
+    jax.block_until_ready(states)
+    compile_seconds = time.perf_counter() - compile_started
+    recorder.say(f"compiled in {compile_seconds:.1f} s")
+
+    logs = Every.make(options.log_every, 100, config)
+    evaluations = Every.make(options.eval_every, 10, config)
+    total_steps = config.num_updates * config.batch_size
+    run_started = time.perf_counter()
+    training_seconds = 0.0
+    first_ratio_deviation = 0.0
+    evaluation = programs.evaluate(states, 0)
+    recorder.log_metrics(0, 0, {"episode_return": [float("nan")] * options.num_seeds, **evaluation})
+    recorder.start_progress(total_steps)
+
+    def summary(updates: int) -> dict[str, Any]:
+        seconds = time.perf_counter() - run_started
+        return {
+            "agent": options.agent,
+            "gate": options.gate,
+            "env": options.env,
+            "seed": options.seed,
+            "num_seeds": options.num_seeds,
+            "total_steps": updates * config.batch_size,
+            "final_return": aggregate(evaluation["eval_return"]),
+            "final_return_stochastic": aggregate(evaluation["eval_return_stochastic"]),
+            "compile_seconds": round(compile_seconds, 3),
+            "run_seconds": round(seconds, 3),
+            "training_seconds": round(training_seconds, 3),
+            "steps_per_second": updates * config.batch_size * options.num_seeds / seconds,
+            "first_ratio_deviation": first_ratio_deviation,
+            "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+            "total_seconds": round(time.perf_counter() - started, 3),
+        }
+
+    done = 0
+    while done < config.num_updates:
+        stop = min(logs.next(done), evaluations.next(done), config.num_updates)
+        chunk_started = time.perf_counter()
+        states, report = programs.chunk(states, jnp.int32(stop - done))
+        jax.block_until_ready(report)
+        seconds = time.perf_counter() - chunk_started
+        training_seconds += seconds
+        rate = (stop - done) * config.batch_size * options.num_seeds / seconds
+        done = stop
+        env_steps = done * config.batch_size
+        metrics = {k: np.asarray(v).tolist() for k, v in report.metrics.items()}
+        first_ratio_deviation = max(first_ratio_deviation, *metrics["first_ratio_deviation"])
+        broken_at = np.asarray(report.broken_at)
+        is_last = done == config.num_updates
+        if (is_last or evaluations.includes(done)) and (broken_at < 0).all():
+            evaluation = programs.evaluate(states, done)
+            metrics |= evaluation
+            recorder.say(
+                f"{env_steps:>13,} steps  evaluation {describe(evaluation['eval_return'])}"
+                f"  training {describe(metrics['episode_return'])}"
+                f"  {rate / 1e3:,.0f}k steps/s"
+            )
+        recorder.log_metrics(env_steps, done, metrics)
+        recorder.advance_progress(env_steps, rate, f"return {describe(metrics['episode_return'])}")
+        if (broken_at >= 0).any():
+            recorder.stop_progress()
+            seeds = [options.seed + int(i) for i in np.flatnonzero(broken_at >= 0)]
+            updates = [int(update) for update in broken_at[broken_at >= 0]]
+            broken = [{"seed": s, "update": u} for s, u in zip(seeds, updates, strict=True)]
+            recorder.write_summary({**summary(done), "broken": broken})
+            where = ", ".join(
+                f"seed {entry['seed']} at update {entry['update']}" for entry in broken
+            )
+            raise Broken(
+                f"parameters became NaN or infinite: {where} (of {config.num_updates}); "
+                f"kept what was measured in {recorder.folder}"
+            )
+    recorder.stop_progress()
+    result = summary(done)
+    recorder.write_summary(result)
+    recorder.say(
+        f"final return {describe(evaluation['eval_return'])} (deterministic), "
+        f"{describe(evaluation['eval_return_stochastic'])} (stochastic), IQM [95 % interval] over "
+        f"{options.num_seeds} seed{'s' if options.num_seeds > 1 else ''}; "
+        f"{result['steps_per_second'] / 1e3:,.0f}k steps/s; results in {recorder.folder}"
+    )
+    return 0
