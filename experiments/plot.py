@@ -1,6 +1,10 @@
-"""Learning curves by Matplotlib."""
+"""Figures by Matplotlib: learning curves, and the gates' weights for the README.
+
+`python -m experiments.plot docs/weights.png` draws the latter.
+"""
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +61,51 @@ def learning_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def gate_weights() -> bytes:
+    """Draws w(r) of the gates for both signs of the advantage; a PNG."""
+    import jax.numpy as jnp
+
+    from rgpo_jax import gates
+
+    shown = {
+        "PPO (clip 0.2)": (gates.ppo(), "#5f9fd6", "-", 4.5),
+        "RGPO (k = 4)": (gates.rgpo(), "#c8452d", "-", 2.4),
+        "REINFORCE": (gates.reinforce(), "#3d8b57", "-", 1.4),
+        "importance (TRPO)": (gates.importance(), "#7a8ca3", "-", 1.4),
+        "truncated importance": (gates.truncated_importance(), "#7a8ca3", "--", 1.4),
+        "SAPO": (gates.sapo(), "#d98c4a", "--", 1.4),
+        "SPO (clip 0.2)": (gates.spo(), "#8a5fa8", ":", 1.8),
+    }
+    ratio = np.linspace(0.01, 2.5, 800, dtype=np.float32)
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    for axes, sign in zip(figure.subplots(1, 2, sharey=True), (1.0, -1.0), strict=True):
+        for label, (gate, color, style, width) in shown.items():
+            w = np.array(gates.weight(gate)(jnp.log(ratio), jnp.full(ratio.shape, sign)))
+            w[1:][np.abs(np.diff(w)) > 0.1] = np.nan  # a jump is no slope
+            axes.plot(ratio, w, color=color, linestyle=style, linewidth=width, label=label)
+        axes.axvline(1.0, color="black", linewidth=0.6, alpha=0.4)
+        axes.set_title(f"advantage {'positive' if sign > 0 else 'negative'}", fontsize=10)
+        axes.set_xlabel("ratio r")
+        axes.set_ylim(-0.6, 2.1)
+        axes.set_xlim(0, 2.5)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("weight w(r) of a sample's gradient")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    Path(sys.argv[1]).write_bytes(gate_weights())

@@ -1,0 +1,276 @@
+"""Speed: rollout, update and whole step, by environments and seeds, and what a gate costs.
+
+Machines drift, so a comparison is a ratio: both programs in turn, A B A B, in one process.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import agents
+import envs
+from experiments import command_line
+from experiments.command_line import BadInput
+from rgpo_jax.config import Checked
+from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
+
+PROG = "python -m experiments.benchmark"
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Measure the speed of an agent, and pair it with another."""
+
+    agent: str = "rgpo"
+    """The agent to measure."""
+    against: str = "ppo"
+    """The agent to pair it with, at the smallest number of environments and of seeds."""
+    env: str = "CartPole-v1"
+    """Environment, with the settings of the agent."""
+    num_envs: Annotated[tuple[int, ...], AT_LEAST_ONE] = (4, 64, 1024, 4096)
+    """Numbers of environments."""
+    num_seeds: Annotated[tuple[int, ...], AT_LEAST_ONE] = (1, 8)
+    """Numbers of seeds, vmapped into one program."""
+    num_steps: Count = 128
+    """Steps of each environment between two updates."""
+    seconds: Positive = 1.0
+    """Least duration of one timing."""
+    repeats: Count = 7
+    """Timings of each program; the median counts. Pairs of the comparison: three times as many."""
+    out: str | None = None
+    """JSON file for the results; None: print only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program (state, count) -> something, which repeats its work `count` times."""
+
+    run: Callable[[Any, Any], Any]
+    state: Any
+    steps: int
+    compile_seconds: float
+    memory_bytes: int
+
+    def seconds(self, count: int) -> float:
+        """Wall time of `count` repetitions."""
+        import jax
+
+        started = time.perf_counter()
+        jax.block_until_ready(self.run(self.state, count))
+        return time.perf_counter() - started
+
+    def calibrate(self, seconds: float) -> int:
+        """A count whose run takes about so many seconds."""
+        self.seconds(1)
+        count = 1
+        while (elapsed := self.seconds(count)) < seconds / 4:
+            count *= 4
+        return max(1, round(count * seconds / elapsed))
+
+
+def build(agent: Any, num_seeds: int, part: str) -> Program:
+    """Compiles "rollout", "update" or "step" of an agent, vmapped over seeds."""
+    import jax
+    import jax.numpy as jnp
+
+    from rgpo_jax import rollout
+
+    config = agent.config
+    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds, dtype=jnp.uint32))
+    states = jax.jit(jax.vmap(agent.init))(keys)
+
+    def collect(state: Any) -> Any:
+        key, rollout_key = jax.random.split(state.key)
+        rollout_state, trajectory, _ = rollout.collect(
+            agent.env,
+            agent.learner.network,
+            state.learner.params["actor"],
+            state.rollout,
+            rollout_key,
+            config.num_steps,
+            config.reset_pool_size,
+        )
+        return state._replace(rollout=rollout_state, key=key), trajectory
+
+    # Each repetition's output feeds the next, or is summed: nothing can be left out as dead.
+    def checksum(tree: Any) -> Any:
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree))
+
+    if part == "rollout":
+
+        def body(_: Any, carry: Any) -> Any:
+            state, total = carry
+            state, trajectory = collect(state)
+            return state, total + checksum(trajectory)
+
+        def once(state: Any) -> Any:
+            return state, jnp.zeros(())
+    elif part == "update":
+
+        def body(_: Any, carry: Any) -> Any:
+            (learner, trajectory), total = carry
+            learner, metrics = agent.learner.update(learner, trajectory)
+            return (learner, trajectory), total + checksum(metrics)
+
+        def once(state: Any) -> Any:
+            return (state.learner, collect(state)[1]), jnp.zeros(())
+    else:
+
+        def body(_: Any, carry: Any) -> Any:
+            state, total = carry
+            state, metrics = agent.step(state)
+            return state, total + checksum(metrics)
+
+        def once(state: Any) -> Any:
+            return state, jnp.zeros(())
+
+    def repeat(carry: Any, count: Any) -> Any:
+        return jax.lax.fori_loop(0, count, body, carry)
+
+    carry = jax.jit(jax.vmap(once))(states)
+    started = time.perf_counter()
+    lowered = jax.jit(jax.vmap(repeat, in_axes=(0, None))).lower(carry, jnp.int32(1))
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    memory_bytes = (
+        0
+        if memory is None
+        else memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    )
+    return Program(
+        lambda carry, count: compiled(carry, jnp.int32(count)),
+        carry,
+        num_seeds * config.batch_size,
+        compile_seconds,
+        memory_bytes,
+    )
+
+
+def measure(program: Program, options: Options) -> dict[str, float]:
+    """Median steps per second with its range, compile time and memory."""
+    count = program.calibrate(options.seconds)
+    rates = [program.steps * count / program.seconds(count) for _ in range(options.repeats)]
+    return {
+        "steps_per_second": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "compile_seconds": program.compile_seconds,
+        "memory_mib": program.memory_bytes / MIB,
+    }
+
+
+def compare(a: Program, b: Program, options: Options) -> dict[str, Any]:
+    """Cost of `a` over that of `b`: median and quartiles of the ratio, pair by pair."""
+    count = b.calibrate(options.seconds)
+    a.seconds(count)
+    ratios = []
+    for i in range(3 * options.repeats):
+        # The order alternates, so that neither always runs on the warmer machine.
+        if i % 2:
+            seconds_b, seconds_a = b.seconds(count), a.seconds(count)
+        else:
+            seconds_a, seconds_b = a.seconds(count), b.seconds(count)
+        ratios.append(seconds_a / seconds_b)
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"median": median, "quartiles": [low, high], "pairs": len(ratios)}
+
+
+def make_agent(name: str, options: Options, num_envs: int) -> Any:
+    """Builds the agent with as many environments; a2c and others keep their own minibatches."""
+    module = agents.load(name)
+    batch_size = num_envs * options.num_steps
+    config = module.Config(
+        num_envs=num_envs, num_steps=options.num_steps, total_steps=100_000 * batch_size
+    )
+    return module.make(envs.make(options.env), config)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Measures, prints tables and writes JSON; returns the exit status."""
+    try:
+        options = command_line.read(
+            Options, Options(), sys.argv[1:] if args is None else args, PROG
+        )
+        for field in ("agent", "against"):
+            try:
+                agents.load(getattr(options, field))
+            except ValueError as error:
+                name = getattr(options, field)
+                raise BadInput(f"--{field} {name}: unknown agent; {error}") from None
+        try:
+            envs.check_name(options.env)
+        except ValueError as error:
+            raise BadInput(f"--env {options.env}: {error}") from None
+        if options.out is not None and not Path(options.out).absolute().parent.is_dir():
+            raise BadInput(f"--out {options.out}: no such folder")
+        if min(options.num_envs) * options.num_steps % 4:
+            raise BadInput(f"--num-steps {options.num_steps}: expected a multiple of 4")
+    except BadInput as error:
+        command_line.refuse(error)
+    print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
+
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from experiments.results import provenance, to_json, write_atomically
+
+    where = provenance()
+    console = Console(width=100)
+    console.print(f"{where['device']}; {where['machine']}; jax {where['versions']['jax']}")
+    table = Table("seeds", "envs", "part", "steps/s", "range", "compile s", "memory MiB")
+    rows = []
+    cells = [
+        (num_seeds, num_envs, part)
+        for num_seeds in options.num_seeds
+        for num_envs in options.num_envs
+        for part in ("rollout", "update", "step")
+    ]
+    for num_seeds, num_envs, part in track(cells, "measuring", console=console, transient=True):
+        agent = make_agent(options.agent, options, num_envs)
+        result = measure(build(agent, num_seeds, part), options)
+        rows.append({"num_seeds": num_seeds, "num_envs": num_envs, "part": part, **result})
+        table.add_row(
+            str(num_seeds),
+            str(num_envs),
+            part,
+            f"{result['steps_per_second'] / 1e3:,.0f}k",
+            f"{result['slowest'] / 1e3:,.0f}k - {result['fastest'] / 1e3:,.0f}k",
+            f"{result['compile_seconds']:.1f}",
+            f"{result['memory_mib']:.1f}",
+        )
+    console.print(table)
+
+    comparison = {}
+    for part in ("update", "step"):
+        measured, reference = (
+            build(make_agent(name, options, min(options.num_envs)), min(options.num_seeds), part)
+            for name in (options.agent, options.against)
+        )
+        comparison[part] = ratio = compare(measured, reference, options)
+        low, high = ratio["quartiles"]
+        console.print(
+            f"cost of {options.agent} over {options.against}, {part}: "
+            f"median {ratio['median']:.3f}, quartiles {low:.3f} to {high:.3f} "
+            f"({ratio['pairs']} pairs)"
+        )
+    if options.out is not None:
+        content = {
+            "options": dataclasses.asdict(options),
+            "cells": rows,
+            "cost_ratio": comparison,
+            **where,
+        }
+        write_atomically(Path(options.out), to_json(content, indent=2))
+        console.print(f"written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
