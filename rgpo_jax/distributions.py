@@ -13,6 +13,14 @@ Array = jax.Array
 class Distribution(Protocol):
     """What the update step asks of a policy's distribution, batched over leading axes [...]."""
 
+    def noise(self, key: Array, draws: int) -> Array:
+        """Noise for so many draws of the whole batch [draws, ...]; it depends on shapes alone."""
+        ...
+
+    def sample_from(self, noise: Array) -> Array:
+        """Turns noise into one action per batch element."""
+        ...
+
     def sample(self, key: Array) -> Array:
         """Draws one action per batch element."""
         ...
@@ -49,8 +57,14 @@ class Categorical:
         """Normalises logits [..., n]."""
         return cls(jax.nn.log_softmax(logits))
 
+    def noise(self, key: Array, draws: int) -> Array:
+        return jax.random.gumbel(key, (draws, *self.log_probs.shape))
+
+    def sample_from(self, noise: Array) -> Array:
+        return jnp.argmax(self.log_probs + noise, axis=-1)
+
     def sample(self, key: Array) -> Array:
-        return jax.random.categorical(key, self.log_probs)
+        return self.sample_from(self.noise(key, 1)[0])
 
     def log_prob(self, action: Array) -> Array:
         # A masked sum: its gradient is elementwise, where that of a gather is a scatter.
@@ -79,9 +93,14 @@ class Normal:
     mean: Array
     log_std: Array
 
-    def sample(self, key: Array) -> Array:
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def noise(self, key: Array, draws: int) -> Array:
+        return jax.random.normal(key, (draws, *self.mean.shape))
+
+    def sample_from(self, noise: Array) -> Array:
         return self.mean + jnp.exp(self.log_std) * noise
+
+    def sample(self, key: Array) -> Array:
+        return self.sample_from(self.noise(key, 1)[0])
 
     def log_prob(self, action: Array) -> Array:
         z = (action - self.mean) * jnp.exp(-self.log_std)

@@ -30,19 +30,17 @@ class Batch(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The parts of a loss, for the record.
+    """What a loss is made of, sample by sample [n]; reduced once per update, and not per step.
 
     Attributes:
-      log_ratio: log pi_theta - log pi_old of each sample [n].
-      policy_loss: minus the gated surrogate, scalar.
-      value_loss: half the mean squared error, scalar.
-      entropy: mean entropy in nats, scalar.
+      log_ratio: log pi_theta - log pi_old.
+      entropy: of the policy, in nats.
+      squared_error: (V - target)^2.
     """
 
     log_ratio: Array
-    policy_loss: Array
-    value_loss: Array
     entropy: Array
+    squared_error: Array
 
 
 def surrogate(gate: Gate, log_ratio: Array, advantage: Array) -> Array:
@@ -50,10 +48,9 @@ def surrogate(gate: Gate, log_ratio: Array, advantage: Array) -> Array:
     return jnp.mean(gate(log_ratio, advantage) * advantage)
 
 
-def value_loss(network: Network, critic_params: Any, batch: Batch) -> Array:
-    """Half the mean squared error against the targets; a scalar."""
-    value = network.value(critic_params, batch.observation)
-    return 0.5 * jnp.mean(jnp.square(value - batch.target))
+def squared_error(network: Network, critic_params: Any, batch: Batch) -> Array:
+    """(V - target)^2 of each sample [n]; the value loss is half its mean."""
+    return jnp.square(network.value(critic_params, batch.observation) - batch.target)
 
 
 def loss(
@@ -80,14 +77,11 @@ def loss(
     distribution = network.policy(params["actor"], batch.observation)
     log_ratio = distribution.log_prob(batch.action) - batch.log_prob
     terms = LossTerms(
-        log_ratio=log_ratio,
-        policy_loss=-surrogate(gate, log_ratio, batch.advantage),
-        value_loss=value_loss(network, params["critic"], batch),
-        entropy=jnp.mean(distribution.entropy()),
+        log_ratio, distribution.entropy(), squared_error(network, params["critic"], batch)
     )
     total = (
-        terms.policy_loss
-        + value_coefficient * terms.value_loss
-        - entropy_coefficient * terms.entropy
+        -surrogate(gate, log_ratio, batch.advantage)
+        + value_coefficient * 0.5 * jnp.mean(terms.squared_error)
+        - entropy_coefficient * jnp.mean(terms.entropy)
     )
     return total, terms

@@ -113,6 +113,9 @@ def collect(
         pool = None
         restarts = jax.random.split(reset_key, (num_steps, num_envs))
 
+    # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
+    action_noise = network.policy(actor_params, state.observation).noise(action_key, num_steps)
+
     def start(restart: Array) -> Any:
         if pool is None:
             return reset(restart)
@@ -120,9 +123,9 @@ def collect(
 
     def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
         state, totals = carry
-        action_key, step_keys, restart = xs
+        noise, step_keys, restart = xs
         distribution = network.policy(actor_params, state.observation)
-        action = distribution.sample(action_key)
+        action = distribution.sample_from(noise)
         env_state, timestep = step(
             step_keys, state.env_state, to_environment_units(env.action_space, action)
         )
@@ -158,7 +161,7 @@ def collect(
         advance,
         (state, EpisodeTotals(zero, jnp.zeros(()), zero)),
         (
-            jax.random.split(action_key, num_steps),
+            action_noise,
             jax.random.split(step_key, (num_steps, num_envs)),
             restarts,
         ),

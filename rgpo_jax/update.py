@@ -293,8 +293,9 @@ def make(
         def minibatch_loss(flat_params: Array, minibatch: objective.Batch) -> tuple[Array, Any]:
             params = unravel(flat_params)
             if policy_step is not None:
-                value_loss = objective.value_loss(network, params["critic"], minibatch)
-                return hyperparameters.value_coefficient * value_loss, {"value_loss": value_loss}
+                errors = objective.squared_error(network, params["critic"], minibatch)
+                loss = hyperparameters.value_coefficient * 0.5 * jnp.mean(errors)
+                return loss, {"squared_error": errors}
             total, terms = objective.loss(
                 params,
                 network,
@@ -303,7 +304,7 @@ def make(
                 hyperparameters.value_coefficient,
                 hyperparameters.entropy_coefficient,
             )
-            return total, {**terms._asdict(), "advantage": minibatch.advantage}
+            return total, terms._asdict()
 
         def gradient_step(carry: tuple, minibatch: objective.Batch) -> tuple[tuple, Any]:
             flat_params, optimizer_state = carry
@@ -312,25 +313,26 @@ def make(
             record["grad_norm"] = jnp.linalg.norm(gradient)
             return (flat_params + change, optimizer_state), record
 
-        def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
-            def split(x: Array) -> Array:
-                return x.reshape(config.num_minibatches, -1, *x.shape[1:])
-
-            if config.num_minibatches == 1:
-                return jax.lax.scan(gradient_step, carry, jax.tree.map(split, batch))
-            order = jax.random.permutation(key, num_samples)
-            shuffled = jax.tree.map(lambda x: split(x[order]), batch)
-            return jax.lax.scan(gradient_step, carry, shuffled)
+        def epoch(carry: tuple, order: Array) -> tuple[tuple, Any]:
+            minibatches = jax.tree.map(
+                lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), batch
+            )
+            carry, record = jax.lax.scan(gradient_step, carry, minibatches)
+            return carry, {**record, "advantage": minibatches.advantage}
 
         key, shuffle_key = jax.random.split(state.key)
+        orders = jax.vmap(lambda key: jax.random.permutation(key, num_samples))(
+            jax.random.split(shuffle_key, config.num_epochs)
+        )
         (flat_params, optimizer_state), record = jax.lax.scan(
-            epoch,
-            (flat_params, state.optimizer_state),
-            jax.random.split(shuffle_key, config.num_epochs),
+            epoch, (flat_params, state.optimizer_state), orders
         )
         if not seen:
-            seen = {name: record.pop(name) for name in ("log_ratio", "advantage")}
-        metrics |= {name: jnp.mean(values) for name, values in record.items()}
+            seen = {name: record[name] for name in ("log_ratio", "advantage")}
+            metrics["policy_loss"] = -objective.surrogate(hyperparameters.gate, **seen)
+            metrics["entropy"] = jnp.mean(record["entropy"])
+        metrics["value_loss"] = 0.5 * jnp.mean(record["squared_error"])
+        metrics["grad_norm"] = jnp.mean(record["grad_norm"])
         metrics |= diagnostics.gate_diagnostics(hyperparameters.gate, **seen)
         metrics["learning_rate"] = step_size
         state = LearnerState(
