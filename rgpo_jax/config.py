@@ -39,13 +39,24 @@ def _check(name: str, value: Any, hint: Any) -> None:
     options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Annotated else (hint,)
     if value is None and type(None) in options:
         return
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(name, f"{value!r}: expected True or False")
     if typing.get_origin(hint) is Literal and value not in options:
         raise ConfigError(name, f"{value!r}: expected one of {', '.join(map(str, options))}")
     for option in options:
         for constraint in getattr(option, "__metadata__", ()):
-            if isinstance(constraint, Range) and not constraint.admits(value):
-                shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                raise ConfigError(name, f"{shown}: expected {constraint.accepted}")
+            if isinstance(constraint, Range):
+                _check_range(name, value, constraint, typing.get_origin(option.__origin__))
+
+
+def _check_range(name: str, value: Any, constraint: Range, container: type | None) -> None:
+    if container is None:
+        if not constraint.admits(value):
+            raise ConfigError(name, f"{value}: expected {constraint.accepted}")
+    elif not isinstance(value, tuple):
+        raise ConfigError(name, f"{value!r}: expected a tuple, each element {constraint.accepted}")
+    elif not all(map(constraint.admits, value)):
+        raise ConfigError(name, f"{' '.join(map(str, value))}: expected {constraint.accepted}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +86,8 @@ class Config(Checked):
     """Discount factor gamma per step, from 0 to 1."""
     gae_lambda: UnitInterval = 0.95
     """Lambda of generalised advantage estimation, from 0 (one-step) to 1 (full returns)."""
+    reward_scale: Positive = 1.0
+    """Factor on rewards in learning (not in reported returns), to keep values near 1 to 10."""
     entropy_coefficient: NonNegative = 0.01
     """Weight of the entropy bonus in the loss."""
     value_coefficient: NonNegative = 0.5

@@ -1,6 +1,7 @@
 """What values a number may have: the one place for conditions and their wording."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -11,17 +12,21 @@ class Range(NamedTuple):
     Attributes:
       contains: elementwise condition on a finite number or an array of them.
       accepted: the same in words, to follow "expected".
+      whole: whether only whole numbers belong to it.
     """
 
     contains: Callable[[Any], Any]
     accepted: str
+    whole: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a number, or every number of a tuple, is finite and in range."""
-        values = value if isinstance(value, tuple) else (value,)
-        return all(
-            isinstance(x, int | float) and math.isfinite(x) and bool(self.contains(x))
-            for x in values
+        """Whether a single number (Python's or NumPy's, but no bool) is finite and in range."""
+        kind = numbers.Integral if self.whole else numbers.Real
+        return (
+            isinstance(value, kind)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and bool(self.contains(value))
         )
 
 
@@ -30,8 +35,8 @@ NON_NEGATIVE = Range(lambda x: x >= 0, "a number of at least 0")
 FRACTION = Range(lambda x: (x > 0) & (x < 1), "a number between 0 and 1, both excluded")
 UNIT_INTERVAL = Range(lambda x: (x >= 0) & (x <= 1), "a number from 0 to 1")
 ABOVE_ONE = Range(lambda x: x > 1, "a number above 1")
-AT_LEAST_ONE = Range(lambda x: x >= 1, "a whole number of at least 1")
-AT_LEAST_ZERO = Range(lambda x: x >= 0, "a whole number of at least 0")
+AT_LEAST_ONE = Range(lambda x: x >= 1, "a whole number of at least 1", whole=True)
+AT_LEAST_ZERO = Range(lambda x: x >= 0, "a whole number of at least 0", whole=True)
 
 Positive = Annotated[float, POSITIVE]
 NonNegative = Annotated[float, NON_NEGATIVE]

@@ -54,6 +54,9 @@ def require(name: str, value: Any, accepted: Range) -> None:
     """
     if isinstance(value, jax.core.Tracer):
         return
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r}: expected {accepted.accepted}") from None
     if not (np.all(np.isfinite(array)) and np.all(accepted.contains(array))):
         raise ValueError(f"{name} = {value}: expected {accepted.accepted}")

@@ -30,6 +30,7 @@ class Hyperparameters:
       learning_rate: of Adam, before annealing.
       discount: gamma.
       gae_lambda: lambda.
+      reward_scale: by which rewards are multiplied before anything is learnt from them.
       entropy_coefficient: weight of the entropy bonus.
       value_coefficient: weight of the value loss.
       max_grad_norm: global norm to which gradients are scaled down.
@@ -41,6 +42,7 @@ class Hyperparameters:
     learning_rate: Any
     discount: Any
     gae_lambda: Any
+    reward_scale: Any
     entropy_coefficient: Any
     value_coefficient: Any
     max_grad_norm: Any
@@ -214,7 +216,7 @@ def make(
     ) -> tuple[objective.Batch, Metrics]:
         value, next_value = bootstrap_values(network, critic_params, trajectory, max_episode_steps)
         advantage = advantages.generalized_advantages(
-            trajectory.reward,
+            hyperparameters.reward_scale * trajectory.reward,
             value,
             next_value,
             trajectory.terminated,

@@ -1,0 +1,251 @@
+"""What a Config accepts, how it refuses, and that reading one does not wait for JAX."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import typing
+from typing import Literal, NamedTuple
+
+import pytest
+
+import agents
+from rgpo_jax.config import Config, ConfigError
+from rgpo_jax.ranges import Range
+
+NAN, INF = math.nan, math.inf
+CONFIGS = {name: agents.load(name).Config for name in agents.NAMES}
+
+# Words in which a range is announced: (refused, accepted), the borders among them. No number at
+# all is finite and in range that is NaN, infinite or text.
+WORDS = {
+    "a number above 0": ((0.0, 0, -1e-6, -1), (1e-6, 1, 1e6)),
+    "a number of at least 0": ((-1e-6, -1), (0.0, 0, 1e-6, 3)),
+    "a number between 0 and 1, both excluded": ((0.0, 1.0, -0.5, 1.5), (1e-6, 0.999)),
+    "a number from 0 to 1": ((-1e-6, 1.000001, -1), (0.0, 1.0, 0, 1, 0.5)),
+    "a number above 1": ((1.0, 1, 0.5, -3.0), (1.000001, 3)),
+    "a whole number of at least 1": ((0, -1), (1,)),
+    "a whole number of at least 0": ((-1,), (0, 1)),
+}
+
+
+class Setting(NamedTuple):
+    """A field of an agent's Config and its Range; many: a tuple of such numbers."""
+
+    config: type[Config]
+    field: str
+    accepted: str
+    many: bool
+    optional: bool
+
+
+def ranged(config):
+    """The Range-annotated fields of a Config, read from its annotations."""
+    for name, hint in typing.get_type_hints(config, include_extras=True).items():
+        is_annotated = typing.get_origin(hint) is typing.Annotated
+        options = (hint,) if is_annotated else typing.get_args(hint)
+        for option in options:
+            for constraint in getattr(option, "__metadata__", ()):
+                if isinstance(constraint, Range):
+                    many = typing.get_origin(option.__origin__) is tuple
+                    optional = type(None) in options
+                    yield Setting(config, name, constraint.accepted, many, optional)
+
+
+def literal(config):
+    for name, hint in typing.get_type_hints(config).items():
+        if typing.get_origin(hint) is Literal:
+            yield name, typing.get_args(hint)
+
+
+RANGED = {f"{name}-{s.field}": s for name, config in CONFIGS.items() for s in ranged(config)}
+LITERAL = {
+    f"{name}-{field}": (config, field, options)
+    for name, config in CONFIGS.items()
+    for field, options in literal(config)
+}
+each_ranged = pytest.mark.parametrize("setting", RANGED.values(), ids=RANGED.keys())
+each_literal = pytest.mark.parametrize(
+    ("config", "field", "options"), LITERAL.values(), ids=LITERAL.keys()
+)
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def refusal(config, field, value, **others):
+    """The message of the ConfigError that a value of a field raises."""
+    with pytest.raises(ConfigError) as caught:
+        config(**{field: value}, **others)
+    assert caught.value.field == field
+    assert str(caught.value) == f"{field} {caught.value.message}"
+    return caught.value.message
+
+
+@each_config
+def test_every_field_is_ranged_literal_or_a_switch(config):
+    # So that the tests below leave no field out, and no field goes unchecked.
+    switches = {name for name, hint in typing.get_type_hints(config).items() if hint is bool}
+    checked = {s.field for s in ranged(config)} | {field for field, _ in literal(config)}
+    assert checked | switches == {field.name for field in dataclasses.fields(config)}
+
+
+@each_ranged
+def test_out_of_range_is_refused(setting):
+    for value in (*WORDS[setting.accepted][0], NAN, INF, -INF, "0.5"):
+        message = refusal(setting.config, setting.field, (value,) if setting.many else value)
+        assert message == f"{value}: expected {setting.accepted}"
+
+
+@each_ranged
+def test_none_is_refused_but_where_it_has_a_meaning(setting):
+    if setting.optional:
+        assert getattr(setting.config(**{setting.field: None}), setting.field) is None
+    else:
+        assert setting.accepted in refusal(setting.config, setting.field, None)
+
+
+@each_ranged
+def test_in_range_is_accepted(setting):
+    for value in WORDS[setting.accepted][1]:
+        given = (value,) if setting.many else value
+        if setting.field == "total_steps":
+            given = 10_000 * value  # fewer than one update's is refused for another reason
+        config = setting.config(**{setting.field: given})
+        assert getattr(config, setting.field) == given
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_steps", 10_000.5),
+        ("num_envs", 4.5),
+        ("num_epochs", 1.5),
+        ("num_epochs", True),
+        ("reset_pool_size", 0.5),
+        ("hidden_sizes", (64.5,)),
+        ("channels", (16.5,)),
+    ],
+)
+def test_a_fraction_is_no_whole_number(field, value):
+    assert "expected a whole number" in refusal(Config, field, value)
+
+
+def test_a_number_is_no_tuple_and_a_tuple_no_number():
+    assert "expected a tuple" in refusal(Config, "hidden_sizes", 64)
+    assert "expected a number" in refusal(Config, "discount", (0.9, 0.8))
+
+
+def test_a_word_is_no_switch():
+    assert "expected True or False" in refusal(Config, "normalize_advantages", "no")
+
+
+@pytest.mark.parametrize("field", ["hidden_sizes", "channels"])
+def test_one_bad_size_among_good_ones_is_refused(field):
+    assert refusal(Config, field, (64, 0)) == "64 0: expected a whole number of at least 1"
+
+
+@each_literal
+def test_unknown_name_is_refused_with_the_known_ones(config, field, options):
+    assert refusal(config, field, "nope") == f"'nope': expected one of {', '.join(options)}"
+
+
+@each_literal
+def test_known_names_are_accepted(config, field, options):
+    assert [getattr(config(**{field: option}), field) for option in options] == list(options)
+
+
+@each_config
+def test_minibatches_must_divide_the_batch(config):
+    with pytest.raises(ConfigError) as caught:
+        config(num_envs=3, num_steps=5, num_minibatches=4)
+    assert caught.value.field == "num_minibatches"
+    assert caught.value.message == "4: expected a divisor of num_envs * num_steps = 3 * 5 = 15"
+    assert config(num_envs=3, num_steps=5, num_minibatches=15).batch_size == 15
+
+
+@each_config
+def test_total_steps_must_reach_one_update(config):
+    with pytest.raises(ConfigError) as caught:
+        config(num_envs=2, num_steps=8, num_minibatches=1, total_steps=15)
+    assert caught.value.field == "total_steps"
+    assert caught.value.message.startswith("15: expected at least one update")
+    assert caught.value.message.endswith("2 * 8 = 16")
+    assert config(num_envs=2, num_steps=8, num_minibatches=1, total_steps=16).num_updates == 1
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "num_updates"),
+    [(16, 1), (17, 2), (31, 2), (32, 2), (33, 3), (1_000_000, 62500)],
+)
+def test_num_updates_rounds_up(total_steps, num_updates):
+    config = Config(num_envs=2, num_steps=8, total_steps=total_steps)
+    assert config.num_updates == num_updates
+
+
+def test_num_updates_is_exact_beyond_float_precision():
+    assert Config(num_envs=1, num_steps=4, total_steps=4 * 2**53 + 1).num_updates == 2**53 + 1
+
+
+@pytest.mark.parametrize("high", [0.5, 1.0])
+def test_cispo_needs_high_above_low(high):
+    message = refusal(agents.load("cispo").Config, "high", high, low=1.0)
+    assert message == f"{high}: expected a number above low = 1.0"
+
+
+def test_replace_checks_again():
+    with pytest.raises(ConfigError, match="num_envs 0"):
+        dataclasses.replace(Config(), num_envs=0)
+
+
+def test_config_error_is_a_value_error():
+    with pytest.raises(ValueError, match=r"^discount 1\.5: expected a number from 0 to 1$"):
+        Config(discount=1.5)
+
+
+@each_config
+def test_config_is_frozen_and_hashable(config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().num_envs = 8
+    assert hash(config()) == hash(config())
+    assert config() == config() != config(num_epochs=7)
+
+
+@each_config
+def test_config_takes_keywords_only(config):
+    with pytest.raises(TypeError, match="positional"):
+        config(1000)
+
+
+@each_config
+def test_unknown_setting_is_a_type_error(config):
+    with pytest.raises(TypeError, match="num_env"):
+        config(num_env=4)
+
+
+# Prints after which step which of the slow packages were loaded.
+LAZY = """
+import importlib, json, sys
+def loaded(): return sorted({"jax", "flax", "optax", "numpy"} & set(sys.modules))
+steps = {}
+import rgpo_jax; steps["rgpo_jax"] = loaded()
+import rgpo_jax.config; steps["config"] = loaded()
+import agents; steps["agents"] = loaded()
+for name in agents.NAMES:
+    module = agents.load(name); steps[name] = loaded()
+    module.Config(); steps[name + ".Config()"] = loaded()
+rgpo_jax.gates; steps["gates"] = loaded()
+print(json.dumps(steps))
+"""
+
+
+def test_reading_configs_does_not_load_jax():
+    root = pathlib.Path(__file__).parent.parent
+    process = subprocess.run(
+        [sys.executable, "-c", LAZY], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    steps = json.loads(process.stdout)
+    assert "jax" in steps.pop("gates")  # the first use of JAX is seen where there is one
+    assert len(steps) == 3 + 2 * len(agents.NAMES)
+    assert {step: packages for step, packages in steps.items() if packages} == {}
