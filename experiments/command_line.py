@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import os
 import re
@@ -72,9 +73,10 @@ def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
 
 def _one_line(box: str, prog: str) -> str:
     """Condenses tyro's framed message: its first paragraph, and the flag it thinks was meant."""
-    rows = [re.sub(r"^[│╭╰|]\s?|\s*[│╮╯|]$", "", row).strip() for row in box.splitlines()]
-    rules = [i for i, row in enumerate(rows) if row and set(row) <= set("─-")]
-    message = " ".join(rows[1 : rules[0] if rules else -1])
+    # A title, the message, a rule, hints; in a frame where the terminal has the characters for it.
+    rows = [row.strip("│ ") for row in box.splitlines()][1:]
+    rows = list(itertools.dropwhile(_is_rule, rows))
+    message = " ".join(itertools.takewhile(lambda row: not _is_rule(row), rows))
     meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(rows))
     message = re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", message)
     # A ConfigError names a field, where a user knows the flag.
@@ -85,6 +87,10 @@ def _one_line(box: str, prog: str) -> str:
         )
     hint = f"; did you mean {meant[1]}?" if meant else ""
     return f"{message.rstrip('.')}{hint} (see {prog} --help)"
+
+
+def _is_rule(row: str) -> bool:
+    return not row.strip("─-╭╮╰╯ ")
 
 
 def arguments_from_file(path: str, known: Sequence[str]) -> list[str]:

@@ -273,7 +273,7 @@ def make(
         params = state.params
         batch, metrics = make_batch(hyperparameters, params["critic"], trajectory)
         num_samples = batch.log_prob.shape[0]
-        remaining = 1.0 - state.updates / config.num_updates
+        remaining = 1.0 - state.updates / float(config.num_updates)
         step_size = hyperparameters.learning_rate * (
             jnp.maximum(remaining, 0.0) if config.anneal_learning_rate else 1.0
         )

@@ -1,0 +1,358 @@
+"""The program: flags, files, refusals. Runs are tiny; what they learn is tested elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agents
+from experiments import command_line, results, run, settings
+from experiments.command_line import BadInput
+
+TINY = [
+    *("--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5", "--total-steps", "320"),
+    *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
+    *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
+]
+RECORDED = {  # GATES.md section 4, and returns
+    "episode_return",
+    "episode_length",
+    "episodes",
+    "first_ratio_deviation",
+    "approx_kl",
+    "approx_kl_k1",
+    "approx_kl_max",
+    "gate_mean",
+    "gate_closed",
+    "gate_open",
+    "weight_mean",
+    "weight_max",
+    "effective_sample_size",
+    "entropy",
+    "explained_variance",
+    "grad_norm",
+    "kl_spike_rate_0.02",
+    "kl_spike_rate_0.04",
+    "kl_spike_rate_0.08",
+    "kl_spike_rate_0.16",
+}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if k != "wall_seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ppo"
+    assert run.main([*TINY, "--agent", "ppo", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_writes_its_files_and_no_others(finished):
+    assert sorted(path.name for path in finished.iterdir()) == sorted(results._FILES)
+    assert list((finished / "tensorboard").glob("events*"))
+    assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_hold_one_value_per_seed(finished):
+    records = lines(finished)
+    assert [record["env_steps"] for record in records] == list(range(0, 321, 16))
+    for record in records[1:]:
+        assert record.keys() >= RECORDED | {"clip_fraction", "wall_seconds"}
+        for name in RECORDED:
+            assert len(record[name]) == 2
+    assert all(value < 1e-5 for record in records[1:] for value in record["first_ratio_deviation"])
+
+
+def test_a_return_is_null_where_no_episode_ended(finished):
+    for record in lines(finished)[1:]:
+        for episodes, value in zip(record["episodes"], record["episode_return"], strict=True):
+            assert (value is None) == (episodes == 0)
+    assert any(None in record["episode_return"] for record in lines(finished))
+
+
+def test_summary_agrees_with_the_metrics(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    last = lines(finished)[-1]
+    assert summary["agent"] == "ppo"
+    assert summary["env"] == "CartPole-v1"
+    assert summary["num_seeds"] == 2
+    assert summary["total_steps"] == last["env_steps"] == 320
+    assert summary["final_return"]["per_seed"] == last["eval_return"]
+    assert summary["final_return"]["mean"] == pytest.approx(sum(last["eval_return"]) / 2)
+    low, high = summary["final_return"]["ci95"]
+    assert low <= summary["final_return"]["iqm"] <= high
+    assert summary["first_ratio_deviation"] < 1e-5
+    assert summary["compile_seconds"] > 0
+    assert summary["steps_per_second"] == pytest.approx(640 / summary["run_seconds"], rel=0.01)
+    assert summary["device"]
+
+
+def test_what_the_terminal_shows_is_kept(finished):
+    log = (finished / "run.log").read_text()
+    assert "compiled in" in log
+    assert "final return" in log
+
+
+def test_the_config_of_a_run_repeats_it(finished, tmp_path):
+    again = tmp_path / "again"
+    assert run.main(["--config", str(finished / "config.json"), "--out", str(again)]) == 0
+    assert without_times(lines(again)) == without_times(lines(finished))
+
+
+def test_flags_override_the_config_file(finished):
+    plan = run.read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
+    assert plan.config.clip == 0.3
+    assert plan.config.num_envs == 2
+    assert plan.options.seed == 5
+
+
+def test_a_run_is_never_overwritten_unasked(finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--out", str(finished)])
+    assert refused.value.code == 2
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run_and_leaves_other_files(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard" / "events.old").write_text("old")
+    (folder / "summary.json").write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    with results.Recorder(folder, overwrite=True):
+        pass
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "tensorboard").exists()
+
+
+def test_two_runs_cannot_take_the_same_folder(tmp_path):
+    with results.Recorder(tmp_path / "out", overwrite=False), pytest.raises(BadInput):
+        results.Recorder(tmp_path / "out", overwrite=False)
+
+
+def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
+    folder = tmp_path / "broken"
+    assert run.main([*TINY, "--learning-rate", "1e38", "--out", str(folder)]) == 3
+    said = capsys.readouterr().out
+    assert "seed 5 at update 0" in said
+    assert "seed 6 at update 0" in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["broken"] == [{"seed": 5, "update": 0}, {"seed": 6, "update": 0}]
+    assert len(lines(folder)) >= 2
+
+
+def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(
+        "import jax.numpy as jnp\n\n\n"
+        "def my_gate(log_ratio, advantage):\n"
+        "    return jnp.tanh(log_ratio)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--gate", "my_module:my_gate", "--out", "out", "--total-steps", "64"]
+    assert run.main(args) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["gate"]["function"] == "my_module.my_gate"
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+def test_every_agent_has_its_flags(name):
+    plan = run.read_plan(["--agent", name, "--env", "CartPole-v1"])
+    assert type(plan.config) is agents.load(name).Config
+
+
+@pytest.mark.parametrize("name", agents.GATE_AGENTS)
+def test_every_gate_goes_with_another_agent(name):
+    plan = run.read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
+    assert plan.config.max_kl == 0.02
+    assert agents.load(name).gate(plan.config) is not None
+
+
+def test_a_gate_agent_with_another_gate_has_that_gates_flags_alone():
+    plan = run.read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
+    assert plan.config.sharpness == 2.0
+    assert not hasattr(plan.config, "clip")
+
+
+def test_a_familys_settings_hold_where_no_flag_is_given():
+    plan = run.read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
+    assert plan.config.num_envs == 32
+    assert plan.config.network == settings.FAMILIES["MinAtar"]["network"]
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+@pytest.mark.parametrize("env", settings.FAMILIES)
+def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
+    env = {"MinAtar": "Asterix-MinAtar"}.get(env, env)
+    assert settings.defaults(agents.load(name).Config, env).num_updates > 0
+
+
+BAD = {
+    "unknown agent": (["--agent", "rgp0"], "--agent rgp0: unknown agent; did you mean rgpo"),
+    "unknown environment": (["--env", "CartPol"], "did you mean CartPole-v1"),
+    "unknown flag": (["--num-env", "3"], "did you mean --num-envs"),
+    "another agent's flag": (["--agent", "ppo", "--sharpness", "3"], "--sharpness"),
+    "zero size": (["--num-envs", "0"], "--num-envs 0: expected a whole number of at least 1"),
+    "negative size": (["--num-steps", "-1"], "--num-steps -1: expected"),
+    "word": (["--num-envs", "four"], "--num-envs four: expected a whole number"),
+    "fraction": (["--num-seeds", "1.5"], "--num-seeds 1.5: expected a whole number"),
+    "indivisible batch": (["--num-minibatches", "3"], "expected a divisor of num_envs * num_steps"),
+    "less than an update": (["--total-steps", "10"], "expected at least one update"),
+    "negative clip": (["--agent", "ppo", "--clip", "-1"], "--clip -1.0: expected a number between"),
+    "NaN": (["--learning-rate", "nan"], "--learning-rate nan: expected a number above 0"),
+    "infinity": (["--sharpness", "inf"], "--sharpness inf: expected a number above 0"),
+    "bounds": (["--agent", "cispo", "--low", "6"], "--high 5.0: expected a number above low = 6.0"),
+    "no choice": (["--form", "cubic"], "'cubic'"),
+    "missing value": (["--env"], "--env"),
+    "stray word": (["CartPole-v1"], "CartPole-v1"),
+    "seed": (["--seed", "4294967296"], "expected seeds below 2^32"),
+    "empty folder name": (["--out", ""], "--out '': expected a folder"),
+    "folder in a file": (["--out", "/dev/null/x"], "/dev/null is a file, expected a folder"),
+    "unknown gate": (["--gate", "rgp"], "--gate rgp: unknown gate; did you mean rgpo"),
+    "no such module": (["--gate", "no_such_module:gate"], "no module named 'no_such_module'"),
+    "no such function": (["--gate", "math:nope"], "has no attribute 'nope'"),
+    "not a gate": (["--gate", "math:sin"], "not a gate"),
+    "no such file": (["--config", "/nope.json"], "--config /nope.json: No such file"),
+    "folder for a file": (["--config", "/"], "--config /: Is a directory"),
+    "network": (["--network", "cnn", "--num-envs", "4"], "a CNN needs observations"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_in_one_line(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        run.main(args)
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"num_envs": ', "not JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ('{"num_env": 4}', "unknown setting 'num_env'; did you mean num_envs"),
+        ('{"num_envs": "four"}', "--num-envs four: expected a whole number"),
+        ('{"num_envs": {"a": 1}}', "expected a value, not an object"),
+        ('{"agent": 3}', "agent = 3: expected a name"),
+        ('{"settings": {"clip": 0.3}}', "unknown setting 'clip'"),
+        ("\x00\x01", "not JSON"),
+    ],
+)
+def test_a_bad_config_file_is_refused(content, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=r".") as refused:
+        run.read_plan(["--config", str(path)])
+    assert message in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        folder = "/proc/none/run"  # root may write everywhere else
+    else:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        folder = str(tmp_path / "locked" / "run")
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--out", folder])
+    assert refused.value.code == 2
+
+
+PROBE = """
+import builtins, sys
+shown = []
+def spy(*args, **kwargs):
+    shown.append("jax" in sys.modules)
+    raise KeyboardInterrupt
+builtins.print = spy
+from experiments import run
+try:
+    run.main(["--agent", "trpo", "--gate", "sapo", "--env", "Pendulum-v1"])
+except KeyboardInterrupt:
+    sys.exit(shown != [False])
+"""
+
+
+def test_the_first_line_does_not_wait_for_jax(tmp_path):
+    root = Path(__file__).parents[1]
+    probe = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert probe.returncode == 0
+
+
+def test_the_program_exits_with_its_status(tmp_path):
+    program = subprocess.run(
+        [sys.executable, "-m", "experiments.run", "--agent", "pop"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert program.returncode == 2
+    assert program.stdout == ""
+    assert program.stderr.startswith("error: --agent pop: unknown agent; did you mean")
+
+
+def test_help_states_meaning_and_default(capsys):
+    with pytest.raises(SystemExit) as shown:
+        run.main(["--agent", "ppo", "--help"])
+    assert shown.value.code in (0, None)
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "--clip FLOAT Clip range epsilon of the ratio, on both sides of 1. (default: 0.2)" in text
+    )
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    results.write_atomically(path, b"old")
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        results.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_holds_null_for_nan_and_large_counts():
+    content = results.to_json({"a": float("nan"), "b": [float("inf"), 1.5], "steps": 2**40})
+    assert json.loads(content) == {"a": None, "b": [None, 1.5], "steps": 2**40}
+
+
+def test_peek_takes_the_last_value():
+    assert command_line.peek("--env", ["--env", "a", "--env=b"]) == "b"
+    assert command_line.peek("--env", ["--envs", "a"]) is None
+
+
+@pytest.mark.parametrize(("updates", "points"), [(977, 100), (7, 10), (1, 10), (100, 10)])
+def test_points_are_evenly_spread_and_end_at_the_last_update(updates, points):
+    from experiments.training import Every
+
+    every = Every(updates, points)
+    stops, done = [], 0
+    while done < updates:
+        done = every.next(done)
+        stops.append(done)
+    assert stops[-1] == updates
+    assert len(stops) == min(updates, points)
+    gaps = [b - a for a, b in zip([0, *stops], stops, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+    assert [i for i in range(1, updates + 1) if every.includes(i)] == stops
