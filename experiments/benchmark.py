@@ -209,6 +209,9 @@ def main(args: Sequence[str] | None = None) -> int:
             raise BadInput(f"--env {options.env}: {error}") from None
         if options.out is not None and not Path(options.out).absolute().parent.is_dir():
             raise BadInput(f"--out {options.out}: no such folder")
+        for field in ("num_envs", "num_seeds"):
+            if not getattr(options, field):
+                raise BadInput(f"{command_line.flag(field)}: expected at least one number")
         if min(options.num_envs) * options.num_steps % 4:
             raise BadInput(f"--num-steps {options.num_steps}: expected a multiple of 4")
     except BadInput as error:

@@ -1,0 +1,60 @@
+"""Scores that must be reached, by the program as a user runs it. Slow: `make slow`.
+
+Last results, with the command, stand in the README.
+"""
+
+import json
+
+import pytest
+
+import agents
+from experiments import run
+from rgpo_jax.statistics import interquartile_mean
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+
+
+def final_scores(folder, agent, env, *flags):
+    out = folder / "run"
+    assert run.main(["--agent", agent, "--env", env, "--out", str(out), *flags]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["first_ratio_deviation"] < 1e-5
+    return summary["final_return"]["per_seed"]
+
+
+@pytest.mark.parametrize("agent", ["rgpo", "ppo", "trpo"])
+def test_cartpole_is_solved(agent, tmp_path):
+    scores = final_scores(tmp_path, agent, "CartPole-v1", "--num-seeds", "10")
+    assert interquartile_mean(scores) >= 490
+
+
+@pytest.mark.parametrize("agent", agents.NAMES)
+def test_every_agent_learns_on_cartpole(agent, tmp_path):
+    scores = final_scores(
+        tmp_path, agent, "CartPole-v1", "--num-seeds", "4", "--total-steps", "200000"
+    )
+    # A random policy scores 22; none of the gates may be inert.
+    assert interquartile_mean(scores) >= 100
+
+
+@pytest.mark.parametrize("agent", ["rgpo", "ppo"])
+def test_acrobot_is_solved(agent, tmp_path):
+    scores = final_scores(tmp_path, agent, "Acrobot-v1", "--num-seeds", "10")
+    assert interquartile_mean(scores) >= -90
+
+
+@pytest.mark.parametrize("agent", ["rgpo", "ppo"])
+def test_pendulum_swings_up(agent, tmp_path):
+    scores = final_scores(tmp_path, agent, "Pendulum-v1", "--num-seeds", "10")
+    assert interquartile_mean(scores) >= -200
+
+
+def test_a_cnn_learns_from_images(tmp_path):
+    flags = ("--network", "cnn", "--num-envs", "16", "--total-steps", "400000", "--num-seeds", "2")
+    scores = final_scores(tmp_path, "rgpo", "Breakout-MinAtar", *flags)
+    assert interquartile_mean(scores) >= 3  # a random policy scores 0.5
+
+
+def test_breakout_is_played_well(tmp_path):
+    scores = final_scores(tmp_path, "rgpo", "Breakout-MinAtar", "--num-seeds", "3")
+    assert interquartile_mean(scores) >= 25
