@@ -25,6 +25,16 @@ def _action_space(space: Any) -> Discrete | Box:
     return Box(tuple(space.shape), tuple(map(float, low.flat)), tuple(map(float, high.flat)))
 
 
+def _like(default: Any, name: str, value: Any) -> Any:
+    """The value in the type of the default, on which the environment's arithmetic relies."""
+    try:
+        if isinstance(default, bool | int | float):
+            return type(default)(value)
+        return jnp.asarray(value, jnp.asarray(default).dtype)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r}: expected a {type(default).__name__}") from None
+
+
 def _fix_types(tree: Any) -> Any:
     """Gives every leaf a definite type, where a Python scalar would change its own in a step."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
@@ -44,7 +54,13 @@ class GymnaxEnvironment:
             if param not in known:
                 raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
         self._env = env
-        self._params = dataclasses.replace(defaults, **params)
+        self._params = dataclasses.replace(
+            defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
+        )
+        if self._params.max_steps_in_episode < 1:
+            raise ValueError(
+                f"max_steps_in_episode = {self._params.max_steps_in_episode}: expected at least 1"
+            )
         self.name = name
         self.action_space = _action_space(env.action_space(self._params))
         space = env.observation_space(self._params)

@@ -59,7 +59,9 @@ def normalize(advantage: Array) -> Array:
 
     Advantages without spread, up to the resolution of their type, become 0 and not noise.
     """
+    # Twice: over a large batch the first mean is off by more than the type's resolution.
     centred = advantage - jnp.mean(advantage)
+    centred -= jnp.mean(centred)
     std = jnp.sqrt(jnp.mean(jnp.square(centred)))
     resolution = 8 * jnp.finfo(advantage.dtype).eps * jnp.max(jnp.abs(advantage))
     has_spread = std > resolution

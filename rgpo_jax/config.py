@@ -107,8 +107,8 @@ class Config(Checked):
     """Activation between layers."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks' arithmetic; parameters, losses and returns stay float32."""
-    reset_pool_size: CountOrZero = 8
-    """Fresh starts that each environment draws per rollout and restarts from at random; 0 computes
+    reset_pool_size: CountOrZero = 16
+    """Fresh starts that each environment draws per rollout and restarts from in order; 0 computes
     a reset for every environment at every step."""
 
     def __post_init__(self) -> None:

@@ -74,9 +74,12 @@ def effective_sample_size(w: Array) -> Array:
 
 def explained_variance(prediction: Array, target: Array) -> Array:
     """1 - Var(target - prediction) / Var(target); NaN where the target does not vary."""
-    variance = jnp.var(target)
-    safe = jnp.where(variance > 0, variance, 1.0)
-    return jnp.where(variance > 0, 1.0 - jnp.var(target - prediction) / safe, jnp.nan)
+    centred = target - jnp.mean(target)
+    variance = jnp.var(centred)  # of the centred: a constant's rounding is no variance
+    resolution = 8 * jnp.finfo(target.dtype).eps * jnp.max(jnp.abs(target))
+    varies = variance > jnp.square(resolution)
+    safe = jnp.where(varies, variance, 1.0)
+    return jnp.where(varies, 1.0 - jnp.var(target - prediction) / safe, jnp.nan)
 
 
 # Running reduction over updates: metrics of many updates in memory that does not grow with them.

@@ -114,6 +114,7 @@ class Normal:
         return self.mean
 
     def kl(self, other: "Normal") -> Array:
-        variance_ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        log_variance_ratio = 2 * (self.log_std - other.log_std)
         distance = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
-        return 0.5 * jnp.sum(variance_ratio + distance - 1.0 - jnp.log(variance_ratio), axis=-1)
+        # expm1 keeps a small divergence exact, where exp(x) - 1 - x cancels.
+        return 0.5 * jnp.sum(jnp.expm1(log_variance_ratio) - log_variance_ratio + distance, axis=-1)

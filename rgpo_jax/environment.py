@@ -56,7 +56,8 @@ class Environment(Protocol):
       name: as `envs.make` knows it.
       observation_shape: shape of one observation.
       action_space: `Discrete`, or `Box` in the environment's units.
-      max_episode_steps: steps after which an episode is truncated at the latest; None if unknown.
+      max_episode_steps: the step at which a running episode is truncated, and never before; None
+        if there is no limit, or if episodes may be truncated earlier.
     """
 
     name: str
@@ -92,13 +93,15 @@ def restart_where_done(
 def to_environment_units(space: Discrete | Box, action: Array) -> Array:
     """Maps a policy's action to the environment's units.
 
-    Discrete actions pass. Continuous policies act in [-1, 1] per element: the action is clipped
-    to that interval and mapped affinely onto [low, high]. Unbounded elements pass unchanged.
+    Discrete actions pass. A continuous action [..., d] takes the space's shape; policies act in
+    [-1, 1] per element: the action is clipped to that interval and mapped affinely onto
+    [low, high]. Unbounded elements pass unchanged.
     """
     if isinstance(space, Discrete):
         return action
     low = jnp.asarray(space.low, jnp.float32).reshape(space.shape)
     high = jnp.asarray(space.high, jnp.float32).reshape(space.shape)
+    action = action.reshape(*action.shape[:-1], *space.shape)
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     centre = jnp.where(bounded, (low + high) / 2, 0.0)
     half_width = jnp.where(bounded, (high - low) / 2, 1.0)

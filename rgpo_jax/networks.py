@@ -63,7 +63,7 @@ class Torso(nn.Module):
 
 
 class Head(nn.Module):
-    """A torso and a linear read-out, in float32 whatever the torso computes in."""
+    """A torso and a linear read-out, computed in float32 whatever the torso computes in."""
 
     torso: Torso
     features: int
@@ -71,8 +71,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array) -> Array:
-        features = self.torso(observation)
-        return _dense(self.features, self.scale, self.torso.dtype)(features).astype(jnp.float32)
+        features = self.torso(observation).astype(jnp.float32)
+        return _dense(self.features, self.scale, jnp.float32)(features)
 
 
 class NormalHead(nn.Module):

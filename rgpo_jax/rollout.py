@@ -83,8 +83,9 @@ def collect(
     """Steps every environment `num_steps` times with the policy's samples.
 
     Where an episode ends, the next one starts from a pool of `reset_pool_size` fresh resets per
-    environment, made once per rollout: each step offers one row of it, drawn uniformly and
-    independently of all else, so that starts are distributed as the environment's own. With
+    environment, made once per rollout and used in order: starts are independent draws of the
+    environment's own. Only an environment that ends more than `reset_pool_size` episodes in one
+    rollout meets a start again (and short episodes' starts then more often than long ones'). With
     size 0 every step computes a reset for every environment instead.
 
     Args:
@@ -94,42 +95,40 @@ def collect(
       state: of B environments.
       key: a typed key.
       num_steps: T.
-      reset_pool_size: rows of the pool, or 0.
+      reset_pool_size: resets per environment in the pool, or 0.
 
     Returns:
       The new state, the trajectory [T, B, ...] and totals over the episodes that ended.
     """
     num_envs = state.episode_return.shape[0]
-    action_key, step_key, reset_key, row_key = jax.random.split(key, 4)
+    action_key, step_key, reset_key = jax.random.split(key, 3)
     reset = jax.vmap(env.reset)
     step = jax.vmap(env.step)
 
+    pool = restart_keys = None
     if reset_pool_size > 0:
-        pool_keys = jax.random.split(reset_key, (reset_pool_size, num_envs))
-        pool = jax.vmap(reset)(pool_keys)
-        restarts = jax.random.randint(row_key, (num_steps,), 0, reset_pool_size)
-
+        pool = jax.vmap(reset)(jax.random.split(reset_key, (reset_pool_size, num_envs)))
     else:
-        pool = None
-        restarts = jax.random.split(reset_key, (num_steps, num_envs))
+        restart_keys = jax.random.split(reset_key, (num_steps, num_envs))
 
     # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
     action_noise = network.policy(actor_params, state.observation).noise(action_key, num_steps)
 
-    def start(restart: Array) -> Any:
-        if pool is None:
-            return reset(restart)
-        return jax.tree.map(lambda leaf: leaf[restart], pool)
+    def start(keys: Array | None, ended: Array) -> Any:
+        if keys is not None:
+            return reset(keys)
+        rows = ended % reset_pool_size
+        return jax.tree.map(lambda leaf: leaf[rows, jnp.arange(num_envs)], pool)
 
     def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
-        state, totals = carry
-        noise, step_keys, restart = xs
+        state, totals, ended = carry
+        noise, step_keys, restart_keys = xs
         distribution = network.policy(actor_params, state.observation)
         action = distribution.sample_from(noise)
         env_state, timestep = step(
             step_keys, state.env_state, to_environment_units(env.action_space, action)
         )
-        env_state, timestep = restart_where_done(env_state, timestep, start(restart))
+        env_state, timestep = restart_where_done(env_state, timestep, start(restart_keys, ended))
 
         done = timestep.done
         episode_return = state.episode_return + timestep.reward
@@ -154,16 +153,16 @@ def collect(
             jnp.where(done, 0.0, episode_return),
             jnp.where(done, 0, episode_length),
         )
-        return (state, totals), step_record
+        return (state, totals, ended + done), step_record
 
     zero = jnp.zeros((), jnp.int32)
-    (state, totals), trajectory = jax.lax.scan(
+    (state, totals, _), trajectory = jax.lax.scan(
         advance,
-        (state, EpisodeTotals(zero, jnp.zeros(()), zero)),
+        (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(num_envs, jnp.int32)),
         (
             action_noise,
             jax.random.split(step_key, (num_steps, num_envs)),
-            restarts,
+            restart_keys,
         ),
     )
     return state, trajectory, totals

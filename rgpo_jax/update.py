@@ -315,7 +315,8 @@ def make(
             record["grad_norm"] = jnp.linalg.norm(gradient)
             return (flat_params + change, optimizer_state), record
 
-        def epoch(carry: tuple, order: Array) -> tuple[tuple, Any]:
+        def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
+            order = jax.random.permutation(key, num_samples)
             minibatches = jax.tree.map(
                 lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), batch
             )
@@ -323,11 +324,10 @@ def make(
             return carry, {**record, "advantage": minibatches.advantage}
 
         key, shuffle_key = jax.random.split(state.key)
-        orders = jax.vmap(lambda key: jax.random.permutation(key, num_samples))(
-            jax.random.split(shuffle_key, config.num_epochs)
-        )
         (flat_params, optimizer_state), record = jax.lax.scan(
-            epoch, (flat_params, state.optimizer_state), orders
+            epoch,
+            (flat_params, state.optimizer_state),
+            jax.random.split(shuffle_key, config.num_epochs),
         )
         if not seen:
             seen = {name: record[name] for name in ("log_ratio", "advantage")}

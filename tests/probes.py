@@ -1,0 +1,177 @@
+"""Environments whose values and best actions are known: each can be failed in one way only."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.environment import Box, Discrete, TimeStep
+
+Array = jax.Array
+
+# Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+DISCOUNT_FACTOR = 0.9
+LIMIT = 4
+
+
+class Tables(NamedTuple):
+    """A world of S states and A actions, deterministic but for the start.
+
+    Attributes:
+      next_state: int32 [S, A].
+      reward: [S, A].
+      terminal: bool [S, A].
+      start: probability that an episode starts in state 1, and not in state 0.
+    """
+
+    next_state: Array
+    reward: Array
+    terminal: Array
+    start: Array
+
+
+class Tabular:
+    """Two states, seen one-hot, and two actions.
+
+    The tables may be traced, so that one compiled program trains on many probes side by side.
+    """
+
+    name = "Tabular"
+    observation_shape = (2,)
+    action_space = Discrete(2)
+    max_episode_steps: int | None = LIMIT
+
+    def __init__(self, tables: Tables):
+        self.tables = tables
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        position = jax.random.bernoulli(key, self.tables.start).astype(jnp.int32)
+        return (position, jnp.int32(0)), jax.nn.one_hot(position, 2)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        position, time = state
+        terminated = self.tables.terminal[position, action]
+        reward = self.tables.reward[position, action]
+        position, time = self.tables.next_state[position, action], time + 1
+        observation = jax.nn.one_hot(position, 2)
+        truncated = (time >= LIMIT) & ~terminated
+        return (position, time), TimeStep(observation, reward, terminated, truncated, observation)
+
+
+def _tables(reward: Any, terminal: Any, next_state: Any = 0, start: Any = 0.0) -> Tables:
+    return Tables(
+        jnp.broadcast_to(jnp.asarray(next_state, jnp.int32), (2, 2)),
+        jnp.broadcast_to(jnp.asarray(reward, jnp.float32), (2, 2)),
+        jnp.broadcast_to(jnp.asarray(terminal, bool), (2, 2)),
+        jnp.asarray(start, jnp.float32),
+    )
+
+
+# Fails where the critic does not learn at all.
+VALUE = _tables(reward=1.0, terminal=True)
+# Fails where observations do not reach the critic, or belong to other steps than the rewards.
+OBSERVATION = _tables(reward=[[-1.0, -1.0], [1.0, 1.0]], terminal=True, start=0.5)
+# Fails where the discount or the next value is wrong: V = gamma, then 1.
+DISCOUNT = _tables(
+    reward=[[0.0, 0.0], [1.0, 1.0]], terminal=[[False, False], [True, True]], next_state=1
+)
+# Fails where the policy gradient has the wrong sign, or actions and advantages do not match.
+ACTION = _tables(reward=[[-1.0, 1.0], [-1.0, 1.0]], terminal=True)
+# Fails where observations do not reach the actor.
+OBSERVATION_ACTION = _tables(reward=[[1.0, -1.0], [-1.0, 1.0]], terminal=True, start=0.5)
+# Fails where a time limit is treated as death: V = 1 / (1 - gamma), and not the reward to go.
+ENDLESS = _tables(reward=1.0, terminal=False)
+
+TABLES = {
+    "value": VALUE,
+    "observation": OBSERVATION,
+    "discount": DISCOUNT,
+    "action": ACTION,
+    "observation_action": OBSERVATION_ACTION,
+    "endless": ENDLESS,
+}
+# Exact values of the states that are met, whatever the policy; None where they depend on it.
+VALUES: dict[str, tuple[float | None, float | None]] = {
+    "value": (1.0, None),
+    "observation": (-1.0, 1.0),
+    "discount": (DISCOUNT_FACTOR, 1.0),
+    "action": (None, None),
+    "observation_action": (None, None),
+    "endless": (1.0 / (1.0 - DISCOUNT_FACTOR), None),
+}
+# The best action in the states that are met; None where all are equal.
+ACTIONS: dict[str, tuple[int | None, int | None]] = {
+    "value": (None, None),
+    "observation": (None, None),
+    "discount": (None, None),
+    "action": (1, None),
+    "observation_action": (0, 1),
+    "endless": (None, None),
+}
+
+
+class Target:
+    """One step; the reward is minus the squared distance of the action from 3, in [0, 4].
+
+    The best policy has mean 0.5 in the policy's own units, [-1, 1].
+    """
+
+    name = "Target"
+    observation_shape = (1,)
+    action_space = Box((1,), (0.0,), (4.0,))
+    max_episode_steps: int | None = 1
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        return jnp.int32(0), jnp.ones(1)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        reward = -jnp.square(action[0] - 3.0)
+        observation = jnp.ones(1)
+        return state, TimeStep(observation, reward, jnp.bool_(True), jnp.bool_(False), observation)
+
+
+class ShortOrLong:
+    """Episodes of 1 or of 9 steps, as likely; each step pays 1, also beyond the end.
+
+    The action is ignored; the episode is truncated, or terminated where `dies`.
+    """
+
+    name = "ShortOrLong"
+    observation_shape = (1,)
+    action_space = Discrete(2)
+
+    def __init__(self, max_episode_steps: int | None = 9, dies: bool = True):
+        self.max_episode_steps = max_episode_steps
+        self.dies = dies
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        return jnp.where(jax.random.bernoulli(key), 9, 1), jnp.zeros(1)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        left = state - 1
+        done = left == 0
+        observation = jnp.zeros(1)
+        return left, TimeStep(
+            observation, jnp.float32(1.0), done & self.dies, done & (not self.dies), observation
+        )
+
+
+class Fragile:
+    """One endless episode whose rewards are NaN from some step on: `state` is (step, that step)."""
+
+    name = "Fragile"
+    observation_shape = (1,)
+    action_space = Discrete(2)
+    max_episode_steps: int | None = None
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        return (jnp.int32(0), jnp.int32(2**30)), jnp.ones(1)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        clock, breaks_at = state
+        observation, no = jnp.ones(1), jnp.bool_(False)
+        reward = jnp.where(clock >= breaks_at, jnp.nan, action.astype(jnp.float32))
+        return (clock + 1, breaks_at), TimeStep(observation, reward, no, no, observation)

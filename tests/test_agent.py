@@ -1,0 +1,355 @@
+"""Whole agents on probes: each learns what a probe asks, under vmap, scan and sweeps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import (
+    ACTION,
+    ACTIONS,
+    DISCOUNT,
+    DISCOUNT_FACTOR,
+    TABLES,
+    VALUES,
+    Tabular,
+    Target,
+    quick_jit,
+)
+
+import agents
+from rgpo_jax import gates, rollout, train
+
+LEARNERS = ("rgpo", "ppo", "reinforce", "trpo", "awr")
+PROBES = tuple(TABLES)
+NUM_SEEDS = 2
+NUM_UPDATES = 100
+SETTINGS = {
+    "num_envs": 8,
+    "num_steps": 16,
+    "num_epochs": 4,
+    "num_minibatches": 2,
+    "learning_rate": 1e-2,
+    "discount": DISCOUNT_FACTOR,
+    "hidden_sizes": (16,),
+    "total_steps": 8 * 16 * NUM_UPDATES,
+}
+
+STACKED = jax.tree.map(lambda *x: jnp.stack(x), *TABLES.values())
+OBSERVATIONS = jnp.eye(2)
+
+
+def make(name, env, **settings):
+    module = agents.load(name)
+    return module.make(env, module.Config(**(SETTINGS | settings)))
+
+
+@functools.cache
+def trainer(name):
+    """(tables, keys, number of updates, overrides) -> what 12 runs gave, in one program.
+
+    The environment's tables are traced, like seeds and hyper-parameters, so that all tests of an
+    agent share one compilation.
+    """
+
+    def run(tables, key, num_updates, overrides):
+        agent = make(name, Tabular(tables))
+        state, report = train.make_chunk(agent)(agent.init(key, **overrides), num_updates)
+        params, network = state.learner.params, agent.learner.network
+        return {
+            "params": params,
+            "value": network.value(params["critic"], OBSERVATIONS),
+            "probability": jnp.exp(network.policy(params["actor"], OBSERVATIONS).log_probs),
+            "metrics": report.metrics,
+            "broken_at": report.broken_at,
+        }
+
+    return quick_jit(jax.vmap(run, in_axes=(0, 0, None, 0)))
+
+
+# Two seeds of each probe, side by side.
+SIDE_BY_SIDE = jax.tree.map(lambda x: jnp.repeat(x, NUM_SEEDS, axis=0), STACKED)
+NUM_RUNS = NUM_SEEDS * len(PROBES)
+KEYS = jax.random.split(jax.random.key(0), NUM_RUNS)
+
+
+def overrides(**values):
+    """Hyper-parameters of 12 runs; defaults but for those given."""
+    defaults = {
+        "learning_rate": SETTINGS["learning_rate"],
+        "entropy_coefficient": 0.01,
+        "discount": DISCOUNT_FACTOR,
+    }
+    return {
+        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (NUM_RUNS,))
+        for name, value in (defaults | values).items()
+    }
+
+
+@functools.cache
+def trained(name):
+    # RGPO's sweep below varies the sharpness too, in the same program.
+    own = {"sharpness": 4.0} if name == "rgpo" else {}
+    report = trainer(name)(SIDE_BY_SIDE, KEYS, NUM_UPDATES, overrides(**own))
+    return jax.tree.map(np.asarray, report)
+
+
+def of_probe(name, probe):
+    first = PROBES.index(probe) * NUM_SEEDS
+    return jax.tree.map(lambda x: x[first : first + NUM_SEEDS], trained(name))
+
+
+@pytest.mark.parametrize("probe", [p for p in PROBES if VALUES[p] != (None, None)])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_values_are_exact(name, probe):
+    report = of_probe(name, probe)
+    for observed, exact in enumerate(VALUES[probe]):
+        if exact is not None:
+            np.testing.assert_allclose(report["value"][:, observed], exact, atol=0.05 * abs(exact))
+
+
+@pytest.mark.parametrize("probe", [p for p in PROBES if ACTIONS[p] != (None, None)])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_best_action_is_found(name, probe):
+    report = of_probe(name, probe)
+    for observed, best in enumerate(ACTIONS[probe]):
+        if best is not None:
+            assert report["probability"][:, observed, best].min() > 0.9
+    # The last episodes show it; the mean over all updates lies between that of chance, 0, and 1.
+    assert np.all(report["metrics"]["episode_return"] > 0.5)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_episodes_are_counted_whole(name):
+    steps = NUM_UPDATES * 8 * 16
+    for probe, length, reward in (("value", 1, 1), ("discount", 2, 1), ("endless", 4, 4)):
+        metrics = of_probe(name, probe)["metrics"]
+        np.testing.assert_array_equal(metrics["episodes"], steps // length)
+        np.testing.assert_allclose(metrics["episode_length"], length)
+        np.testing.assert_allclose(metrics["episode_return"], reward)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_first_ratio_of_every_update_is_one(name):
+    assert trained(name)["metrics"]["first_ratio_deviation"].max() < 1e-5
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_nothing_breaks(name):
+    report = trained(name)
+    np.testing.assert_array_equal(report["broken_at"], -1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(report["params"]))
+
+
+def same_environment():
+    return jax.tree.map(lambda x: jnp.stack([x] * NUM_RUNS), DISCOUNT)
+
+
+def flat(params, run):
+    return np.concatenate([np.ravel(leaf[run]) for leaf in jax.tree.leaves(params)])
+
+
+def test_one_key_gives_one_run_bit_by_bit_and_another_key_another():
+    keys = KEYS.at[1].set(KEYS[0])
+    arguments = same_environment(), keys, 3, overrides(sharpness=4.0)
+    first, second = (trainer("rgpo")(*arguments)["params"] for _ in range(2))
+    runs = [flat(first, run) for run in range(NUM_RUNS)]
+    for run in range(NUM_RUNS):
+        np.testing.assert_array_equal(runs[run], flat(second, run))
+    # Nor does the place among the vmapped seeds matter.
+    np.testing.assert_array_equal(runs[0], runs[1])
+    for other in runs[2:]:
+        assert np.abs(runs[0] - other).max() > 1e-3
+
+
+SWEEP = {
+    "learning_rate": [1e-3, 1e-2, 3e-2],
+    "sharpness": [1.0, 2.0, 16.0],
+    "entropy_coefficient": [0.0, 0.1, 1.0],
+    "discount": [0.0, 0.5, 0.99],
+}
+
+
+@functools.cache
+def alone():
+    """One run of 3 updates without vmap."""
+    agent = make("rgpo", Tabular(DISCOUNT))
+
+    def run(key, overrides):
+        return train.make_chunk(agent)(agent.init(key, **overrides), 3)[0].learner.params
+
+    return quick_jit(run)
+
+
+def test_a_vmapped_sweep_is_its_separate_runs():
+    values = {
+        name: jnp.full(NUM_RUNS, column[0], jnp.float32).at[i * 3 : i * 3 + 3].set(column)
+        for i, (name, column) in enumerate(SWEEP.items())
+    }
+    keys = jnp.broadcast_to(KEYS[0], (NUM_RUNS,))
+    swept = trainer("rgpo")(same_environment(), keys, 3, values)["params"]
+    for run in range(NUM_RUNS):
+        single = alone()(KEYS[0], {name: column[run] for name, column in values.items()})
+        expected = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(single)])
+        np.testing.assert_allclose(flat(swept, run), expected, rtol=0, atol=1e-5)
+    # Each number does something: the runs of a column differ.
+    for i in range(len(SWEEP)):
+        first, *others = [flat(swept, i * 3 + j) for j in range(3)]
+        for other in others:
+            assert np.abs(first - other).max() > 1e-4, list(SWEEP)[i]
+
+
+def test_an_override_is_what_the_config_would_have_said():
+    env = Tabular(ACTION)
+    changed = {name: column[1] for name, column in SWEEP.items()}
+    state = jax.eval_shape(lambda key: make("rgpo", env).init(key, **changed), KEYS[0])
+    by_config = make("rgpo", env, **changed).learner.hyperparameters
+    by_override = make("rgpo", env).learner.hyperparameters.replace(
+        **{name: jnp.float32(value) for name, value in changed.items()}
+    )
+    assert jax.tree.leaves(by_config) == jax.tree.leaves(by_override)
+    assert jax.tree.structure(state.learner.hyperparameters) == jax.tree.structure(by_config)
+
+
+def test_an_unknown_override_is_refused():
+    with pytest.raises(TypeError, match="sharpnes"):
+        make("rgpo", Tabular(ACTION)).init(KEYS[0], sharpnes=1.0)
+
+
+@functools.cache
+def many_seeds():
+    """The agent and 256 seeds of it after 2 scanned steps."""
+    agent = make("rgpo", Tabular(ACTION), num_steps=4, num_minibatches=1)
+
+    @quick_jit
+    def run(keys):
+        states = jax.vmap(agent.init)(keys)
+        return jax.vmap(lambda state: jax.lax.scan(agent.step, state, length=2))(states)
+
+    return agent, *run(jax.random.split(jax.random.key(1), 256))
+
+
+def test_256_seeds_are_one_vmap_and_steps_are_one_scan():
+    _, states, metrics = many_seeds()
+    assert {value.shape for value in metrics.values()} == {(256, 2)}
+    np.testing.assert_array_equal(states.learner.updates, 2)
+    runs = np.concatenate(
+        [np.reshape(leaf, (256, -1)) for leaf in jax.tree.leaves(states.learner.params)], axis=1
+    )
+    assert np.isfinite(runs).all()
+    assert len(np.unique(runs, axis=0)) == 256
+
+
+def test_act_is_the_mode_or_a_sample():
+    agent, states, _ = many_seeds()
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    network, actor = agent.learner.network, state.learner.params["actor"]
+    observation = jnp.broadcast_to(OBSERVATIONS, (500, 2, 2))
+    act = quick_jit(agent.act)
+    policy = network.policy(actor, OBSERVATIONS)
+    best = act(state, observation)
+    assert best.shape == (500, 2)
+    np.testing.assert_array_equal(best, np.broadcast_to(policy.mode(), (500, 2)))
+    assert act(state, OBSERVATIONS[0]).shape == ()
+    samples = act(state, observation, jax.random.key(0))
+    np.testing.assert_allclose(samples.mean(0), np.exp(policy.log_probs)[:, 1], atol=0.1)
+    np.testing.assert_array_equal(samples, act(state, observation, jax.random.key(0)))
+    assert np.any(samples != act(state, observation, jax.random.key(1)))
+
+
+@functools.cache
+def archer():
+    """RGPO's state after 100 updates with a continuous action, and the metrics of each."""
+    agent = make("rgpo", Target(), entropy_coefficient=0.0)
+
+    @quick_jit
+    def run(key):
+        return jax.lax.scan(agent.step, agent.init(key), length=NUM_UPDATES)
+
+    return agent, *run(jax.random.key(0))
+
+
+def test_a_continuous_action_is_found_in_the_units_of_the_environment():
+    agent, state, metrics = archer()
+    observation = jnp.ones(1)
+    # 3, in [0, 4], is 0.5 in the policy's [-1, 1].
+    np.testing.assert_allclose(agent.act(state, observation), [3.0], atol=0.2)
+    policy = agent.learner.network.policy(state.learner.params["actor"], observation)
+    np.testing.assert_allclose(policy.mean, [0.5], atol=0.1)
+    assert metrics["episode_return"][-1] > 0.5 * metrics["episode_return"][0]
+    assert metrics["first_ratio_deviation"].max() < 1e-5
+
+
+def test_continuous_samples_stay_within_the_bounds():
+    agent, state, _ = archer()
+    # The policy is a normal distribution and knows no bounds; the environment's are kept.
+    wide = jax.tree.map(lambda leaf: leaf, state.learner.params)
+    wide["actor"]["params"]["log_std"] = jnp.full(1, 3.0)
+    state = state._replace(learner=state.learner._replace(params=wide))
+    samples = quick_jit(agent.act)(state, jnp.ones((1000, 1)), jax.random.key(0))
+    assert samples.shape == (1000, 1)
+    assert (samples.min(), samples.max()) == (0.0, 4.0)
+
+
+@functools.cache
+def experience():
+    """A state and a trajectory that agents share: until they learn, they are the same."""
+    agent = make("rgpo", Tabular(ACTION), num_steps=4)
+
+    @quick_jit
+    def collect(key):
+        state = agent.init(key)
+        actor, network = state.learner.params["actor"], agent.learner.network
+        return state, rollout.collect(agent.env, network, actor, state.rollout, key, 4, 8)[1]
+
+    return collect(KEYS[0])
+
+
+def one_step(agent):
+    state, trajectory = experience()
+    before = state.learner._replace(hyperparameters=agent.learner.hyperparameters)
+    # The agent's own step is traced, to the same kind of state; what it learns is then computed.
+    own = jax.eval_shape(agent.init, KEYS[0])
+    assert jax.tree.structure(own.learner) == jax.tree.structure(before)
+    assert jax.tree.structure(jax.eval_shape(agent.step, own)[0]) == jax.tree.structure(own)
+    after, metrics = quick_jit(agent.learner.update)(before, trajectory)
+    for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
+        assert np.isfinite(new).all()
+        assert np.any(old != new)
+    assert all(np.isfinite(value) for value in metrics.values())
+    return metrics
+
+
+@pytest.mark.parametrize("name", [name for name in agents.NAMES if name not in LEARNERS])
+def test_every_other_agent_takes_a_step(name):
+    one_step(make(name, Tabular(ACTION), num_steps=4))
+
+
+def own_gate(log_ratio, advantage):
+    """A gate as a user would write it."""
+    return jnp.tanh(log_ratio) + 0.0 * advantage
+
+
+def test_a_gate_of_your_own_takes_the_place_of_the_agents():
+    module = agents.load("rgpo")
+    config = module.Config(**(SETTINGS | {"num_steps": 4}))
+    agent = module.make(Tabular(ACTION), config, gate=own_gate)
+    assert agent.learner.hyperparameters.gate.function is own_gate
+    metrics = one_step(agent)
+    # g(1) = 0 and w = 1 / cosh^2 <= 1, where RGPO's own gate would have a mean near 1/2.
+    assert abs(metrics["gate_mean"]) < 0.1
+    assert 0.9 < metrics["weight_max"] <= 1.0
+
+
+def test_a_plain_function_and_its_builtin_twin_are_one_program():
+    def twin(log_ratio, advantage):
+        return log_ratio
+
+    env = Tabular(ACTION)
+    module = agents.load("reinforce")
+    programs = []
+    for gate in (twin, gates.reinforce(), None):
+        agent = module.make(env, module.Config(**SETTINGS), gate=gate)
+        programs.append(str(jax.make_jaxpr(lambda key, a=agent: a.step(a.init(key)))(KEYS[0])))
+    assert programs[0] == programs[1] == programs[2]
