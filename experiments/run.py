@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -212,6 +213,17 @@ def make_agent(plan: Plan) -> "Agent":
         raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
 
 
+def _use_all_cores(num_seeds: int) -> None:
+    """On a CPU the cores are devices too: seeds that are spread over them train faster.
+
+    Says so to XLA before JAX is loaded. GPUs and TPUs are not concerned.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    count = min(os.cpu_count() or 1, num_seeds)
+    if "xla_force_host_platform_device_count" not in flags and count > 1:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Trains and writes results; returns the exit status."""
     started = time.perf_counter()
@@ -224,6 +236,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command_line.refuse(error)
     print(f"{plan.title} -> {folder}", flush=True)
 
+    _use_all_cores(plan.options.num_seeds)
     from experiments import training  # loads JAX: two seconds that a typing mistake need not wait
 
     try:

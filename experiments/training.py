@@ -1,6 +1,7 @@
 """The host's loop around the compiled program: train a chunk, log, evaluate, repeat."""
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import command_line
 from experiments.results import Recorder
 from rgpo_jax import train as library
-from rgpo_jax.agent import Agent
+from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.config import Config
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from experiments.run import Plan
 
 _EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
+
+
+_SEEDS = PartitionSpec("seed")
 
 
 class Broken(Exception):
@@ -50,14 +55,40 @@ class Every:
         return self.next(done - 1) == done
 
 
+def _over_seeds(function: Callable, mesh: Mesh, *shared: int) -> Callable:
+    """Maps a function over seeds: vmapped on each device, and spread over the devices of a mesh.
+
+    Arguments are batched over seeds, but for those whose positions are `shared`.
+    """
+    parameters = range(len(inspect.signature(function).parameters))
+    return jax.shard_map(
+        jax.vmap(function, in_axes=tuple(None if i in shared else 0 for i in parameters)),
+        mesh=mesh,
+        in_specs=tuple(PartitionSpec() if i in shared else _SEEDS for i in parameters),
+        out_specs=_SEEDS,
+        check_vma=False,
+    )
+
+
 class Programs:
-    """The compiled programs of a run, vmapped over seeds."""
+    """The compiled programs of a run: vmapped over seeds, and spread over the local devices."""
 
     def __init__(self, agent: Agent, seed: int, num_seeds: int, eval_episodes: int):
-        keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32))
-        self.initial_states = jax.jit(jax.vmap(agent.init))(keys)
-        self._eval_keys = jax.vmap(lambda key: jax.random.fold_in(key, _EVALUATION_STREAM))(keys)
-        chunk = jax.jit(jax.vmap(library.make_chunk(agent), in_axes=(0, None)), donate_argnums=0)
+        devices = jax.local_devices()
+        self.num_devices = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
+        self._mesh = jax.make_mesh(
+            (self.num_devices,), ("seed",), devices=devices[: self.num_devices]
+        )
+        keys = jax.device_put(
+            jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32)),
+            NamedSharding(self._mesh, _SEEDS),
+        )
+
+        def init(key: jax.Array) -> tuple[AgentState, jax.Array]:
+            return agent.init(key), jax.random.fold_in(key, _EVALUATION_STREAM)
+
+        self.initial_states, self._eval_keys = jax.jit(_over_seeds(init, self._mesh))(keys)
+        chunk = jax.jit(_over_seeds(library.make_chunk(agent), self._mesh, 1), donate_argnums=0)
         self.chunk = chunk.lower(self.initial_states, jnp.int32(1)).compile()
         actor_params = self.initial_states.learner.params["actor"]
         self._evaluate = {
@@ -72,11 +103,12 @@ class Programs:
             returns, lengths = evaluation(params, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
-        return jax.jit(jax.vmap(mean_over_episodes)).lower(actor_params, self._eval_keys).compile()
+        program = jax.jit(_over_seeds(mean_over_episodes, self._mesh))
+        return program.lower(actor_params, self._eval_keys).compile()
 
     def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
         """Mean return and length of evaluation episodes, one value per seed."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, updates))(self._eval_keys)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._eval_keys, updates)
         result = {}
         for suffix, program in self._evaluate.items():
             returns, lengths = program(states.learner.params["actor"], keys)
@@ -132,7 +164,8 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
     states = programs.initial_states
     jax.block_until_ready(states)
     compile_seconds = time.perf_counter() - compile_started
-    recorder.say(f"compiled in {compile_seconds:.1f} s")
+    spread = f" for {programs.num_devices} devices" if programs.num_devices > 1 else ""
+    recorder.say(f"compiled in {compile_seconds:.1f} s{spread}")
 
     logs = Every.make(options.log_every, 100, config)
     evaluations = Every.make(options.eval_every, 10, config)

@@ -108,6 +108,22 @@ def test_the_config_of_a_run_repeats_it(finished, tmp_path):
     assert without_times(lines(again)) == without_times(lines(finished))
 
 
+def test_a_seeds_numbers_do_not_depend_on_the_devices(finished, tmp_path):
+    flags = "--xla_force_host_platform_device_count=2"
+    subprocess.run(
+        [sys.executable, "-m", "experiments.run", *TINY, "--agent", "ppo", "--out", tmp_path / "2"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "XLA_FLAGS": flags},
+        check=True,
+    )
+    assert "for 2 devices" in (tmp_path / "2" / "run.log").read_text()
+    for ours, other in zip(lines(tmp_path / "2"), lines(finished), strict=True):
+        for name in ("episode_return", "entropy", "eval_return"):
+            if name in other:
+                for a, b in zip(ours[name], other[name], strict=True):
+                    assert a == pytest.approx(b, rel=1e-4) if b is not None else a is None
+
+
 def test_flags_override_the_config_file(finished):
     plan = run.read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
     assert plan.config.clip == 0.3
