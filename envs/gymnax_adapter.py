@@ -31,7 +31,7 @@ def _like(default: Any, name: str, value: Any) -> Any:
         if isinstance(default, bool | int | float):
             return type(default)(value)
         return jnp.asarray(value, jnp.asarray(default).dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} = {value!r}: expected a {type(default).__name__}") from None
 
 

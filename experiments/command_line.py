@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from unittest import mock
@@ -93,41 +93,53 @@ def _is_rule(row: str) -> bool:
     return not row.strip("─-╭╮╰╯ ")
 
 
-def arguments_from_file(path: str, known: Sequence[str]) -> list[str]:
+def as_arguments(
+    settings: Mapping[str, Any], path: str, known: Sequence[str], elsewhere: Collection[str]
+) -> list[str]:
     """Turns the settings of a `config.json` into flags, so that both are read by the same rules.
 
     Args:
-      path: a JSON object of settings, or a run's `config.json`, whose key "settings" holds them.
+      settings: name -> value; None stands for a setting that is off.
+      path: of the file, for messages.
       known: names of settings that exist for the chosen agent.
+      elsewhere: names that other agents have; these are passed over.
 
     Raises:
-      BadInput: the file cannot be read, is no such object, or has an unknown key.
+      BadInput: an unknown name, or a value that is none.
     """
-    settings = settings_from_file(path)
     args = []
     for name, value in settings.items():
+        if name not in known and name in elsewhere:
+            continue
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise BadInput(f"--config {path}: unknown setting {name!r}{hint}")
+        items = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) or any(
+            isinstance(item, list | dict) or str(item).startswith("--") for item in items
+        ):
+            raise BadInput(f"--config {path}: {name} = {value}: expected a plain value")
         if isinstance(value, bool):
             args.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):
             args += [flag(name), *map(str, value)]
-        elif isinstance(value, dict):
-            raise BadInput(f"--config {path}: {name} = {value}: expected a value, not an object")
         else:
             args += [flag(name), str(value)]
     return args
 
 
 def settings_from_file(path: str) -> dict[str, Any]:
-    """The settings in a JSON file; see `arguments_from_file`."""
+    """The settings in a JSON file: an object, or a run's `config.json`, which holds it inside.
+
+    Raises:
+      BadInput: the file cannot be read, or is no such object.
+    """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).expanduser().read_text())
     except OSError as error:
         raise BadInput(f"--config {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"--config {path}: not JSON: {error}") from None
     settings = content.get("settings", content) if isinstance(content, dict) else None
     if not isinstance(settings, dict):

@@ -16,12 +16,15 @@ from matplotlib.ticker import EngFormatter
 
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
 
+_MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
+
 _TRAINING, _EVALUATION = "#7a8ca3", "#c8452d"
 
 
 def _draw(axes: Axes, lines: Sequence[dict[str, Any]], name: str, color: str, label: str) -> None:
     """IQM over seeds with its 95 % interval, and the seeds themselves in thin lines."""
     points = [(line["env_steps"], line[name]) for line in lines if name in line]
+    points = points[:: 1 + len(points) // _MOST_POINTS]
     per_seed = np.array([values for _, values in points], float)  # None becomes NaN
     if not points or not np.isfinite(per_seed).any():
         return

@@ -40,30 +40,32 @@ _FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS)
 _PACKAGES = ("rgpo-jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
-def choose_folder(out: str | None, overwrite: bool, title: str) -> Path:
-    """Where a run's results go. Creates nothing.
+def choose_folder(out: str | None, overwrite: bool, name: str) -> Path:
+    """Where a run's results go; where `out` is None, a new folder with this name in it.
 
     Raises:
       BadInput: the folder holds a run that may not be overwritten, or is no folder.
     """
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        agent, _, env = title.partition(":")[0].partition(" on ")
-        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{env}-{agent}")
+        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
         base = folder = Path("runs") / f"{stem}-{stamp}"
         count = 1
         while folder.exists():
             folder = base.with_name(f"{base.name}-{count}")
             count += 1
         return folder
-    folder = Path(out)
+    folder = Path(out).expanduser()
     with _refusing(folder):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise BadInput(f"--out {out}: {existing} is a file, expected a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise BadInput(f"--out {out}: cannot be written: permission denied")
-        if not overwrite and any((folder / name).exists() for name in _FILES):
+        held = [name for name in _FILES if (folder / name).exists()]
+        if held and METRICS not in held and LOG not in held:
+            raise BadInput(f"--out {out}: holds {held[0]}, but no run; choose another folder")
+        if held and not overwrite:
             raise BadInput(
                 f"--out {out}: holds a run; choose another folder, or replace it by --overwrite"
             )
@@ -271,7 +273,7 @@ def _remove_run(folder: Path) -> None:
     """Removes a run's own files; anything else in the folder stays."""
     for name in _FILES:
         path = folder / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

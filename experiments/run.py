@@ -80,6 +80,13 @@ class Plan:
     config: Config
 
     @property
+    def name(self) -> str:
+        """Environment and agent, and a gate that is not the agent's own."""
+        options = self.options
+        gate = "" if options.gate is None else f"-{options.gate}"
+        return f"{options.env}-{options.agent}{gate}"
+
+    @property
     def title(self) -> str:
         options = self.options
         agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
@@ -119,7 +126,7 @@ def _find_module(gate: str) -> None:
     with _current_folder_importable():
         try:
             found = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
+        except Exception:  # a parent package that does not import
             found = None
     if found is None:
         raise BadInput(f"--gate {gate}: no module named {name!r}")
@@ -142,11 +149,13 @@ def read_plan(args: Sequence[str]) -> Plan:
       BadInput: anything that the user should type otherwise.
     """
     file = command_line.peek("--config", args)
-    from_file = command_line.settings_from_file(file) if file else {}
+    from_file = command_line.settings_from_file(file) if file is not None else {}
 
     def chosen(name: str, default: Any) -> Any:
-        value = command_line.peek(f"--{name}", args) or from_file.get(name, default)
-        if value is not None and not isinstance(value, str):
+        value = command_line.peek(f"--{name}", args)
+        if value is None:
+            value = from_file.get(name, default)
+        if not isinstance(value, str) and not (value is None and default is None):
             raise BadInput(f"--config {file}: {name} = {value}: expected a name")
         return value
 
@@ -160,7 +169,11 @@ def read_plan(args: Sequence[str]) -> Plan:
 
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in _NOT_IN_FILES]
-    file_args = command_line.arguments_from_file(file, known) if file else []
+    # A file may come from a run of another agent: what only others have does not concern this one.
+    elsewhere = {
+        f.name for name in agents.NAMES for f in dataclasses.fields(agents.load(name).Config)
+    }
+    file_args = command_line.as_arguments(from_file, str(file), known, elsewhere)
     flags = dataclasses.make_dataclass(
         "Flags",
         [
@@ -185,7 +198,7 @@ def import_gate(name: str) -> Any:
     with _current_folder_importable():
         try:
             gate = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadInput(f"--gate {name}: {type(error).__name__}: {error}") from None
     try:
         return rgpo_jax.gates.check(gate)
@@ -231,7 +244,7 @@ def main(args: Sequence[str] | None = None) -> int:
         plan = read_plan(sys.argv[1:] if args is None else args)
         from experiments import results
 
-        folder = results.choose_folder(plan.options.out, plan.options.overwrite, plan.title)
+        folder = results.choose_folder(plan.options.out, plan.options.overwrite, plan.name)
     except BadInput as error:
         command_line.refuse(error)
     print(f"{plan.title} -> {folder}", flush=True)
@@ -250,7 +263,7 @@ def main(args: Sequence[str] | None = None) -> int:
         except training.Broken as error:
             recorder.say(f"error: {error}")
             return EXIT_BROKEN
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # also before the first result
             recorder.say(f"interrupted; what was measured so far is in {folder}")
             return EXIT_INTERRUPTED
 

@@ -25,7 +25,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "discount": 0.9,
         "reward_scale": 0.1,
-        "entropy_coefficient": 0.02,
+        "entropy_coefficient": 0.05,
     },
     # 10 x 10 images are small enough for an MLP, and on a CPU that is several times faster. The
     # games are deterministic: with little entropy a policy soon repeats one losing game for ever.

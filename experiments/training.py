@@ -117,6 +117,12 @@ class Programs:
         return result
 
 
+def _qualified_name(function: Any) -> str:
+    """module.name of a function, or of the class of a callable object."""
+    named = function if hasattr(function, "__name__") else type(function)
+    return f"{named.__module__}.{named.__name__.lstrip('_')}"
+
+
 def describe(scores: list[float]) -> str:
     """IQM of scores with its interval, to be read by people."""
     finite = [score for score in scores if np.isfinite(score)]
@@ -153,7 +159,7 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
             if name not in ("config", "out", "overwrite")
         },
         gate={
-            "function": f"{gate.function.__module__}.{gate.function.__name__.lstrip('_')}",
+            "function": _qualified_name(gate.function),
             "numbers": {k: v if v is None else float(v) for k, v in gate.numbers.items()},
             "options": dict(gate.options),
         },
@@ -174,7 +180,9 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
     training_seconds = 0.0
     first_ratio_deviation = 0.0
     evaluation = programs.evaluate(states, 0)
-    recorder.log_metrics(0, 0, {"episode_return": [float("nan")] * options.num_seeds, **evaluation})
+    _, nothing_yet = jax.eval_shape(agent.step, jax.eval_shape(agent.init, jax.random.key(0)))
+    undefined = dict.fromkeys(sorted(nothing_yet), [float("nan")] * options.num_seeds)
+    recorder.log_metrics(0, 0, {**undefined, **evaluation})
     recorder.start_progress(total_steps)
 
     def summary(updates: int) -> dict[str, Any]:
@@ -198,43 +206,53 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
         }
 
     done = 0
-    while done < config.num_updates:
-        stop = min(logs.next(done), evaluations.next(done), config.num_updates)
-        chunk_started = time.perf_counter()
-        states, report = programs.chunk(states, jnp.int32(stop - done))
-        jax.block_until_ready(report)
-        seconds = time.perf_counter() - chunk_started
-        training_seconds += seconds
-        rate = (stop - done) * config.batch_size * options.num_seeds / seconds
-        done = stop
-        env_steps = done * config.batch_size
-        metrics = {k: np.asarray(v).tolist() for k, v in report.metrics.items()}
-        first_ratio_deviation = max(first_ratio_deviation, *metrics["first_ratio_deviation"])
-        broken_at = np.asarray(report.broken_at)
-        is_last = done == config.num_updates
-        if (is_last or evaluations.includes(done)) and (broken_at < 0).all():
-            evaluation = programs.evaluate(states, done)
-            metrics |= evaluation
-            recorder.say(
-                f"{env_steps:>13,} steps  evaluation {describe(evaluation['eval_return'])}"
-                f"  training {describe(metrics['episode_return'])}"
-                f"  {rate / 1e3:,.0f}k steps/s"
+    try:
+        while done < config.num_updates:
+            stop = min(logs.next(done), evaluations.next(done), config.num_updates)
+            chunk_started = time.perf_counter()
+            states, report = programs.chunk(states, jnp.int32(stop - done))
+            jax.block_until_ready(report)
+            seconds = time.perf_counter() - chunk_started
+            training_seconds += seconds
+            rate = (stop - done) * config.batch_size * options.num_seeds / seconds
+            done = stop
+            env_steps = done * config.batch_size
+            metrics = {k: np.asarray(v).tolist() for k, v in report.metrics.items()}
+            # NumPy's maximum: NaN wins, and a broken run does not look perfect.
+            first_ratio_deviation = float(
+                np.max([first_ratio_deviation, *metrics["first_ratio_deviation"]])
             )
-        recorder.log_metrics(env_steps, done, metrics)
-        recorder.advance_progress(env_steps, rate, f"return {describe(metrics['episode_return'])}")
-        if (broken_at >= 0).any():
-            recorder.stop_progress()
-            seeds = [options.seed + int(i) for i in np.flatnonzero(broken_at >= 0)]
-            updates = [int(update) for update in broken_at[broken_at >= 0]]
-            broken = [{"seed": s, "update": u} for s, u in zip(seeds, updates, strict=True)]
-            recorder.write_summary({**summary(done), "broken": broken})
-            where = ", ".join(
-                f"seed {entry['seed']} at update {entry['update']}" for entry in broken
+            broken_at = np.asarray(report.broken_at)
+            is_last = done == config.num_updates
+            if (is_last or evaluations.includes(done)) and (broken_at < 0).all():
+                evaluation = programs.evaluate(states, done)
+                metrics |= evaluation
+                recorder.say(
+                    f"{env_steps:>13,} steps  evaluation {describe(evaluation['eval_return'])}"
+                    f"  training {describe(metrics['episode_return'])}"
+                    f"  {rate / 1e3:,.0f}k steps/s"
+                )
+            recorder.log_metrics(env_steps, done, metrics)
+            recorder.advance_progress(
+                env_steps, rate, f"return {describe(metrics['episode_return'])}"
             )
-            raise Broken(
-                f"parameters became NaN or infinite: {where} (of {config.num_updates}); "
-                f"kept what was measured in {recorder.folder}"
-            )
+            if (broken_at >= 0).any():
+                recorder.stop_progress()
+                seeds = [options.seed + int(i) for i in np.flatnonzero(broken_at >= 0)]
+                updates = [int(update) for update in broken_at[broken_at >= 0]]
+                broken = [{"seed": s, "update": u} for s, u in zip(seeds, updates, strict=True)]
+                recorder.write_summary({**summary(done), "broken": broken})
+                where = ", ".join(
+                    f"seed {entry['seed']} at update {entry['update']}" for entry in broken
+                )
+                raise Broken(
+                    f"parameters became NaN or infinite: {where} (of {config.num_updates}); "
+                    f"kept what was measured in {recorder.folder}"
+                )
+    except KeyboardInterrupt:
+        recorder.stop_progress()
+        recorder.write_summary({**summary(done), "interrupted": True})
+        raise
     recorder.stop_progress()
     result = summary(done)
     recorder.write_summary(result)

@@ -1,5 +1,6 @@
 """An agent: a rollout and an update joined into pure functions to vmap, scan and shard."""
 
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from rgpo_jax.config import Config
 from rgpo_jax.environment import Environment, to_environment_units
 from rgpo_jax.gates import Gate
 from rgpo_jax.rollout import RolloutState
-from rgpo_jax.tunable import Tunable, as_tunable
+from rgpo_jax.tunable import Tunable, as_tunable, require
 from rgpo_jax.update import Learner, LearnerState, Metrics
 
 Array = jax.Array
@@ -68,6 +69,16 @@ class Agent(NamedTuple):
     config: Config
 
 
+def _hyperparameter(name: str, value: Any) -> Any:
+    """Checks an override as far as it can be looked at, and gives it a definite type."""
+    hint = typing.get_type_hints(Config, include_extras=True).get(name)
+    for constraint in getattr(hint, "__metadata__", ()):
+        require(name, value, constraint)
+    if name in ("gate", "advantage_transform", "policy_step") and not isinstance(value, Tunable):
+        raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)
+
+
 def make(
     env: Environment,
     config: Config,
@@ -88,13 +99,15 @@ def make(
       ValueError: the network cannot be built for these observations.
     """
     network = networks.make(env.observation_shape, env.action_space, config)
-    learner = update.make(
-        network, config, as_tunable(gate), advantage_transform, policy_step, env.max_episode_steps
-    )
+    parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
+    learner = update.make(*parts)
+    # What we collect ourselves keeps the environment's promise on truncations; what a user hands
+    # to `learner.update` need not.
+    own_learner = update.make(*parts, env.max_episode_steps)
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
-        overrides = {k: jnp.asarray(v, jnp.float32) for k, v in hyperparameters.items()}
+        overrides = {name: _hyperparameter(name, x) for name, x in hyperparameters.items()}
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
             rollout.init(env, config.num_envs, env_key),
@@ -112,7 +125,7 @@ def make(
             config.num_steps,
             config.reset_pool_size,
         )
-        learner_state, metrics = learner.update(state.learner, trajectory)
+        learner_state, metrics = own_learner.update(state.learner, trajectory)
         count = totals.episodes.astype(jnp.float32)
         ended = jnp.where(count > 0, count, jnp.nan)  # no episode ended: no return, and not 0
         metrics |= {

@@ -36,6 +36,10 @@ class Checked:
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
+    if typing.get_origin(hint) is typing.Annotated:
+        inner = typing.get_args(hint)[0]
+        if typing.get_origin(inner) is not tuple:
+            _check(name, value, inner)
     options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Annotated else (hint,)
     if value is None and type(None) in options:
         return
@@ -119,6 +123,13 @@ class Config(Checked):
                 f"{self.num_minibatches}: expected a divisor of num_envs * num_steps = "
                 f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
             )
+        for field, number in (("num_envs", self.batch_size), ("total_steps", self.num_updates)):
+            if number >= 2**31:
+                raise ConfigError(
+                    field,
+                    f"{getattr(self, field)}: expected fewer than 2^31 steps a rollout and 2^31 "
+                    "updates",
+                )
         if self.total_steps < self.batch_size:
             raise ConfigError(
                 "total_steps",

@@ -18,37 +18,40 @@ KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 _MAXIMA = frozenset({"first_ratio_deviation", "approx_kl_max", "weight_max"})
 
 
-def gate_diagnostics(gate: Tunable, log_ratio: Array, advantage: Array) -> dict[str, Array]:
-    """Statistics of ratios, gate and weights over one update.
+def gate_diagnostics(
+    gate: Tunable, log_ratio: Array, advantage: Array, met_log_ratio: Array
+) -> dict[str, Array]:
+    """Statistics of one update: its final policy against the one that drew the samples.
 
     Args:
       gate: of the update.
-      log_ratio: log pi_theta - log pi_old as each minibatch met it [epochs, minibatches, n].
-      advantage: as the gate saw it [epochs, minibatches, n].
+      log_ratio: log pi_theta - log pi_old of the final policy, over the whole batch [n].
+      advantage: as the gate saw it [n].
+      met_log_ratio: log-ratios as each minibatch met them [epochs, minibatches, m].
 
     Returns:
       first_ratio_deviation: max|r - 1| over the first minibatch; 0 to float error, unless policy
         and rollout disagree.
       approx_kl_k1, approx_kl: means of -l and of r - 1 - l (k1 and k3 estimates of KL(old || new),
-        in nats) over the last epoch.
-      approx_kl_max: largest mean k3 of a minibatch.
+        in nats).
+      approx_kl_max: largest mean k3 that a minibatch, or the final policy, met.
       kl_spike_rate_X: 1 if approx_kl > X, so that its mean over updates is a rate.
+      policy_loss: minus the gated surrogate.
       gate_mean, gate_closed, gate_open: mean of g, fractions of g < 0.05 and g > 0.95.
       weight_mean, weight_max: of w = dg/dl.
       effective_sample_size: (sum w)^2 / (n sum w^2) in [0, 1].
       clip_fraction: fraction of ratios outside [1 - clip, 1 + clip_high]; gates with a clip only.
     """
     ratio = jnp.exp(log_ratio)
-    # expm1 keeps k3 exact near r = 1, where r - 1 - l cancels.
-    k3 = jnp.expm1(log_ratio) - log_ratio
-    approx_kl = jnp.mean(k3[-1])
+    approx_kl = _k3(log_ratio)
     value = gate(log_ratio, advantage)
     w = weight(gate)(log_ratio, advantage)
     metrics = {
-        "first_ratio_deviation": jnp.max(jnp.abs(ratio[0, 0] - 1.0)),
-        "approx_kl_k1": -jnp.mean(log_ratio[-1]),
+        "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
+        "approx_kl_k1": -jnp.mean(log_ratio),
         "approx_kl": approx_kl,
-        "approx_kl_max": jnp.max(jnp.mean(k3, axis=-1)),
+        "approx_kl_max": jnp.maximum(approx_kl, jnp.max(_k3(met_log_ratio))),
+        "policy_loss": -jnp.mean(value * advantage),
         "gate_mean": jnp.mean(value),
         "gate_closed": jnp.mean(value < 0.05),
         "gate_open": jnp.mean(value > 0.95),
@@ -64,6 +67,11 @@ def gate_diagnostics(gate: Tunable, log_ratio: Array, advantage: Array) -> dict[
         ceiling = 1.0 + (clip if clip_high is None else clip_high)
         metrics["clip_fraction"] = jnp.mean((ratio < 1.0 - clip) | (ratio > ceiling))
     return metrics
+
+
+def _k3(log_ratio: Array) -> Array:
+    """Mean of r - 1 - l over the last axis; expm1 keeps it exact near r = 1, where it cancels."""
+    return jnp.mean(jnp.expm1(log_ratio) - log_ratio, axis=-1)
 
 
 def effective_sample_size(w: Array) -> Array:

@@ -362,6 +362,11 @@ def check(gate: Gate) -> Tunable:
         gives a value or weight that is not finite at ratios from 1/2 to 2.
     """
     gate = as_tunable(gate)
+    try:
+        hash(gate.function)
+    except TypeError:
+        raise ValueError("a gate must be hashable: it selects the compiled program") from None
+    slopes = []
     log_ratio = jnp.linspace(-0.7, 0.7, 6).reshape(2, 3)
     for sign in (-1.0, 1.0):
         advantage = jnp.full_like(log_ratio, sign)
@@ -376,4 +381,7 @@ def check(gate: Gate) -> Tunable:
             raise ValueError(f"not elementwise: shape {log_ratio.shape} became {jnp.shape(value)}")
         if not bool(jnp.all(jnp.isfinite(value)) & jnp.all(jnp.isfinite(slope))):
             raise ValueError("its value or weight is not finite at ratios from 1/2 to 2")
+        slopes.append(slope)
+    if not any(bool(jnp.any(slope)) for slope in slopes):
+        raise ValueError("its weight is 0 at all ratios from 1/2 to 2: it would never learn")
     return gate

@@ -34,12 +34,10 @@ class LossTerms(NamedTuple):
 
     Attributes:
       log_ratio: log pi_theta - log pi_old.
-      entropy: of the policy, in nats.
       squared_error: (V - target)^2.
     """
 
     log_ratio: Array
-    entropy: Array
     squared_error: Array
 
 
@@ -76,12 +74,10 @@ def loss(
     """
     distribution = network.policy(params["actor"], batch.observation)
     log_ratio = distribution.log_prob(batch.action) - batch.log_prob
-    terms = LossTerms(
-        log_ratio, distribution.entropy(), squared_error(network, params["critic"], batch)
-    )
+    terms = LossTerms(log_ratio, squared_error(network, params["critic"], batch))
     total = (
         -surrogate(gate, log_ratio, batch.advantage)
         + value_coefficient * 0.5 * jnp.mean(terms.squared_error)
-        - entropy_coefficient * jnp.mean(terms.entropy)
+        - entropy_coefficient * jnp.mean(distribution.entropy())
     )
     return total, terms

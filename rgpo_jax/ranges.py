@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+_LARGEST_FLOAT32 = 3.4028234663852886e38
+
 
 class Range(NamedTuple):
     """A set of numbers.
@@ -20,12 +22,13 @@ class Range(NamedTuple):
     whole: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a single number (Python's or NumPy's, but no bool) is finite and in range."""
+        """Whether a single number, Python's or NumPy's, is in range and finite as float32."""
         kind = numbers.Integral if self.whole else numbers.Real
         return (
             isinstance(value, kind)
             and not isinstance(value, bool)
             and math.isfinite(value)
+            and (self.whole or abs(float(value)) <= _LARGEST_FLOAT32)
             and bool(self.contains(value))
         )
 

@@ -106,6 +106,7 @@ def collect(
     step = jax.vmap(env.step)
 
     pool = restart_keys = None
+    reset_pool_size = min(reset_pool_size, num_steps)  # no environment ends more episodes
     if reset_pool_size > 0:
         pool = jax.vmap(reset)(jax.random.split(reset_key, (reset_pool_size, num_envs)))
     else:

@@ -240,7 +240,7 @@ def make(
     def step_policy(
         hyperparameters: Hyperparameters, actor_params: Any, batch: objective.Batch
     ) -> tuple[Any, Array, Metrics]:
-        """One trust-region step; also the log-ratios before and after it [2, 1, n]."""
+        """One trust-region step; also the log-ratios before it [1, 1, n]."""
         assert hyperparameters.policy_step is not None
         old = network.policy(actor_params, batch.observation)
 
@@ -258,34 +258,31 @@ def make(
 
         new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl)
         metrics = {
-            "policy_loss": -surrogate(new_params),
-            "entropy": jnp.mean(network.policy(new_params, batch.observation).entropy()),
             "policy_grad_norm": report.grad_norm,
             "line_search_accepted": report.accepted,
             "line_search_scale": report.step_scale,
             "trust_region_kl": report.kl,
         }
-        both = jnp.stack([log_ratio(actor_params), log_ratio(new_params)])
-        return new_params, both[:, None], metrics
+        return new_params, log_ratio(actor_params)[None, None], metrics
 
     def update(state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
         params = state.params
         batch, metrics = make_batch(hyperparameters, params["critic"], trajectory)
         num_samples = batch.log_prob.shape[0]
+        if num_samples % config.num_minibatches:
+            raise ValueError(
+                f"a trajectory of {num_samples} steps does not divide into num_minibatches = "
+                f"{config.num_minibatches}"
+            )
         remaining = 1.0 - state.updates / float(config.num_updates)
         step_size = hyperparameters.learning_rate * (
             jnp.maximum(remaining, 0.0) if config.anneal_learning_rate else 1.0
         )
         optimizer = _optimizer(hyperparameters, step_size)
 
-        seen: dict[str, Array] = {}  # log-ratios and advantages, as the gate saw them
         if policy_step is not None:
             actor, log_ratio, policy_metrics = step_policy(hyperparameters, params["actor"], batch)
-            seen = {
-                "log_ratio": log_ratio,
-                "advantage": jnp.broadcast_to(batch.advantage, log_ratio.shape),
-            }
             params = {**params, "actor": actor}
             metrics |= policy_metrics
 
@@ -321,7 +318,7 @@ def make(
                 lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), batch
             )
             carry, record = jax.lax.scan(gradient_step, carry, minibatches)
-            return carry, {**record, "advantage": minibatches.advantage}
+            return carry, record
 
         key, shuffle_key = jax.random.split(state.key)
         (flat_params, optimizer_state), record = jax.lax.scan(
@@ -329,17 +326,19 @@ def make(
             (flat_params, state.optimizer_state),
             jax.random.split(shuffle_key, config.num_epochs),
         )
-        if not seen:
-            seen = {name: record[name] for name in ("log_ratio", "advantage")}
-            metrics["policy_loss"] = -objective.surrogate(hyperparameters.gate, **seen)
-            metrics["entropy"] = jnp.mean(record["entropy"])
+        params = unravel(flat_params)
+        policy = network.policy(params["actor"], batch.observation)
+        metrics |= diagnostics.gate_diagnostics(
+            hyperparameters.gate,
+            policy.log_prob(batch.action) - batch.log_prob,
+            batch.advantage,
+            record["log_ratio"] if policy_step is None else log_ratio,
+        )
+        metrics["entropy"] = jnp.mean(policy.entropy())
         metrics["value_loss"] = 0.5 * jnp.mean(record["squared_error"])
         metrics["grad_norm"] = jnp.mean(record["grad_norm"])
-        metrics |= diagnostics.gate_diagnostics(hyperparameters.gate, **seen)
         metrics["learning_rate"] = step_size
-        state = LearnerState(
-            unravel(flat_params), optimizer_state, key, state.updates + 1, hyperparameters
-        )
+        state = LearnerState(params, optimizer_state, key, state.updates + 1, hyperparameters)
         return state, metrics
 
     return Learner(init, update, defaults, network)

@@ -184,7 +184,16 @@ def test_num_updates_rounds_up(total_steps, num_updates):
 
 
 def test_num_updates_is_exact_beyond_float_precision():
-    assert Config(num_envs=1, num_steps=4, total_steps=4 * 2**53 + 1).num_updates == 2**53 + 1
+    config = Config(num_envs=2**10, num_steps=2**16, total_steps=2**56 + 1)
+    assert config.num_updates == 2**30 + 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_envs": 10**30}, {"num_envs": 1, "num_steps": 4, "total_steps": 10**12}]
+)
+def test_what_int32_cannot_count_is_refused(settings):
+    with pytest.raises(ConfigError, match=r"2\^31"):
+        Config(**settings)
 
 
 @pytest.mark.parametrize("high", [0.5, 1.0])

@@ -181,6 +181,43 @@ def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):
     assert config["gate"]["function"] == "my_module.my_gate"
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise SystemExit(0)", "SystemExit"),
+        ("def gate(l, a):\n    return 0.0 * l", "would never learn"),
+        ("def gate(l, a):\n    return l > 0", "expected a float"),
+        ("def gate(l):\n    return l", "not a gate"),
+    ],
+)
+def test_a_module_without_a_gate_is_refused(source, message, tmp_path, monkeypatch, capsys):
+    name = f"gate_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--gate", f"{name}:gate", "--out", "out"])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_callable_object_is_a_gate_too(tmp_path, monkeypatch):
+    (tmp_path / "partial_module.py").write_text(
+        "import functools\n\n\n"
+        "def scaled(log_ratio, advantage, k):\n    return k * log_ratio\n\n\n"
+        "gate = functools.partial(scaled, k=2.0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--gate", "partial_module:gate", "--out", "out", "--total-steps", "64"]
+    assert run.main(args) == 0
+
+
+def test_another_agent_takes_what_it_knows_of_a_config(finished):
+    plan = run.read_plan(["--config", str(finished / "config.json"), "--agent", "rgpo"])
+    assert plan.config.num_envs == 2
+    assert plan.config.sharpness == 4.0
+
+
 @pytest.mark.parametrize("name", agents.NAMES)
 def test_every_agent_has_its_flags(name):
     plan = run.read_plan(["--agent", name, "--env", "CartPole-v1"])
@@ -235,6 +272,14 @@ BAD = {
     "empty folder name": (["--out", ""], "--out '': expected a folder"),
     "folder in a file": (["--out", "/dev/null/x"], "/dev/null is a file, expected a folder"),
     "unknown gate": (["--gate", "rgp"], "--gate rgp: unknown gate; did you mean rgpo"),
+    "empty agent": (["--agent", ""], "--agent : unknown agent"),
+    "empty config": (["--config="], "--config : "),
+    "log interval": (
+        ["--log-every", "-5"],
+        "--log-every -5: expected a whole number of at least 1",
+    ),
+    "eval interval": (["--eval-every", "0"], "--eval-every 0: expected a whole number"),
+    "beyond float32": (["--learning-rate", "1e39"], "--learning-rate 1e+39: expected"),
     "no such module": (["--gate", "no_such_module:gate"], "no module named 'no_such_module'"),
     "no such function": (["--gate", "math:nope"], "has no attribute 'nope'"),
     "not a gate": (["--gate", "math:sin"], "not a gate"),
@@ -264,9 +309,12 @@ def test_bad_input_is_refused_in_one_line(args, message, capsys, tmp_path, monke
         ("[1, 2]", "expected a JSON object"),
         ('{"num_env": 4}', "unknown setting 'num_env'; did you mean num_envs"),
         ('{"num_envs": "four"}', "--num-envs four: expected a whole number"),
-        ('{"num_envs": {"a": 1}}', "expected a value, not an object"),
+        ('{"num_envs": {"a": 1}}', "expected a plain value"),
+        ('{"hidden_sizes": [64, "--overwrite"]}', "expected a plain value"),
+        ('{"env": null}', "env = None: expected a name"),
+        ("[" * 200_000, "not JSON"),
         ('{"agent": 3}', "agent = 3: expected a name"),
-        ('{"settings": {"clip": 0.3}}', "unknown setting 'clip'"),
+        ('{"settings": {"clipp": 0.3}}', "unknown setting 'clipp'"),
         ("\x00\x01", "not JSON"),
     ],
 )

@@ -253,9 +253,10 @@ def test_metrics_are_finite_scalars_of_float32(name):
 
 def test_loss_terms_are_reported():
     c = case("reinforce")
-    _, metrics = c.update(c.state, c.trajectory)
+    state, metrics = c.update(c.state, c.trajectory)
     advantage, target = advantages_and_targets(c)
-    policy, value = c.outputs(c.state.params, c.trajectory.observation)
+    value = c.outputs(c.state.params, c.trajectory.observation)[1]  # before the update
+    policy = c.outputs(state.params, c.trajectory.observation)[0]  # after it
     log_ratio = policy.log_prob(c.trajectory.action) - c.trajectory.log_prob
     expected = {
         "policy_loss": -np.mean(log_ratio * advantage),
@@ -378,9 +379,15 @@ def labelled():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_minibatches_of_an_epoch_partition_the_batch(seed):
-    # With one epoch, the mean over all minibatches of "is this sample i" is 1 / N for each i.
-    report = labelled()(seed)
-    np.testing.assert_allclose(report["gate_mean"] * N, np.ones(N), rtol=1e-5)
+    # Without a change of parameters, the mean over an epoch's minibatches is that of the batch;
+    # with samples drawn twice it would be another.
+    c = Case(gates.reinforce(), num_minibatches=PARTS, num_epochs=1)
+    still = c.replace(learning_rate=0.0)._replace(key=jax.random.key(seed))
+    _, metrics = c.update(still, c.trajectory)
+    _, target = advantages_and_targets(c)
+    errors = (c.outputs(c.state.params, c.trajectory.observation)[1] - target) ** 2
+    assert np.std(errors) > 0.1 * np.mean(errors)
+    np.testing.assert_allclose(metrics["value_loss"], 0.5 * np.mean(errors), rtol=1e-5)
 
 
 def test_the_batch_is_shuffled_anew():
