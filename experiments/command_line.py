@@ -18,6 +18,8 @@ import tyro
 
 T = TypeVar("T")
 EXIT_BAD_INPUT = 2
+# Options that say where results go, and not what they are: config files do not hold them.
+NOT_IN_FILES = ("config", "out", "overwrite")
 
 
 # What Python says of a word that is no number, and what we say.
@@ -148,8 +150,8 @@ def settings_from_file(path: str) -> dict[str, Any]:
 
 
 def as_settings(*parts: Any) -> dict[str, Any]:
-    """The fields of dataclasses as one flat dict."""
+    """The fields of dataclasses as one flat dict, as a config file holds them."""
     settings: dict[str, Any] = {}
     for part in parts:
         settings |= dataclasses.asdict(part)
-    return settings
+    return {name: value for name, value in settings.items() if name not in NOT_IN_FILES}

@@ -68,10 +68,6 @@ class Options(Checked):
             raise ConfigError("out", "'': expected a folder")
 
 
-# Options that say where results go, and not what they are: a config file does not set them.
-_NOT_IN_FILES = ("config", "out", "overwrite")
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A run whose flags have been read and checked."""
@@ -168,7 +164,7 @@ def read_plan(args: Sequence[str]) -> Plan:
         raise BadInput(f"--env {env}: {error}") from None
 
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
-    known = [field.name for field in fields if field.name not in _NOT_IN_FILES]
+    known = [field.name for field in fields if field.name not in command_line.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
     elsewhere = {
         f.name for name in agents.NAMES for f in dataclasses.fields(agents.load(name).Config)

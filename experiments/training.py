@@ -153,11 +153,7 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
     device = jax.devices()[0]
     gate = agent.learner.hyperparameters.gate
     recorder.write_config(
-        {
-            name: value
-            for name, value in command_line.as_settings(options, config).items()
-            if name not in ("config", "out", "overwrite")
-        },
+        command_line.as_settings(options, config),
         gate={
             "function": _qualified_name(gate.function),
             "numbers": {k: v if v is None else float(v) for k, v in gate.numbers.items()},
