@@ -17,6 +17,7 @@ class Make(Protocol[AnyConfig]):
         env: "rgpo_jax.environment.Environment",
         config: AnyConfig = ...,
         gate: "rgpo_jax.gates.Gate | None" = None,
+        axis_name: str | None = None,
     ) -> "rgpo_jax.agent.Agent": ...
 
 
@@ -25,7 +26,7 @@ def maker(
     default_gate: Callable[[AnyConfig], "rgpo_jax.gates.Gate"],
     **parts: Callable[[AnyConfig], Any],
 ) -> Make[AnyConfig]:
-    """Returns `make(env, config=config_class(), gate=None)`.
+    """Returns `make(env, config=config_class(), gate=None, axis_name=None)`.
 
     Args:
       config_class: the agent's settings.
@@ -38,10 +39,14 @@ def maker(
         env: "rgpo_jax.environment.Environment",
         config: AnyConfig = config_class(),
         gate: "rgpo_jax.gates.Gate | None" = None,
+        axis_name: str | None = None,
     ) -> "rgpo_jax.agent.Agent":
-        """Builds the agent for an environment; a gate of your own takes the place of its own."""
+        """Builds the agent for an environment; a gate of your own takes the place of its own.
+
+        `axis_name`: of a mapped axis over which environments are spread (`rgpo_jax.agent.make`).
+        """
         chosen = default_gate(config) if gate is None else gate
         extras = {name: part(config) for name, part in parts.items()}
-        return rgpo_jax.agent.make(env, config, chosen, **extras)
+        return rgpo_jax.agent.make(env, config, chosen, axis_name=axis_name, **extras)
 
     return make

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import tyro
 import agents
 import envs
 import rgpo_jax
-from experiments import command_line, settings
+from experiments import command_line, devices, settings
 from experiments.command_line import BadInput
 from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
@@ -202,8 +201,8 @@ def import_gate(name: str) -> Any:
         raise BadInput(f"--gate {name}: {error}") from None
 
 
-def make_agent(plan: Plan) -> "Agent":
-    """Builds environment, gate and agent.
+def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Agent":
+    """Builds environment, gate and agent; the config may be the plan's, fitted to devices.
 
     Raises:
       BadInput: they do not fit together.
@@ -215,22 +214,11 @@ def make_agent(plan: Plan) -> "Agent":
         if ":" in options.gate:
             gate = import_gate(options.gate)
         else:
-            gate = agents.load(options.gate).gate(plan.config)
+            gate = agents.load(options.gate).gate(config)
     try:
-        return module.make(envs.make(options.env), plan.config, gate=gate)
+        return module.make(envs.make(options.env), config, gate, axis_name)
     except ValueError as error:
         raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
-
-
-def _use_all_cores(num_seeds: int) -> None:
-    """On a CPU the cores are devices too: seeds that are spread over them train faster.
-
-    Says so to XLA before JAX is loaded. GPUs and TPUs are not concerned.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    count = min(os.cpu_count() or 1, num_seeds)
-    if "xla_force_host_platform_device_count" not in flags and count > 1:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -245,17 +233,19 @@ def main(args: Sequence[str] | None = None) -> int:
         command_line.refuse(error)
     print(f"{plan.title} -> {folder}", flush=True)
 
-    _use_all_cores(plan.options.num_seeds)
+    devices.use_all_cores(plan.config, plan.options.num_seeds)
     from experiments import training  # loads JAX: two seconds that a typing mistake need not wait
 
     try:
-        agent = make_agent(plan)
+        layout = devices.Layout.choose(plan.config, plan.options.num_seeds)
+        config = devices.fit_to_caches(plan.config, plan.options.num_seeds, layout)
+        agent = make_agent(plan, config, layout.axis_name)
         recorder = results.Recorder(folder, plan.options.overwrite)
     except BadInput as error:
         command_line.refuse(error)
     with recorder:
         try:
-            return training.train(plan, agent, recorder, started)
+            return training.train(plan, agent, layout, recorder, started)
         except training.Broken as error:
             recorder.say(f"error: {error}")
             return EXIT_BROKEN

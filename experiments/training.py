@@ -1,7 +1,6 @@
 """The host's loop around the compiled program: train a chunk, log, evaluate, repeat."""
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import command_line
+from experiments.devices import Layout, over_seeds
 from experiments.results import Recorder
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
 
 
-_SEEDS = PartitionSpec("seed")
+# How a batch of states over seeds lies on the mesh of a `Layout`.
+SEEDS = PartitionSpec("seed")
+STATES: Any = AgentState(learner=SEEDS, rollout=PartitionSpec("seed", "env"), key=SEEDS)  # type: ignore[arg-type]
 
 
 class Broken(Exception):
@@ -55,41 +57,27 @@ class Every:
         return self.next(done - 1) == done
 
 
-def _over_seeds(function: Callable, mesh: Mesh, *shared: int) -> Callable:
-    """Maps a function over seeds: vmapped on each device, and spread over the devices of a mesh.
-
-    Arguments are batched over seeds, but for those whose positions are `shared`.
-    """
-    parameters = range(len(inspect.signature(function).parameters))
-    return jax.shard_map(
-        jax.vmap(function, in_axes=tuple(None if i in shared else 0 for i in parameters)),
-        mesh=mesh,
-        in_specs=tuple(PartitionSpec() if i in shared else _SEEDS for i in parameters),
-        out_specs=_SEEDS,
-        check_vma=False,
-    )
-
-
 class Programs:
     """The compiled programs of a run: vmapped over seeds, and spread over the local devices."""
 
-    def __init__(self, agent: Agent, seed: int, num_seeds: int, eval_episodes: int):
-        devices = jax.local_devices()
-        self.num_devices = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
-        self._mesh = jax.make_mesh(
-            (self.num_devices,), ("seed",), devices=devices[: self.num_devices]
-        )
+    def __init__(self, agent: Agent, layout: Layout, seed: int, num_seeds: int, eval_episodes: int):
+        self._mesh = layout.mesh()
         keys = jax.device_put(
             jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32)),
-            NamedSharding(self._mesh, _SEEDS),
+            NamedSharding(self._mesh, SEEDS),
         )
 
         def init(key: jax.Array) -> tuple[AgentState, jax.Array]:
             return agent.init(key), jax.random.fold_in(key, _EVALUATION_STREAM)
 
-        self.initial_states, self._eval_keys = jax.jit(_over_seeds(init, self._mesh))(keys)
-        chunk = jax.jit(_over_seeds(library.make_chunk(agent), self._mesh, 1), donate_argnums=0)
-        self.chunk = chunk.lower(self.initial_states, jnp.int32(1)).compile()
+        spread_init = over_seeds(init, self._mesh, (SEEDS,), (STATES, SEEDS))
+        self.initial_states, self._eval_keys = jax.jit(spread_init)(keys)
+        spread_chunk = over_seeds(
+            library.make_chunk(agent), self._mesh, (STATES, PartitionSpec()), (STATES, SEEDS)
+        )
+        lowered = jax.jit(spread_chunk, donate_argnums=0).lower(self.initial_states, jnp.int32(1))
+        self.metric_names = sorted(lowered.out_info[1].metrics)
+        self.chunk = lowered.compile()
         actor_params = self.initial_states.learner.params["actor"]
         self._evaluate = {
             suffix: self._compile_evaluation(
@@ -103,8 +91,8 @@ class Programs:
             returns, lengths = evaluation(params, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
-        program = jax.jit(_over_seeds(mean_over_episodes, self._mesh))
-        return program.lower(actor_params, self._eval_keys).compile()
+        program = over_seeds(mean_over_episodes, self._mesh, (SEEDS, SEEDS), SEEDS)
+        return jax.jit(program).lower(actor_params, self._eval_keys).compile()
 
     def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
         """Mean return and length of evaluation episodes, one value per seed."""
@@ -143,7 +131,7 @@ def aggregate(scores: list[float]) -> dict[str, Any]:
     }
 
 
-def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int:
+def train(plan: "Plan", agent: Agent, layout: Layout, recorder: Recorder, started: float) -> int:
     """Trains to the end and writes the results; returns the exit status 0.
 
     Raises:
@@ -162,11 +150,11 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
     )
     recorder.say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
     compile_started = time.perf_counter()
-    programs = Programs(agent, options.seed, options.num_seeds, options.eval_episodes)
+    programs = Programs(agent, layout, options.seed, options.num_seeds, options.eval_episodes)
     states = programs.initial_states
     jax.block_until_ready(states)
     compile_seconds = time.perf_counter() - compile_started
-    spread = f" for {programs.num_devices} devices" if programs.num_devices > 1 else ""
+    spread = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
     recorder.say(f"compiled in {compile_seconds:.1f} s{spread}")
 
     logs = Every.make(options.log_every, 100, config)
@@ -176,8 +164,7 @@ def train(plan: "Plan", agent: Agent, recorder: Recorder, started: float) -> int
     training_seconds = 0.0
     first_ratio_deviation = 0.0
     evaluation = programs.evaluate(states, 0)
-    _, nothing_yet = jax.eval_shape(agent.step, jax.eval_shape(agent.init, jax.random.key(0)))
-    undefined = dict.fromkeys(sorted(nothing_yet), [float("nan")] * options.num_seeds)
+    undefined = dict.fromkeys(programs.metric_names, [float("nan")] * options.num_seeds)
     recorder.log_metrics(0, 0, {**undefined, **evaluation})
     recorder.start_progress(total_steps)
 

@@ -12,6 +12,7 @@ from rgpo_jax.config import Config
 from rgpo_jax.environment import Environment, to_environment_units
 from rgpo_jax.gates import Gate
 from rgpo_jax.rollout import RolloutState
+from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable, as_tunable, require
 from rgpo_jax.update import Learner, LearnerState, Metrics
 
@@ -85,6 +86,7 @@ def make(
     gate: Gate,
     advantage_transform: Tunable | None = None,
     policy_step: Tunable | None = None,
+    axis_name: str | None = None,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
 
@@ -94,6 +96,9 @@ def make(
       gate: a gate of `rgpo_jax.gates`, or any function (log_ratio, advantage) -> g.
       advantage_transform: see `update.make`.
       policy_step: see `update.make`.
+      axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
+        spread in equal shares: `state.rollout` is then a device's own, all else is the same on
+        all devices (see `state_sharding`). None: one device has them all.
 
     Raises:
       ValueError: the network cannot be built for these observations.
@@ -103,14 +108,15 @@ def make(
     learner = update.make(*parts)
     # What we collect ourselves keeps the environment's promise on truncations; what a user hands
     # to `learner.update` need not.
-    own_learner = update.make(*parts, env.max_episode_steps)
+    spread = Spread(axis_name)
+    own_learner = update.make(*parts, env.max_episode_steps, spread)
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
         overrides = {name: _hyperparameter(name, x) for name, x in hyperparameters.items()}
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
-            rollout.init(env, config.num_envs, env_key),
+            rollout.init(env, config.num_envs, env_key, spread),
             key,
         )
 
@@ -124,6 +130,7 @@ def make(
             rollout_key,
             config.num_steps,
             config.reset_pool_size,
+            spread,
         )
         learner_state, metrics = own_learner.update(state.learner, trajectory)
         count = totals.episodes.astype(jnp.float32)

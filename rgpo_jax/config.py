@@ -82,6 +82,9 @@ class Config(Checked):
     """Passes over each rollout."""
     num_minibatches: Count = 4
     """Gradient steps a pass; must divide num_envs * num_steps."""
+    microbatch_size: Count | None = None
+    """Samples differentiated at a time, to fit memory or caches: a gradient is the mean over a
+    minibatch's parts of this size. None: all at once."""
     learning_rate: Positive = 2.5e-4
     """Step size of Adam."""
     anneal_learning_rate: bool = True
@@ -122,6 +125,13 @@ class Config(Checked):
                 "num_minibatches",
                 f"{self.num_minibatches}: expected a divisor of num_envs * num_steps = "
                 f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
+            )
+        minibatch_size = self.batch_size // self.num_minibatches
+        if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
+            raise ConfigError(
+                "microbatch_size",
+                f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size} "
+                "samples",
             )
         for field, number in (("num_envs", self.batch_size), ("total_steps", self.num_updates)):
             if number >= 2**31:

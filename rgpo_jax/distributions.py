@@ -13,8 +13,8 @@ Array = jax.Array
 class Distribution(Protocol):
     """What the update step asks of a policy's distribution, batched over leading axes [...]."""
 
-    def noise(self, key: Array, draws: int) -> Array:
-        """Noise for so many draws of the whole batch [draws, ...]; it depends on shapes alone."""
+    def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Noise for a batch of actions of leading axes `shape`, whatever this batch's own are."""
         ...
 
     def sample_from(self, noise: Array) -> Array:
@@ -57,14 +57,14 @@ class Categorical:
         """Normalises logits [..., n]."""
         return cls(jax.nn.log_softmax(logits))
 
-    def noise(self, key: Array, draws: int) -> Array:
-        return jax.random.gumbel(key, (draws, *self.log_probs.shape))
+    def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.gumbel(key, (*shape, self.log_probs.shape[-1]))
 
     def sample_from(self, noise: Array) -> Array:
         return jnp.argmax(self.log_probs + noise, axis=-1)
 
     def sample(self, key: Array) -> Array:
-        return self.sample_from(self.noise(key, 1)[0])
+        return self.sample_from(self.noise(key, self.log_probs.shape[:-1]))
 
     def log_prob(self, action: Array) -> Array:
         # A masked sum: its gradient is elementwise, where that of a gather is a scatter.
@@ -93,14 +93,14 @@ class Normal:
     mean: Array
     log_std: Array
 
-    def noise(self, key: Array, draws: int) -> Array:
-        return jax.random.normal(key, (draws, *self.mean.shape))
+    def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.normal(key, (*shape, self.mean.shape[-1]))
 
     def sample_from(self, noise: Array) -> Array:
         return self.mean + jnp.exp(self.log_std) * noise
 
     def sample(self, key: Array) -> Array:
-        return self.sample_from(self.noise(key, 1)[0])
+        return self.sample_from(self.noise(key, self.mean.shape[:-1]))
 
     def log_prob(self, action: Array) -> Array:
         z = (action - self.mean) * jnp.exp(-self.log_std)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
 from rgpo_jax.networks import Network
+from rgpo_jax.spread import Spread
 
 Array = jax.Array
+_ONE_DEVICE = Spread()
 
 
 class Trajectory(NamedTuple):
@@ -64,10 +66,11 @@ class EpisodeTotals(NamedTuple):
     lengths: Array
 
 
-def init(env: Environment, num_envs: int, key: Array) -> RolloutState:
-    """Resets `num_envs` environments."""
-    env_state, observation = jax.vmap(env.reset)(jax.random.split(key, num_envs))
-    zeros = jnp.zeros(num_envs)
+def init(env: Environment, num_envs: int, key: Array, spread: Spread = _ONE_DEVICE) -> RolloutState:
+    """Resets `num_envs` environments, of which the state holds this device's share."""
+    keys = spread.share(jax.random.split(key, num_envs), axis=0)
+    env_state, observation = jax.vmap(env.reset)(keys)
+    zeros = jnp.zeros(keys.shape)
     return RolloutState(env_state, observation, zeros, zeros.astype(jnp.int32))
 
 
@@ -79,6 +82,7 @@ def collect(
     key: Array,
     num_steps: int,
     reset_pool_size: int,
+    spread: Spread = _ONE_DEVICE,
 ) -> tuple[RolloutState, Trajectory, EpisodeTotals]:
     """Steps every environment `num_steps` times with the policy's samples.
 
@@ -96,11 +100,13 @@ def collect(
       key: a typed key.
       num_steps: T.
       reset_pool_size: resets per environment in the pool, or 0.
+      spread: of which `state` and results are this device's share.
 
     Returns:
       The new state, the trajectory [T, B, ...] and totals over the episodes that ended.
     """
-    num_envs = state.episode_return.shape[0]
+    share_size = state.episode_return.shape[0]
+    num_envs = share_size * spread.size
     action_key, step_key, reset_key = jax.random.split(key, 3)
     reset = jax.vmap(env.reset)
     step = jax.vmap(env.step)
@@ -108,18 +114,21 @@ def collect(
     pool = restart_keys = None
     reset_pool_size = min(reset_pool_size, num_steps)  # no environment ends more episodes
     if reset_pool_size > 0:
-        pool = jax.vmap(reset)(jax.random.split(reset_key, (reset_pool_size, num_envs)))
+        pool_keys = jax.random.split(reset_key, (reset_pool_size, num_envs))
+        pool = jax.vmap(reset)(spread.share(pool_keys, axis=1))
     else:
-        restart_keys = jax.random.split(reset_key, (num_steps, num_envs))
+        restart_keys = spread.share(jax.random.split(reset_key, (num_steps, num_envs)), axis=1)
 
     # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
-    action_noise = network.policy(actor_params, state.observation).noise(action_key, num_steps)
+    policy = network.policy(actor_params, state.observation)
+    action_noise = spread.share(policy.noise(action_key, (num_steps, num_envs)), axis=1)
+    step_keys = spread.share(jax.random.split(step_key, (num_steps, num_envs)), axis=1)
 
     def start(keys: Array | None, ended: Array) -> Any:
         if keys is not None:
             return reset(keys)
         rows = ended % reset_pool_size
-        return jax.tree.map(lambda leaf: leaf[rows, jnp.arange(num_envs)], pool)
+        return jax.tree.map(lambda leaf: leaf[rows, jnp.arange(share_size)], pool)
 
     def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
         state, totals, ended = carry
@@ -159,11 +168,7 @@ def collect(
     zero = jnp.zeros((), jnp.int32)
     (state, totals, _), trajectory = jax.lax.scan(
         advance,
-        (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(num_envs, jnp.int32)),
-        (
-            action_noise,
-            jax.random.split(step_key, (num_steps, num_envs)),
-            restart_keys,
-        ),
+        (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(share_size, jnp.int32)),
+        (action_noise, step_keys, restart_keys),
     )
-    return state, trajectory, totals
+    return state, trajectory, spread.sum(totals)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rgpo_jax import advantages, diagnostics, objective
+from rgpo_jax import advantages, diagnostics, objective, shuffle
 from rgpo_jax.config import Config
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import Trajectory
+from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
@@ -175,6 +176,32 @@ def bootstrap_values(
     return value[:num_steps], next_value
 
 
+def _mean_gradient(
+    loss: Callable[[Array, objective.Batch], tuple[Array, Any]],
+    params: Array,
+    samples: objective.Batch,
+    microbatch_size: int | None,
+) -> tuple[Array, Any]:
+    """Gradient of a mean over n samples, by parts if asked for; also the loss's terms [n]."""
+    gradient_of = jax.grad(loss, has_aux=True)
+    num_samples = samples.log_prob.shape[0]
+    if microbatch_size is None or microbatch_size >= num_samples:
+        return gradient_of(params, samples)
+    if num_samples % microbatch_size:
+        raise ValueError(
+            f"{num_samples} samples of a minibatch do not divide into microbatches of "
+            f"{microbatch_size}"
+        )
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), samples)
+
+    def add(total: Array, part: objective.Batch) -> tuple[Array, Any]:
+        gradient, terms = gradient_of(params, part)
+        return total + gradient, terms
+
+    total, terms = jax.lax.scan(add, jnp.zeros_like(params), parts)
+    return total * (microbatch_size / num_samples), jax.tree.map(jnp.ravel, terms)
+
+
 def make(
     network: Network,
     config: Config,
@@ -182,6 +209,7 @@ def make(
     advantage_transform: Tunable | None = None,
     policy_step: Tunable | None = None,
     max_episode_steps: int | None = None,
+    spread: Spread = Spread(),
 ) -> Learner:
     """Builds the update step.
 
@@ -197,6 +225,8 @@ def make(
       advantage_transform: applied to the advantages after normalisation; None: the identity.
       policy_step: see `trust_region.natural_gradient`; None: gradient steps.
       max_episode_steps: of the environment, if known (see `bootstrap_values`).
+      spread: of which trajectories are this device's share, if environments are spread over
+        several.
 
     Returns:
       An (init, update) pair, with the default hyper-parameters.
@@ -215,6 +245,8 @@ def make(
         hyperparameters: Hyperparameters, critic_params: Any, trajectory: Trajectory
     ) -> tuple[objective.Batch, Metrics]:
         value, next_value = bootstrap_values(network, critic_params, trajectory, max_episode_steps)
+        # From here on every device has the whole batch: minibatches are shuffled over all of it.
+        trajectory, value, next_value = spread.gather((trajectory, value, next_value), axis=1)
         advantage = advantages.generalized_advantages(
             hyperparameters.reward_scale * trajectory.reward,
             value,
@@ -289,7 +321,7 @@ def make(
         # One flat vector: Adam is then a handful of operations and not a handful per layer.
         flat_params, unravel = ravel_pytree(params)
 
-        def minibatch_loss(flat_params: Array, minibatch: objective.Batch) -> tuple[Array, Any]:
+        def loss(flat_params: Array, minibatch: objective.Batch) -> tuple[Array, Any]:
             params = unravel(flat_params)
             if policy_step is not None:
                 errors = objective.squared_error(network, params["critic"], minibatch)
@@ -307,36 +339,37 @@ def make(
 
         def gradient_step(carry: tuple, minibatch: objective.Batch) -> tuple[tuple, Any]:
             flat_params, optimizer_state = carry
-            gradient, record = jax.grad(minibatch_loss, has_aux=True)(flat_params, minibatch)
+            gradient, terms = _mean_gradient(loss, flat_params, minibatch, config.microbatch_size)
+            gradient = spread.mean(gradient)
             change, optimizer_state = optimizer.update(gradient, optimizer_state)
-            record["grad_norm"] = jnp.linalg.norm(gradient)
-            return (flat_params + change, optimizer_state), record
+            norm = jnp.linalg.norm(gradient)
+            return (flat_params + change, optimizer_state), (terms, norm)
 
         def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
-            order = jax.random.permutation(key, num_samples)
-            minibatches = jax.tree.map(
-                lambda x: x[order].reshape(config.num_minibatches, -1, *x.shape[1:]), batch
-            )
-            carry, record = jax.lax.scan(gradient_step, carry, minibatches)
-            return carry, record
+            order = shuffle.permutation(key, num_samples).reshape(config.num_minibatches, -1)
+            order = jax.lax.optimization_barrier(spread.share(order, axis=1))
+            minibatches = jax.tree.map(lambda x: x[order], batch)
+            return jax.lax.scan(gradient_step, carry, minibatches)
 
         key, shuffle_key = jax.random.split(state.key)
-        (flat_params, optimizer_state), record = jax.lax.scan(
+        (flat_params, optimizer_state), (terms, norms) = jax.lax.scan(
             epoch,
             (flat_params, state.optimizer_state),
             jax.random.split(shuffle_key, config.num_epochs),
         )
         params = unravel(flat_params)
-        policy = network.policy(params["actor"], batch.observation)
+        terms = spread.gather(terms, axis=2)
+        own = spread.share(batch, axis=0)
+        policy = network.policy(params["actor"], own.observation)
         metrics |= diagnostics.gate_diagnostics(
             hyperparameters.gate,
-            policy.log_prob(batch.action) - batch.log_prob,
+            spread.gather(policy.log_prob(own.action) - own.log_prob, axis=0),
             batch.advantage,
-            record["log_ratio"] if policy_step is None else log_ratio,
+            terms["log_ratio"] if policy_step is None else log_ratio,
         )
-        metrics["entropy"] = jnp.mean(policy.entropy())
-        metrics["value_loss"] = 0.5 * jnp.mean(record["squared_error"])
-        metrics["grad_norm"] = jnp.mean(record["grad_norm"])
+        metrics["entropy"] = spread.mean(jnp.mean(policy.entropy()))
+        metrics["value_loss"] = 0.5 * jnp.mean(terms["squared_error"])
+        metrics["grad_norm"] = jnp.mean(norms)
         metrics["learning_rate"] = step_size
         state = LearnerState(params, optimizer_state, key, state.updates + 1, hyperparameters)
         return state, metrics

@@ -1,0 +1,140 @@
+"""How a run's seeds and environments are spread over devices. Importing this loads no JAX."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rgpo_jax.config import Config
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+# Below so many samples of a minibatch per device, exchanging gradients costs more than it saves.
+_LEAST_SHARE = 1024
+# On a CPU a backward pass over many samples is bound by memory; over so few it stays in a core's
+# cache. Both numbers were measured with the networks of classic control.
+_CACHED_SAMPLES = 256
+_UNCACHED_SAMPLES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A grid of devices.
+
+    Attributes:
+      seed_devices: over which seeds are spread; seeds that share a device are vmapped.
+      env_devices: over which the environments of each seed are spread.
+    """
+
+    seed_devices: int = 1
+    env_devices: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return self.seed_devices * self.env_devices
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis over which an agent's environments are spread, if they are."""
+        return "env" if self.env_devices > 1 else None
+
+    def mesh(self) -> "Mesh":
+        """The local devices as a mesh with the axes "seed" and "env"."""
+        import jax
+
+        devices = jax.local_devices()[: self.num_devices]
+        return jax.make_mesh(
+            (self.seed_devices, self.env_devices), ("seed", "env"), devices=devices
+        )
+
+    @classmethod
+    def choose(cls, config: Config, num_seeds: int) -> "Layout":
+        """The layout for the devices that JAX has."""
+        import jax
+
+        return choose(config, num_seeds, jax.local_device_count())
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(n for n in range(1, limit + 1) if number % n == 0)
+
+
+def choose(config: Config, num_seeds: int, num_devices: int) -> Layout:
+    """Spreads seeds first, which need not talk to one another, and then environments.
+
+    The results do not depend on the choice, but for the order of float sums.
+    """
+    seed_devices = _largest_divisor(num_seeds, num_devices)
+    minibatch_size = config.batch_size // config.num_minibatches
+    env_devices = max(
+        n
+        for n in range(1, num_devices // seed_devices + 1)
+        if config.num_envs % n == 0
+        and minibatch_size % n == 0
+        and (n == 1 or minibatch_size // n >= _LEAST_SHARE)
+    )
+    return Layout(seed_devices, env_devices)
+
+
+def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
+    """Chooses microbatches for CPU devices, unless the user did, where it pays."""
+    import jax
+
+    share = config.batch_size // config.num_minibatches // layout.env_devices
+    seeds = num_seeds // layout.seed_devices
+    if layout.num_devices == 1 or jax.default_backend() != "cpu":
+        return config  # one device: its threads share the work of a large operation
+    if config.microbatch_size is not None or share * seeds < _UNCACHED_SAMPLES:
+        return config
+    size = _largest_divisor(share, max(1, _CACHED_SAMPLES // seeds))
+    return dataclasses.replace(config, microbatch_size=size) if size > 16 else config
+
+
+def use_all_cores(config: Config, num_seeds: int) -> None:
+    """On a CPU the cores are devices too: what is spread over them trains faster.
+
+    Says so to XLA, before JAX is loaded. GPUs and TPUs are not concerned.
+    """
+    count = choose(config, num_seeds, os.cpu_count() or 1).num_devices
+    chosen = {
+        "xla_force_host_platform_device_count": str(count),
+        # Small operations gain nothing from threads, and some versions of XLA deadlock with them.
+        "xla_cpu_enable_concurrency_optimized_scheduler": "false",
+    }
+    flags = os.environ.get("XLA_FLAGS", "")
+    for name, value in chosen.items():
+        if name not in flags:
+            flags += f" --{name}={value}"
+    os.environ["XLA_FLAGS"] = flags.strip()
+
+
+def over_seeds(function: Callable, mesh: "Mesh", in_specs: tuple, out_specs: Any) -> Callable:
+    """Maps a function over seeds: vmapped on each device, and spread over the devices of a mesh.
+
+    Specs tell how arguments and results lie on the mesh (`PartitionSpec`, or a tree of them);
+    an argument without one, `PartitionSpec()`, is shared by all seeds.
+    """
+    import jax
+    from jax.sharding import PartitionSpec
+
+    in_axes = tuple(None if spec == PartitionSpec() else 0 for spec in in_specs)
+
+    def on_one_device(*args: Any) -> Any:
+        batched = [arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0]
+        if jax.tree.leaves(batched)[0].shape[0] > 1:
+            return jax.vmap(function, in_axes=in_axes)(*args)
+        # A batch of one seed would turn every matrix product into a batched one, which is slower.
+        args = tuple(
+            arg if axis is None else jax.tree.map(lambda x: x[0], arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        )
+        return jax.tree.map(lambda x: x[None], function(*args))
+
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
+    )
