@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import agents
 import envs
-from experiments import command_line
+from experiments import command_line, devices
 from experiments.command_line import BadInput
-from rgpo_jax.config import Checked
+from rgpo_jax.config import Checked, Config
 from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
 
 PROG = "python -m experiments.benchmark"
@@ -35,7 +35,8 @@ class Options(Checked):
     num_envs: Annotated[tuple[int, ...], AT_LEAST_ONE] = (4, 64, 1024, 4096)
     """Numbers of environments."""
     num_seeds: Annotated[tuple[int, ...], AT_LEAST_ONE] = (1, 8)
-    """Numbers of seeds, vmapped into one program."""
+    """Numbers of seeds, in one program. Seeds and environments are spread over devices as
+    `experiments.run` spreads them."""
     num_steps: Count = 128
     """Steps of each environment between two updates."""
     seconds: Positive = 1.0
@@ -73,16 +74,27 @@ class Program:
         return max(1, round(count * seconds / elapsed))
 
 
-def build(agent: Any, num_seeds: int, part: str) -> Program:
-    """Compiles "rollout", "update" or "step" of an agent, vmapped over seeds."""
+def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str) -> Program:
+    """Compiles "rollout", "update" or "step" of an agent, over seeds and devices."""
     import jax
     import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
 
+    from experiments.training import SEEDS, STATES
     from rgpo_jax import rollout
+    from rgpo_jax.spread import Spread
 
-    config = agent.config
-    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds, dtype=jnp.uint32))
-    states = jax.jit(jax.vmap(agent.init))(keys)
+    config = settings_of(name, options, num_envs)
+    layout = devices.Layout.choose(config, num_seeds)
+    config = devices.fit_to_caches(config, num_seeds, layout)
+    agent = agents.load(name).make(envs.make(options.env), config, axis_name=layout.axis_name)
+    mesh = layout.mesh()
+    keys = jax.device_put(
+        jax.vmap(jax.random.key)(jnp.arange(num_seeds, dtype=jnp.uint32)),
+        NamedSharding(mesh, SEEDS),
+    )
+    trajectories = PartitionSpec("seed", None, "env")
+    specs = (STATES if part != "update" else (SEEDS, trajectories), SEEDS)
 
     def collect(state: Any) -> Any:
         key, rollout_key = jax.random.split(state.key)
@@ -94,6 +106,7 @@ def build(agent: Any, num_seeds: int, part: str) -> Program:
             rollout_key,
             config.num_steps,
             config.reset_pool_size,
+            Spread(layout.axis_name),
         )
         return state._replace(rollout=rollout_state, key=key), trajectory
 
@@ -108,8 +121,8 @@ def build(agent: Any, num_seeds: int, part: str) -> Program:
             state, trajectory = collect(state)
             return state, total + checksum(trajectory)
 
-        def once(state: Any) -> Any:
-            return state, jnp.zeros(())
+        def once(key: Any) -> Any:
+            return agent.init(key), jnp.zeros(())
     elif part == "update":
 
         def body(_: Any, carry: Any) -> Any:
@@ -117,7 +130,8 @@ def build(agent: Any, num_seeds: int, part: str) -> Program:
             learner, metrics = agent.learner.update(learner, trajectory)
             return (learner, trajectory), total + checksum(metrics)
 
-        def once(state: Any) -> Any:
+        def once(key: Any) -> Any:
+            state = agent.init(key)
             return (state.learner, collect(state)[1]), jnp.zeros(())
     else:
 
@@ -126,16 +140,16 @@ def build(agent: Any, num_seeds: int, part: str) -> Program:
             state, metrics = agent.step(state)
             return state, total + checksum(metrics)
 
-        def once(state: Any) -> Any:
-            return state, jnp.zeros(())
+        def once(key: Any) -> Any:
+            return agent.init(key), jnp.zeros(())
 
     def repeat(carry: Any, count: Any) -> Any:
         return jax.lax.fori_loop(0, count, body, carry)
 
-    carry = jax.jit(jax.vmap(once))(states)
+    carry = jax.jit(devices.over_seeds(once, mesh, (SEEDS,), specs))(keys)
     started = time.perf_counter()
-    lowered = jax.jit(jax.vmap(repeat, in_axes=(0, None))).lower(carry, jnp.int32(1))
-    compiled = lowered.compile()
+    program = devices.over_seeds(repeat, mesh, (specs, PartitionSpec()), specs)
+    compiled = jax.jit(program).lower(carry, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     memory_bytes = (
@@ -181,14 +195,13 @@ def compare(a: Program, b: Program, options: Options) -> dict[str, Any]:
     return {"median": median, "quartiles": [low, high], "pairs": len(ratios)}
 
 
-def make_agent(name: str, options: Options, num_envs: int) -> Any:
-    """Builds the agent with as many environments; a2c and others keep their own minibatches."""
-    module = agents.load(name)
+def settings_of(name: str, options: Options, num_envs: int) -> Config:
+    """The agent's own settings with as many environments; a2c keeps its own minibatches."""
     batch_size = num_envs * options.num_steps
-    config = module.Config(
+    config: Config = agents.load(name).Config(
         num_envs=num_envs, num_steps=options.num_steps, total_steps=100_000 * batch_size
     )
-    return module.make(envs.make(options.env), config)
+    return config
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -217,6 +230,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except BadInput as error:
         command_line.refuse(error)
     print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
+    largest = settings_of(options.agent, options, max(options.num_envs))
+    devices.use_all_cores(largest, max(options.num_seeds))
 
     from rich.console import Console
     from rich.progress import track
@@ -236,8 +251,8 @@ def main(args: Sequence[str] | None = None) -> int:
         for part in ("rollout", "update", "step")
     ]
     for num_seeds, num_envs, part in track(cells, "measuring", console=console, transient=True):
-        agent = make_agent(options.agent, options, num_envs)
-        result = measure(build(agent, num_seeds, part), options)
+        program = build(options.agent, options, num_envs, num_seeds, part)
+        result = measure(program, options)
         rows.append({"num_seeds": num_seeds, "num_envs": num_envs, "part": part, **result})
         table.add_row(
             str(num_seeds),
@@ -253,7 +268,7 @@ def main(args: Sequence[str] | None = None) -> int:
     comparison = {}
     for part in ("update", "step"):
         measured, reference = (
-            build(make_agent(name, options, min(options.num_envs)), min(options.num_seeds), part)
+            build(name, options, min(options.num_envs), min(options.num_seeds), part)
             for name in (options.agent, options.against)
         )
         comparison[part] = ratio = compare(measured, reference, options)

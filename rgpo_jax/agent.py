@@ -98,17 +98,17 @@ def make(
       policy_step: see `update.make`.
       axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
         spread in equal shares: `state.rollout` is then a device's own, all else is the same on
-        all devices (see `state_sharding`). None: one device has them all.
+        all devices. None: one device has them all.
 
     Raises:
       ValueError: the network cannot be built for these observations.
     """
     network = networks.make(env.observation_shape, env.action_space, config)
     parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
-    learner = update.make(*parts)
+    spread = Spread(axis_name)
+    learner = update.make(*parts, spread=spread)
     # What we collect ourselves keeps the environment's promise on truncations; what a user hands
     # to `learner.update` need not.
-    spread = Spread(axis_name)
     own_learner = update.make(*parts, env.max_episode_steps, spread)
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
