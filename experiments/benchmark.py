@@ -4,6 +4,7 @@ Machines drift, so a comparison is a ratio: both programs in turn, A B A B, in o
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -100,8 +101,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
         key, rollout_key = jax.random.split(state.key)
         rollout_state, trajectory, _ = rollout.collect(
             agent.env,
-            agent.learner.network,
-            state.learner.params["actor"],
+            functools.partial(agent.learner.policy, state.learner),
             state.rollout,
             rollout_key,
             config.num_steps,

@@ -78,28 +78,27 @@ class Programs:
         lowered = jax.jit(spread_chunk, donate_argnums=0).lower(self.initial_states, jnp.int32(1))
         self.metric_names = sorted(lowered.out_info[1].metrics)
         self.chunk = lowered.compile()
-        actor_params = self.initial_states.learner.params["actor"]
         self._evaluate = {
             suffix: self._compile_evaluation(
-                library.make_evaluation(agent, eval_episodes, deterministic), actor_params
+                library.make_evaluation(agent, eval_episodes, deterministic)
             )
             for suffix, deterministic in (("", True), ("_stochastic", False))
         }
 
-    def _compile_evaluation(self, evaluation: Callable, actor_params: Any) -> Callable:
-        def mean_over_episodes(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            returns, lengths = evaluation(params, key)
+    def _compile_evaluation(self, evaluation: Callable) -> Callable:
+        def mean_over_episodes(learner: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            returns, lengths = evaluation(learner, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
         program = over_seeds(mean_over_episodes, self._mesh, (SEEDS, SEEDS), SEEDS)
-        return jax.jit(program).lower(actor_params, self._eval_keys).compile()
+        return jax.jit(program).lower(self.initial_states.learner, self._eval_keys).compile()
 
     def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
         """Mean return and length of evaluation episodes, one value per seed."""
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._eval_keys, updates)
         result = {}
         for suffix, program in self._evaluate.items():
-            returns, lengths = program(states.learner.params["actor"], keys)
+            returns, lengths = program(states.learner, keys)
             result[f"eval_return{suffix}"] = np.asarray(returns).tolist()
             result[f"eval_length{suffix}"] = np.asarray(lengths).tolist()
         return result

@@ -1,5 +1,6 @@
 """An agent: a rollout and an update joined into pure functions to vmap, scan and shard."""
 
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -124,8 +125,7 @@ def make(
         key, rollout_key = jax.random.split(state.key)
         rollout_state, trajectory, totals = rollout.collect(
             env,
-            network,
-            state.learner.params["actor"],
+            functools.partial(learner.policy, state.learner),
             state.rollout,
             rollout_key,
             config.num_steps,
@@ -143,7 +143,7 @@ def make(
         return AgentState(learner_state, rollout_state, key), metrics
 
     def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
-        distribution = network.policy(state.learner.params["actor"], observation)
+        distribution = learner.policy(state.learner, observation)
         action = distribution.mode() if key is None else distribution.sample(key)
         return to_environment_units(env.action_space, action)
 

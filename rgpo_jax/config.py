@@ -103,6 +103,12 @@ class Config(Checked):
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of each rollout to mean 0 and standard deviation 1."""
+    normalize_observations: bool = False
+    """Shift and scale observations, elementwise, to mean 0 and standard deviation 1 over all that
+    were seen, and clip them to [-10, 10]."""
+    normalize_rewards: bool = False
+    """Divide rewards by the standard deviation of all discounted returns so far, and clip them to
+    [-10, 10], in learning (not in reported returns)."""
     network: Literal["auto", "mlp", "cnn"] = "auto"
     """Torso of actor and critic; auto is a CNN for image-like observations (height, width,
     channels) and an MLP for all others."""

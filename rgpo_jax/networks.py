@@ -20,11 +20,13 @@ class Network(NamedTuple):
     """A policy and a value function with separate parameters.
 
     Attributes:
+      observation_shape: of one observation.
       init: key -> {"actor": params, "critic": params}.
       policy: (actor params, observation [..., *observation_shape]) -> Distribution [...].
       value: (critic params, observation [..., *observation_shape]) -> float32 [...].
     """
 
+    observation_shape: tuple[int, ...]
     init: Callable[[Array], Params]
     policy: Callable[[Params, Array], Distribution]
     value: Callable[[Params, Array], Array]
@@ -143,4 +145,4 @@ def make(
         output: Any = critic.apply(params, observation)
         return output[..., 0]
 
-    return Network(init, policy, value)
+    return Network(observation_shape, init, policy, value)

@@ -1,12 +1,13 @@
 """Collecting experience: a scan over time of vmapped environments."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rgpo_jax.distributions import Distribution
 from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
-from rgpo_jax.networks import Network
 from rgpo_jax.spread import Spread
 
 Array = jax.Array
@@ -76,8 +77,7 @@ def init(env: Environment, num_envs: int, key: Array, spread: Spread = _ONE_DEVI
 
 def collect(
     env: Environment,
-    network: Network,
-    actor_params: Any,
+    policy: Callable[[Array], Distribution],
     state: RolloutState,
     key: Array,
     num_steps: int,
@@ -94,8 +94,7 @@ def collect(
 
     Args:
       env: one environment; it is vmapped here.
-      network: of which the policy is used.
-      actor_params: parameters of the policy.
+      policy: observations [..., *observation_shape] -> distribution of actions [...].
       state: of B environments.
       key: a typed key.
       num_steps: T.
@@ -120,8 +119,8 @@ def collect(
         restart_keys = spread.share(jax.random.split(reset_key, (num_steps, num_envs)), axis=1)
 
     # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
-    policy = network.policy(actor_params, state.observation)
-    action_noise = spread.share(policy.noise(action_key, (num_steps, num_envs)), axis=1)
+    noise = policy(state.observation).noise(action_key, (num_steps, num_envs))
+    action_noise = spread.share(noise, axis=1)
     step_keys = spread.share(jax.random.split(step_key, (num_steps, num_envs)), axis=1)
 
     def start(keys: Array | None, ended: Array) -> Any:
@@ -133,7 +132,7 @@ def collect(
     def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
         state, totals, ended = carry
         noise, step_keys, restart_keys = xs
-        distribution = network.policy(actor_params, state.observation)
+        distribution = policy(state.observation)
         action = distribution.sample_from(noise)
         env_state, timestep = step(
             step_keys, state.env_state, to_environment_units(env.action_space, action)

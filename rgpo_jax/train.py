@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import to_environment_units
+from rgpo_jax.update import LearnerState
 
 Array = jax.Array
 _NEVER = 2**31 - 1
@@ -59,8 +60,8 @@ def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, Ch
 
 def make_evaluation(
     agent: Agent, num_episodes: int, deterministic: bool
-) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """Returns (actor params, key) -> (returns, lengths) of whole episodes [num_episodes].
+) -> Callable[[LearnerState, Array], tuple[Array, Array]]:
+    """Returns (learner state, key) -> (returns, lengths) of whole episodes [num_episodes].
 
     Every episode is run by an environment of its own to its end: none is cut short, and short
     episodes are not counted more often than long ones. Actions are the policy's mode, or samples.
@@ -68,11 +69,11 @@ def make_evaluation(
     Raises:
       ValueError: the environment has no time limit, so that an episode may never end.
     """
-    env, network = agent.env, agent.learner.network
+    env = agent.env
     if env.max_episode_steps is None:
         raise ValueError(f"{env.name} has no time limit: its episodes may never end")
 
-    def evaluate(actor_params: Any, key: Array) -> tuple[Array, Array]:
+    def evaluate(state: LearnerState, key: Array) -> tuple[Array, Array]:
         reset_key, key = jax.random.split(key)
         env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
 
@@ -83,7 +84,7 @@ def make_evaluation(
         def advance(carry: tuple) -> tuple:
             env_state, observation, key, returns, lengths, running, t = carry
             key, action_key, step_key = jax.random.split(key, 3)
-            distribution = network.policy(actor_params, observation)
+            distribution = agent.learner.policy(state, observation)
             action = distribution.mode() if deterministic else distribution.sample(action_key)
             env_state, timestep = jax.vmap(env.step)(
                 jax.random.split(step_key, num_episodes),

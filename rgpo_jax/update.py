@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rgpo_jax import advantages, diagnostics, objective, shuffle
+from rgpo_jax import advantages, diagnostics, normalization, objective, shuffle
 from rgpo_jax.config import Config
+from rgpo_jax.distributions import Distribution
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import Trajectory
 from rgpo_jax.spread import Spread
@@ -103,6 +104,9 @@ class LearnerState(NamedTuple):
       optimizer_state: of Adam, over the parameters as one flat vector.
       key: typed key, for shuffling.
       updates: number of updates so far, int32 [].
+      observation_moments: of all observations learnt from, elementwise; None without
+        `normalize_observations`.
+      return_scale: by which rewards are divided; None without `normalize_rewards`.
       hyperparameters: traced numbers; replaced freely between updates.
     """
 
@@ -110,6 +114,8 @@ class LearnerState(NamedTuple):
     optimizer_state: Any
     key: Array
     updates: Array
+    observation_moments: normalization.Moments | None
+    return_scale: normalization.ReturnScale | None
     hyperparameters: Hyperparameters
 
 
@@ -119,12 +125,16 @@ class Learner(NamedTuple):
     Attributes:
       init: (key, hyperparameters) -> LearnerState.
       update: (LearnerState, Trajectory) -> (LearnerState, metrics); metrics are float32 scalars.
+        Observations and rewards of the trajectory are the environment's own, not normalised.
+      policy: (LearnerState, observation [..., *observation_shape]) -> Distribution [...], of
+        observations as the environment gives them.
       hyperparameters: the defaults.
-      network: whose `policy` draws the actions of the trajectories.
+      network: of policy and value function, for normalised observations.
     """
 
     init: Callable[[Array, Hyperparameters], LearnerState]
     update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
+    policy: Callable[[LearnerState, Array], Distribution]
     hyperparameters: Hyperparameters
     network: Network
 
@@ -239,16 +249,59 @@ def make(
         params_key, key = jax.random.split(key)
         params = network.init(params_key)
         optimizer_state = _optimizer(hyperparameters, 0.0).init(ravel_pytree(params)[0])
-        return LearnerState(params, optimizer_state, key, jnp.int32(0), hyperparameters)
+        moments = normalization.empty(network.observation_shape)
+        return_scale = normalization.initial_return_scale(config.num_envs)
+        return LearnerState(
+            params,
+            optimizer_state,
+            key,
+            jnp.int32(0),
+            moments if config.normalize_observations else None,
+            return_scale if config.normalize_rewards else None,
+            hyperparameters,
+        )
+
+    def observe(state: LearnerState, observation: Array) -> Array:
+        if state.observation_moments is None:
+            return observation
+        return normalization.standardize(state.observation_moments, observation)
+
+    def policy(state: LearnerState, observation: Array) -> Distribution:
+        return network.policy(state.params["actor"], observe(state, observation))
 
     def make_batch(
-        hyperparameters: Hyperparameters, critic_params: Any, trajectory: Trajectory
-    ) -> tuple[objective.Batch, Metrics]:
-        value, next_value = bootstrap_values(network, critic_params, trajectory, max_episode_steps)
+        state: LearnerState, trajectory: Trajectory
+    ) -> tuple[objective.Batch, LearnerState, Metrics]:
+        """The samples to learn from, and the state with its statistics brought up to date.
+
+        Observations are normalised by the statistics that the rollout used, so that the ratio
+        starts at 1: what this trajectory adds to them concerns the next one.
+        """
+        hyperparameters = state.hyperparameters
+        observed = trajectory._replace(
+            observation=observe(state, trajectory.observation),
+            final_observation=observe(state, trajectory.final_observation),
+        )
+        value, next_value = bootstrap_values(
+            network, state.params["critic"], observed, max_episode_steps
+        )
         # From here on every device has the whole batch: minibatches are shuffled over all of it.
         trajectory, value, next_value = spread.gather((trajectory, value, next_value), axis=1)
+        observation, reward = observe(state, trajectory.observation), trajectory.reward
+        if state.observation_moments is not None:
+            seen = trajectory.observation.reshape(-1, *network.observation_shape)
+            moments = normalization.include(state.observation_moments, seen)
+            state = state._replace(observation_moments=moments)
+        if state.return_scale is not None:
+            return_scale, reward = normalization.scale_rewards(
+                state.return_scale,
+                reward,
+                trajectory.terminated | trajectory.truncated,
+                hyperparameters.discount,
+            )
+            state = state._replace(return_scale=return_scale)
         advantage = advantages.generalized_advantages(
-            hyperparameters.reward_scale * trajectory.reward,
+            hyperparameters.reward_scale * reward,
             value,
             next_value,
             trajectory.terminated,
@@ -261,13 +314,13 @@ def make(
         if config.normalize_advantages:
             advantage = advantages.normalize(advantage)
         batch = objective.Batch(
-            trajectory.observation,
+            observation,
             trajectory.action,
             trajectory.log_prob,
             hyperparameters.advantage_transform(advantage),
             target,
         )
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), metrics
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), state, metrics
 
     def step_policy(
         hyperparameters: Hyperparameters, actor_params: Any, batch: objective.Batch
@@ -300,7 +353,7 @@ def make(
     def update(state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
         params = state.params
-        batch, metrics = make_batch(hyperparameters, params["critic"], trajectory)
+        batch, state, metrics = make_batch(state, trajectory)
         num_samples = batch.log_prob.shape[0]
         if num_samples % config.num_minibatches:
             raise ValueError(
@@ -371,7 +424,9 @@ def make(
         metrics["value_loss"] = 0.5 * jnp.mean(terms["squared_error"])
         metrics["grad_norm"] = jnp.mean(norms)
         metrics["learning_rate"] = step_size
-        state = LearnerState(params, optimizer_state, key, state.updates + 1, hyperparameters)
+        state = state._replace(
+            params=params, optimizer_state=optimizer_state, key=key, updates=state.updates + 1
+        )
         return state, metrics
 
-    return Learner(init, update, defaults, network)
+    return Learner(init, update, policy, defaults, network)

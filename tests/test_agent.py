@@ -300,8 +300,8 @@ def experience():
     @quick_jit
     def collect(key):
         state = agent.init(key)
-        actor, network = state.learner.params["actor"], agent.learner.network
-        return state, rollout.collect(agent.env, network, actor, state.rollout, key, 4, 8)[1]
+        policy = functools.partial(agent.learner.policy, state.learner)
+        return state, rollout.collect(agent.env, policy, state.rollout, key, 4, 8)[1]
 
     return collect(KEYS[0])
 

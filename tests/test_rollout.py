@@ -1,6 +1,7 @@
 """Rollouts: what a trajectory holds, and where its episodes start."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from rgpo_jax import networks, rollout
 from rgpo_jax.config import Config
 from rgpo_jax.distributions import Categorical
 from rgpo_jax.environment import Discrete, TimeStep
-from rgpo_jax.networks import Network
 
 # Nearly all of the time here is spent in compiling programs that run once.
 jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -44,7 +44,7 @@ def two_rollouts(name, reset_pool_size=2, num_envs=NUM_ENVS):
         for key in keys:
             before = state
             state, trajectory, totals = rollout.collect(
-                env, network, params, before, key, NUM_STEPS, reset_pool_size
+                env, partial(network.policy, params), before, key, NUM_STEPS, reset_pool_size
             )
             records.append((before, trajectory, state, totals))
         return params, records
@@ -217,7 +217,9 @@ def test_the_key_decides(reset_pool_size):
     params = network.init(jax.random.key(0))["actor"]
     state = rollout.init(env, NUM_ENVS, jax.random.key(1))
     collect = jit_once(
-        lambda key: rollout.collect(env, network, params, state, key, 40, reset_pool_size)
+        lambda key: rollout.collect(
+            env, partial(network.policy, params), state, key, 40, reset_pool_size
+        )
     )
     first, again, other = (collect(jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -259,7 +261,7 @@ def test_starts_are_fresh_in_every_rollout_and_environment(reset_pool_size):
 # and environment the tests below count that one.
 
 
-def collect_many(env, network, params, key, num_rollouts, num_envs, num_steps, reset_pool_size):
+def collect_many(env, policy, key, num_rollouts, num_envs, num_steps, reset_pool_size):
     """Consecutive rollouts: done [R, T, B], start [R, T, B, ...], observation [R, T, B, ...]."""
 
     @jit_once
@@ -268,7 +270,7 @@ def collect_many(env, network, params, key, num_rollouts, num_envs, num_steps, r
 
         def body(state, key):
             state, trajectory, _ = rollout.collect(
-                env, network, params, state, key, num_steps, reset_pool_size
+                env, policy, state, key, num_steps, reset_pool_size
             )
             start = jnp.concatenate([trajectory.observation[1:], state.observation[None]])
             return state, (done_of(trajectory), start, trajectory.observation)
@@ -291,7 +293,9 @@ def cartpole_starts(reset_pool_size):
     env, network = make("CartPole-v1")
     params = network.init(jax.random.key(0))["actor"]
     key = jax.random.key(10 + reset_pool_size)
-    done, start, _ = collect_many(env, network, params, key, 20, 64, 64, reset_pool_size)
+    done, start, _ = collect_many(
+        env, partial(network.policy, params), key, 20, 64, 64, reset_pool_size
+    )
     return first_starts(done, start)
 
 
@@ -342,19 +346,14 @@ class Countdown:
 
 
 # Its actions change nothing, and a trivial policy compiles at once.
-INDIFFERENT = Network(
-    init=lambda key: {},
-    policy=lambda params, observation: Categorical.from_logits(
-        jnp.zeros((*observation.shape[:-1], 2))
-    ),
-    value=lambda params, observation: jnp.zeros(observation.shape[:-1]),
-)
+def indifferent(observation):
+    return Categorical.from_logits(jnp.zeros((*observation.shape[:-1], 2)))
 
 
 def test_every_environment_and_step_has_a_key_of_its_own():
     state = rollout.init(Countdown(), 16, jax.random.key(0))
     _, trajectory, _ = jit_once(
-        lambda key: rollout.collect(Countdown(), INDIFFERENT, {}, state, key, 64, 2)
+        lambda key: rollout.collect(Countdown(), indifferent, state, key, 64, 2)
     )(jax.random.key(1))
     reward = np.asarray(trajectory.reward)
     assert np.unique(reward).size > 0.99 * reward.size
@@ -369,7 +368,7 @@ def is_uniform(numbers):
 @pytest.mark.parametrize("reset_pool_size", [0, 1, 4, 8])
 def test_starts_do_not_depend_on_how_long_episodes_last(reset_pool_size):
     done, start, _ = collect_many(
-        Countdown(), INDIFFERENT, {}, jax.random.key(reset_pool_size), 64, 64, 13, reset_pool_size
+        Countdown(), indifferent, jax.random.key(reset_pool_size), 64, 64, 13, reset_pool_size
     )
     firsts = first_starts(done, start[..., 0])
     assert len(firsts) == 64 * 64  # no episode outlasts a rollout
@@ -392,7 +391,7 @@ def lone_rollouts(reset_pool_size):
         env_key, key = jax.random.split(key)
         state = rollout.init(Countdown(), 1, env_key)
         state, trajectory, _ = rollout.collect(
-            Countdown(), INDIFFERENT, {}, state, key, 256, reset_pool_size
+            Countdown(), indifferent, state, key, 256, reset_pool_size
         )
         start = jnp.concatenate([trajectory.observation[1:], state.observation[None]])
         return done_of(trajectory)[:, 0], start[:, 0, 0]
@@ -416,7 +415,7 @@ def test_every_start_of_a_pool_that_suffices_is_a_draw_of_its_own():
     # are short, or started from in step with time, would not be uniform over all starts.
     num_steps = Config().reset_pool_size
     done, start, _ = collect_many(
-        Countdown(), INDIFFERENT, {}, jax.random.key(5), 64, 64, num_steps, num_steps
+        Countdown(), indifferent, jax.random.key(5), 64, 64, num_steps, num_steps
     )
     numbers = start[done][:, 0]
     assert len(numbers) > 10_000

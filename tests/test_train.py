@@ -202,13 +202,13 @@ EPISODES = 400
 def evaluated(deterministic=True, dies=True, limit=9):
     config = rgpo.Config(hidden_sizes=(4,))
     player = make(ShortOrLong(limit, dies), config, gates.rgpo())
-    params = start_of(player)
+    learner = start_of(player)
     evaluate = quick_jit(train.make_evaluation(player, EPISODES, deterministic))
-    return [np.asarray(x) for x in evaluate(params, jax.random.key(0))]
+    return [np.asarray(x) for x in evaluate(learner, jax.random.key(0))]
 
 
 def start_of(player):
-    return quick_jit(player.learner.network.init)(jax.random.key(0))["actor"]
+    return quick_jit(player.init)(jax.random.key(0)).learner
 
 
 @pytest.mark.parametrize("dies", [True, False])
@@ -235,15 +235,15 @@ def test_an_environment_without_time_limit_is_refused():
 
 def test_actions_are_the_mode_or_samples():
     player = rgpo.make(Tabular(ACTION), rgpo.Config(hidden_sizes=(4,)))
-    params = start_of(player)
+    learner = start_of(player)
     with_mode, with_samples = (
         quick_jit(train.make_evaluation(player, EPISODES, deterministic))(
-            params, jax.random.key(0)
+            learner, jax.random.key(0)
         )[0]
         for deterministic in (True, False)
     )
     # The first policy is nearly indifferent between -1 and 1; its mode is one of them.
-    best = player.learner.network.policy(params, jnp.array([1.0, 0.0])).mode()
+    best = player.learner.policy(learner, jnp.array([1.0, 0.0])).mode()
     np.testing.assert_array_equal(with_mode, 2.0 * best - 1.0)
     assert set(with_samples.tolist()) == {-1.0, 1.0}
     assert abs(np.mean(with_samples)) < 0.25
