@@ -67,6 +67,9 @@ def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
     try:
         with contextlib.redirect_stderr(captured), mock.patch.dict(os.environ, wide):
             return tyro.cli(kind, default=default, args=list(args), prog=prog)
+    except BrokenPipeError:  # --help, of which the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except SystemExit as exit_:
         if exit_.code in (0, None):  # --help
             raise

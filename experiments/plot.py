@@ -111,4 +111,6 @@ def _png(figure: Figure) -> bytes:
 if __name__ == "__main__":
     from pathlib import Path
 
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m experiments.plot FILE.png  (weights of the gates)")
     Path(sys.argv[1]).write_bytes(gate_weights())

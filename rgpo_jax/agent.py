@@ -71,9 +71,9 @@ class Agent(NamedTuple):
     config: Config
 
 
-def _hyperparameter(name: str, value: Any) -> Any:
+def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
     """Checks an override as far as it can be looked at, and gives it a definite type."""
-    hint = typing.get_type_hints(Config, include_extras=True).get(name)
+    hint = typing.get_type_hints(config_class, include_extras=True).get(name)
     for constraint in getattr(hint, "__metadata__", ()):
         require(name, value, constraint)
     if name in ("gate", "advantage_transform", "policy_step") and not isinstance(value, Tunable):
@@ -114,7 +114,9 @@ def make(
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
-        overrides = {name: _hyperparameter(name, x) for name, x in hyperparameters.items()}
+        overrides = {
+            name: _hyperparameter(type(config), name, x) for name, x in hyperparameters.items()
+        }
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
             rollout.init(env, config.num_envs, env_key, spread),

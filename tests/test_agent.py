@@ -217,6 +217,14 @@ def test_an_unknown_override_is_refused():
         make("rgpo", Tabular(ACTION)).init(KEYS[0], sharpnes=1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("sharpness", -1.0), ("discount", 1.5), ("learning_rate", float("nan"))]
+)
+def test_an_override_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value}: expected"):
+        make("rgpo", Tabular(ACTION)).init(KEYS[0], **{name: value})
+
+
 @functools.cache
 def many_seeds():
     """The agent and 256 seeds of it after 2 scanned steps."""

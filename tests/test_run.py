@@ -372,6 +372,15 @@ def test_the_program_exits_with_its_status(tmp_path):
     assert program.stderr.startswith("error: --agent pop: unknown agent; did you mean")
 
 
+def test_help_may_be_cut_short():
+    command = f"{sys.executable} -m experiments.run --help | head -1"
+    result = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.startswith("usage")
+    assert result.stderr == ""
+
+
 def test_help_states_meaning_and_default(capsys):
     with pytest.raises(SystemExit) as shown:
         run.main(["--agent", "ppo", "--help"])
