@@ -91,11 +91,11 @@ def restart_where_done(
 
 
 def to_environment_units(space: Discrete | Box, action: Array) -> Array:
-    """Maps a policy's action to the environment's units.
+    """Maps a policy's action, squashed by its `Distribution`, to the environment's units.
 
     Discrete actions pass. A continuous action [..., d] takes the space's shape; policies act in
-    [-1, 1] per element: the action is clipped to that interval and mapped affinely onto
-    [low, high]. Unbounded elements pass unchanged.
+    [-1, 1] per element: the action is clipped to that interval (squashed ones are inside) and
+    mapped affinely onto [low, high]. Unbounded elements pass unchanged.
     """
     if isinstance(space, Discrete):
         return action
