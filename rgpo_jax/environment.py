@@ -105,4 +105,6 @@ def to_environment_units(space: Discrete | Box, action: Array) -> Array:
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     centre = jnp.where(bounded, (low + high) / 2, 0.0)
     half_width = jnp.where(bounded, (high - low) / 2, 1.0)
-    return jnp.where(bounded, centre + half_width * jnp.clip(action, -1.0, 1.0), action)
+    mapped = centre + half_width * jnp.clip(action, -1.0, 1.0)
+    # Rounding may lead a last bit beyond a bound.
+    return jnp.where(bounded, jnp.clip(mapped, low, high), action)
