@@ -53,7 +53,8 @@ class Agent(NamedTuple):
 
     Attributes:
       init: (key, **hyperparameters) -> AgentState. Keyword arguments override the Config's real
-        numbers, the gate's own among them, and may be traced: `init(key, sharpness=k)`.
+        numbers (but `initial_std`), the gate's own among them, and may be traced:
+        `init(key, sharpness=k)`.
       step: AgentState -> (AgentState, metrics): one rollout, one update. It ignores further
         arguments, so that `jax.lax.scan(agent.step, state, length=n)` works as it stands.
       act: (state, observation [..., *observation_shape], key=None) -> action in the environment's
@@ -102,7 +103,7 @@ def make(
         all devices. None: one device has them all.
 
     Raises:
-      ValueError: the network cannot be built for these observations.
+      ValueError: the network cannot be built for these observations or actions.
     """
     network = networks.make(env.observation_shape, env.action_space, config)
     parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
@@ -147,6 +148,6 @@ def make(
     def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
         distribution = learner.policy(state.learner, observation)
         action = distribution.mode() if key is None else distribution.sample(key)
-        return to_environment_units(env.action_space, action)
+        return to_environment_units(env.action_space, distribution.squash(action))
 
     return Agent(init, step, act, learner, env, config)

@@ -67,8 +67,9 @@ def _check_range(name: str, value: Any, constraint: Range, container: type | Non
 class Config(Checked):
     """Settings of the rollout, the networks and the update step.
 
-    Whole numbers, names and switches select the compiled program. Real numbers are defaults
-    of `update.Hyperparameters`: they are traced, and may differ between vmapped seeds.
+    Whole numbers, names and switches select the compiled program. Real numbers, but for
+    `initial_std`, are defaults of `update.Hyperparameters`: they are traced, and may differ between
+    vmapped seeds.
     """
 
     total_steps: Count = 500_000
@@ -118,6 +119,15 @@ class Config(Checked):
     """Channels of each 3x3 convolution of a CNN."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """Activation between layers."""
+    policy: Literal["normal", "tanh_normal"] = "normal"
+    """Distribution of continuous actions: normal ones are clipped to the bounds, tanh_normal
+    ones are squashed into them by tanh. Refused with discrete actions."""
+    state_dependent_std: bool = False
+    """Let the network give the standard deviations of continuous actions too; else they are
+    parameters that all states share. Refused with discrete actions."""
+    initial_std: Positive = 1.0
+    """Standard deviation of a continuous action at first, before the tanh if any, where the
+    bounds are -1 and 1. Refused with discrete actions."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks' arithmetic; parameters, losses and returns stay float32."""
     reset_pool_size: CountOrZero = 16

@@ -1,4 +1,4 @@
-"""Action distributions as pytrees: sample, log_prob, entropy, mode and kl."""
+"""Action distributions as pytrees: sample, log_prob, entropy, mode, kl and squash."""
 
 import math
 from typing import Any, Protocol
@@ -9,9 +9,23 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+# tanh as a mixture of error functions, tanh(u) ~ sum_i p_i erf(u / (s_i sqrt 2)): weights p_i and
+# standard deviations s_i, fitted to log(2 cosh u) and its slope in the supremum norm. It is the
+# normal mixture of Monahan and Stefanski (1992) for the logistic distribution, in other units.
+_MIXTURE = (
+    (0.112906111, 0.492164221),
+    (0.468494060, 0.723108427),
+    (0.363800476, 1.06629790),
+    (0.054799353, 1.57786036),
+)
+
 
 class Distribution(Protocol):
-    """What the update step asks of a policy's distribution, batched over leading axes [...]."""
+    """What rollouts and updates ask of a policy, batched over leading axes [...].
+
+    An action is what the distribution samples and what `log_prob` takes; `squash` makes of it what
+    `environment.to_environment_units` takes.
+    """
 
     def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Noise for a batch of actions of leading axes `shape`, whatever this batch's own are."""
@@ -34,7 +48,11 @@ class Distribution(Protocol):
         ...
 
     def mode(self) -> Array:
-        """The most probable action."""
+        """The action to play when not exploring: the most probable, but for `TanhNormal`."""
+        ...
+
+    def squash(self, action: Array) -> Array:
+        """The action as environments know it but for their units, which are [-1, 1] here."""
         ...
 
     def kl(self, other: Any) -> Array:
@@ -77,6 +95,9 @@ class Categorical:
     def mode(self) -> Array:
         return jnp.argmax(self.log_probs, axis=-1)
 
+    def squash(self, action: Array) -> Array:
+        return action
+
     def kl(self, other: "Categorical") -> Array:
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
 
@@ -113,8 +134,66 @@ class Normal:
     def mode(self) -> Array:
         return self.mean
 
+    def squash(self, action: Array) -> Array:
+        return action  # knows no bounds: where there are some, `to_environment_units` clips
+
     def kl(self, other: "Normal") -> Array:
         log_variance_ratio = 2 * (self.log_std - other.log_std)
         distance = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
         # expm1 keeps a small divergence exact, where exp(x) - 1 - x cancels.
         return 0.5 * jnp.sum(jnp.expm1(log_variance_ratio) - log_variance_ratio + distance, axis=-1)
+
+
+@flax.struct.dataclass
+class TanhNormal(Normal):
+    r"""Independent distributions of a = tanh(u) in (-1, 1), u normal, over the last axis.
+
+    .. math:: \log p(a) = \log N(u; \mu, \sigma) - \sum_i \log(1 - \tanh^2 u_i)
+
+    Actions are kept as u: `sample`, `log_prob` and `mode` give and take it, and `squash` makes a of
+    it. So a need never be inverted, which fails where float32 rounds it to 1. Densities and
+    entropies are those of a, per unit of a. The Jacobian does not depend on the parameters: ratios
+    of densities are those of the normal distributions of u, and so is `kl`, which no bijection
+    changes.
+
+    Attributes:
+      mean: of u [..., d].
+      log_std: log of the standard deviation of u, [..., d] or [d].
+    """
+
+    def log_prob(self, action: Array) -> Array:
+        # log(1 - tanh(u)^2), finite and exact also where tanh(u) rounds to 1.
+        log_slope = 2.0 * (math.log(2.0) - action - jax.nn.softplus(-2.0 * action))
+        return super().log_prob(action) - jnp.sum(log_slope, axis=-1)
+
+    def entropy(self) -> Array:
+        """Entropy of a in nats [...], within 3e-5 nats per action element, in float32.
+
+        It is the entropy of u plus the mean of log(1 - tanh(u)^2) = 2 log 2 - 2 log(2 cosh u). That
+        mean has no closed form, but with tanh as a mixture of error functions log(2 cosh u) is a
+        mixture of E|u + s_i z|, z standard normal, which averaged over u is E|x| of another normal
+        x. The error is below 2.3e-5 at every u, hence for every mean and standard deviation; so is
+        that of the gradient in the mean and in std. No samples are drawn and no key is needed.
+        """
+        variance = jnp.exp(2.0 * self.log_std)
+        log_cosh = sum(
+            p * _mean_absolute(self.mean, jnp.sqrt(variance + s**2)) for p, s in _MIXTURE
+        )
+        return super().entropy() + jnp.sum(2.0 * (math.log(2.0) - log_cosh), axis=-1)
+
+    def mode(self) -> Array:
+        """The mean of u, whose tanh is the median of a.
+
+        It is not the density's maximum: a wide distribution piles up at -1 and 1.
+        """
+        return self.mean
+
+    def squash(self, action: Array) -> Array:
+        return jnp.tanh(action)
+
+
+def _mean_absolute(mean: Array, std: Array) -> Array:
+    """E|x| of a normal x, elementwise."""
+    z = mean / std
+    tail = math.sqrt(2.0 / math.pi) * std * jnp.exp(-0.5 * jnp.square(z))
+    return tail + mean * jax.scipy.special.erf(z * math.sqrt(0.5))

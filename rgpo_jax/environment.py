@@ -91,11 +91,11 @@ def restart_where_done(
 
 
 def to_environment_units(space: Discrete | Box, action: Array) -> Array:
-    """Maps a policy's action to the environment's units.
+    """Maps a policy's action, squashed by its `Distribution`, to the environment's units.
 
     Discrete actions pass. A continuous action [..., d] takes the space's shape; policies act in
-    [-1, 1] per element: the action is clipped to that interval and mapped affinely onto
-    [low, high]. Unbounded elements pass unchanged.
+    [-1, 1] per element: the action is clipped to that interval (squashed ones are inside) and
+    mapped affinely onto [low, high]. Unbounded elements pass unchanged.
     """
     if isinstance(space, Discrete):
         return action
@@ -105,4 +105,6 @@ def to_environment_units(space: Discrete | Box, action: Array) -> Array:
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     centre = jnp.where(bounded, (low + high) / 2, 0.0)
     half_width = jnp.where(bounded, (high - low) / 2, 1.0)
-    return jnp.where(bounded, centre + half_width * jnp.clip(action, -1.0, 1.0), action)
+    mapped = centre + half_width * jnp.clip(action, -1.0, 1.0)
+    # Rounding may lead a last bit beyond a bound.
+    return jnp.where(bounded, jnp.clip(mapped, low, high), action)

@@ -1,5 +1,6 @@
 """Actor and critic networks."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from rgpo_jax.config import Config
-from rgpo_jax.distributions import Categorical, Distribution, Normal
+from rgpo_jax.distributions import Categorical, Distribution, Normal, TanhNormal
 from rgpo_jax.environment import Box, Discrete
 
 Array = jax.Array
 Params = Any
+
+_CONTINUOUS_ONLY = ("policy", "state_dependent_std", "initial_std")
+_LEAST_STD = 1e-3  # of the state-dependent standard deviation, as a fraction of the initial one
 
 
 class Network(NamedTuple):
@@ -81,11 +85,53 @@ class NormalHead(nn.Module):
     """Means from a head, and a log standard deviation that does not depend on the state."""
 
     mean: Head
+    initial_std: float
 
     @nn.compact
     def __call__(self, observation: Array) -> tuple[Array, Array]:
-        log_std = self.param("log_std", nn.initializers.zeros, (self.mean.features,))
-        return self.mean(observation), log_std
+        initial = nn.initializers.constant(math.log(self.initial_std))
+        return self.mean(observation), self.param("log_std", initial, (self.mean.features,))
+
+
+class StateDependentNormalHead(nn.Module):
+    """Means and log standard deviations, both from one head of 2 d features.
+
+    The standard deviation is `initial_std` at a feature of 0 and softplus of it elsewhere, shifted
+    and scaled: it never collapses, and a feature far off neither overflows nor takes large steps.
+
+    Source: softplus and a least deviation as in brax's NormalTanhDistribution; shifted to a chosen
+    initial one as arXiv 2006.05990 recommends.
+    """
+
+    mean_and_std: Head
+    initial_std: float
+
+    @nn.compact
+    def __call__(self, observation: Array) -> tuple[Array, Array]:
+        mean, feature = jnp.split(self.mean_and_std(observation), 2, axis=-1)
+        shift = math.log(math.expm1(1.0 - _LEAST_STD))
+        relative_std = nn.softplus(feature + shift) + _LEAST_STD
+        return mean, jnp.log(relative_std) + math.log(self.initial_std)
+
+
+def _check_policy(action_space: Discrete | Box, config: Config) -> None:
+    """Raises ValueError where the policy that was asked for cannot act in the space."""
+    if isinstance(action_space, Discrete):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if field.name in _CONTINUOUS_ONLY and value != field.default:
+                raise ValueError(
+                    f"{field.name} {value}: for continuous actions alone; here there are "
+                    f"{action_space.n} discrete ones"
+                )
+    elif config.policy == "tanh_normal":
+        bounds = zip(action_space.low, action_space.high, strict=True)
+        for i, (low, high) in enumerate(bounds):
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(
+                    f"policy tanh_normal: expected a bounded action, and element {i} is in "
+                    f"[{low}, {high}]"
+                )
 
 
 def make(
@@ -95,8 +141,9 @@ def make(
 
     Raises:
       ValueError: a CNN is asked for observations that are not [height, width, channels], or that
-        its convolutions shrink to nothing.
+        its convolutions shrink to nothing; a policy does not fit the actions (see `Config`).
     """
+    _check_policy(action_space, config)
     image_like = len(observation_shape) == 3
     use_cnn = config.network == "cnn" or (config.network == "auto" and image_like)
     if use_cnn and not image_like:
@@ -124,7 +171,12 @@ def make(
     if isinstance(action_space, Discrete):
         actor = head(action_space.n, 0.01)
     else:
-        actor = NormalHead(head(math.prod(action_space.shape), 0.01))
+        size = math.prod(action_space.shape)
+        if config.state_dependent_std:
+            actor = StateDependentNormalHead(head(2 * size, 0.01), config.initial_std)
+        else:
+            actor = NormalHead(head(size, 0.01), config.initial_std)
+    continuous = TanhNormal if config.policy == "tanh_normal" else Normal
 
     def init(key: Array) -> Params:
         actor_key, critic_key = jax.random.split(key)
@@ -139,7 +191,7 @@ def make(
         if isinstance(action_space, Discrete):
             return Categorical.from_logits(output)
         mean, log_std = output
-        return Normal(mean, log_std)
+        return continuous(mean, log_std)
 
     def value(params: Params, observation: Array) -> Array:
         output: Any = critic.apply(params, observation)

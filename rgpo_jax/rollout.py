@@ -19,7 +19,7 @@ class Trajectory(NamedTuple):
 
     Attributes:
       observation: [T, B, *observation_shape].
-      action: as the policy drew it, [T, B] or [T, B, d].
+      action: as the policy drew it, before `squash`, [T, B] or [T, B, d].
       log_prob: of the action under the policy that drew it, in nats [T, B].
       reward: [T, B].
       terminated: bool [T, B].
@@ -134,9 +134,8 @@ def collect(
         noise, step_keys, restart_keys = xs
         distribution = policy(state.observation)
         action = distribution.sample_from(noise)
-        env_state, timestep = step(
-            step_keys, state.env_state, to_environment_units(env.action_space, action)
-        )
+        env_action = to_environment_units(env.action_space, distribution.squash(action))
+        env_state, timestep = step(step_keys, state.env_state, env_action)
         env_state, timestep = restart_where_done(env_state, timestep, start(restart_keys, ended))
 
         done = timestep.done

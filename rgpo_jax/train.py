@@ -89,7 +89,7 @@ def make_evaluation(
             env_state, timestep = jax.vmap(env.step)(
                 jax.random.split(step_key, num_episodes),
                 env_state,
-                to_environment_units(env.action_space, action),
+                to_environment_units(env.action_space, distribution.squash(action)),
             )
             returns += jnp.where(running, timestep.reward, 0.0)
             lengths += running

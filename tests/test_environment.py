@@ -104,6 +104,17 @@ def test_unbounded_elements_pass_beside_bounded_ones(low, high):
     np.testing.assert_allclose(result, [[5.0, 2.0], [-5.0, 0.5]])
 
 
+def test_no_rounding_leads_beyond_a_bound():
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=1000).astype(np.float32)
+    high = low + rng.exponential(size=1000).astype(np.float32)
+    space = Box((1000,), tuple(low.tolist()), tuple(high.tolist()))
+    actions = jnp.linspace(-1.0, 1.0, 21)[:, None] * jnp.ones(1000)
+    result = np.asarray(jax.jit(to_environment_units, static_argnums=0)(space, actions))
+    assert ((low <= result) & (result <= high)).all()
+    np.testing.assert_allclose(result[[0, -1]], [low, high], rtol=0, atol=1e-6)
+
+
 def test_an_unbounded_element_has_finite_gradients():
     # inf - inf behind a `where` would give NaN here.
     space = Box((2,), (-math.inf, -2.0), (math.inf, 2.0))
