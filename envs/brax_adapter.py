@@ -67,7 +67,7 @@ class BraxEnvironment:
     """
 
     def __init__(self, name: str, params: Mapping[str, Any]):
-        known = {"backend": BRAX_BACKENDS[0], "max_steps_in_episode": 1000}
+        known: dict[str, Any] = {"backend": BRAX_BACKENDS[0], "max_steps_in_episode": 1000}
         for param in params:
             if param not in known:
                 raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
@@ -82,6 +82,7 @@ class BraxEnvironment:
             raise ValueError(f"max_steps_in_episode = {limit}: expected at least 1")
         with _loading():
             self._env = brax_envs.get_environment(name.removeprefix("brax/"), backend=backend)
+        self._limit = limit
         self.name = name
         size = self._env.action_size
         self.action_space: Discrete | Box = Box((size,), (-1.0,) * size, (1.0,) * size)
@@ -98,6 +99,6 @@ class BraxEnvironment:
         after = self._env.step(before.replace(metrics=dict(before.metrics)), action)
         after = carry.like(after, before)
         terminated = after.done > 0
-        truncated = (time >= self.max_episode_steps) & ~terminated
+        truncated = (time >= self._limit) & ~terminated
         timestep = TimeStep(after.obs, after.reward, terminated, truncated, after.obs)
         return BraxState(after, time), timestep

@@ -1,4 +1,4 @@
-"""Brax behind the protocol. Compiling is slow here: programs are shared, and most tests only run."""
+"""Brax behind the protocol. Compiling is slow here: programs are shared."""
 
 import functools
 import json
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import quick_jit
 
 import envs
 from agents import rgpo
 from experiments import run, settings
 from experiments.command_line import BadInput
 from rgpo_jax import rollout
-from probes import quick_jit
 
 pytest.importorskip("brax", reason="needs the extra `brax`")
 
