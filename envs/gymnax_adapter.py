@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
+from envs import carry
 from rgpo_jax.environment import Box, Discrete, TimeStep
 
 Array = jax.Array
@@ -33,11 +34,6 @@ def _like(default: Any, name: str, value: Any) -> Any:
         return jnp.asarray(value, jnp.asarray(default).dtype)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} = {value!r}: expected a {type(default).__name__}") from None
-
-
-def _fix_types(tree: Any) -> Any:
-    """Gives every leaf a definite type, where a Python scalar would change its own in a step."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
 
 
 class GymnaxEnvironment:
@@ -76,17 +72,15 @@ class GymnaxEnvironment:
 
     def reset(self, key: Array) -> tuple[Any, Array]:
         observation, state = self._env.reset_env(key, self._params)
-        return _fix_types(state), self._observation(observation)
+        return carry.definite(state), self._observation(observation)
 
     def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
         observation, new_state, reward, terminated, _ = self._env.step_env(
             key, state, action, self._params
         )
         truncated = self._env.is_truncated(new_state, self._params) & ~terminated
-        # Some environments return a state of other types than they were given.
-        new_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new_state, state)
         observation = self._observation(observation)
         timestep = TimeStep(
             observation, jnp.asarray(reward, jnp.float32), terminated, truncated, observation
         )
-        return new_state, timestep
+        return carry.like(new_state, state), timestep

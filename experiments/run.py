@@ -30,7 +30,7 @@ EXIT_INTERRUPTED = 130
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
 )
-_ENV_HELP = f"One of {', '.join(envs.GYMNAX)}. Settings that you do not give come from its family."
+_ENV_HELP = f"One of {', '.join(envs.NAMES)}. Settings that you do not give come from its family."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Options(Checked):
     """Another gate in the agent's update step: the name of a gate agent, or a function
     (log_ratio, advantage) -> g of your own."""
     env: Annotated[str, tyro.conf.arg(metavar="NAME", help=_ENV_HELP)] = "CartPole-v1"
+    backend: envs.BraxBackend | None = None
+    """Physics of a brax/ environment; None: spring, the fastest."""
     seed: CountOrZero = 0
     """First seed."""
     num_seeds: Count = 1
@@ -65,6 +67,13 @@ class Options(Checked):
             raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
         if self.out == "":
             raise ConfigError("out", "'': expected a folder")
+        if self.backend is not None and self.env not in envs.BRAX:
+            raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+
+    @property
+    def env_params(self) -> dict[str, Any]:
+        """Parameters of the environment that differ from its own defaults."""
+        return {} if self.backend is None else {"backend": self.backend}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +85,18 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Environment and agent, and a gate that is not the agent's own."""
+        """Environment and agent; backend and gate where they are not the usual ones."""
         options = self.options
-        gate = "" if options.gate is None else f"-{options.gate}"
-        return f"{options.env}-{options.agent}{gate}"
+        parts = (options.env, options.backend, options.agent, options.gate)
+        return "-".join(part for part in parts if part is not None)
 
     @property
     def title(self) -> str:
         options = self.options
         agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
         seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
-        return f"{agent} on {options.env}: {seeds} x {self.config.total_steps:,} steps"
+        backend = "" if options.backend is None else f" ({options.backend})"
+        return f"{agent} on {options.env}{backend}: {seeds} x {self.config.total_steps:,} steps"
 
 
 def _config_class(agent: str, gate: str | None) -> type[Config]:
@@ -216,8 +226,9 @@ def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Age
         else:
             gate = agents.load(options.gate).gate(config)
     try:
-        return module.make(envs.make(options.env), config, gate, axis_name)
-    except ValueError as error:
+        env = envs.make(options.env, **options.env_params)
+        return module.make(env, config, gate, axis_name)
+    except (ValueError, ModuleNotFoundError) as error:
         raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
 
 

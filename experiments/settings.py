@@ -11,7 +11,8 @@ from rgpo_jax.config import Config, ConfigError
 
 _DISCRETE_CONTROL = {"learning_rate": 1e-3, "entropy_coefficient": 0.02}
 
-# Environment name -> settings; a name may be a whole name or the suffix after the last hyphen.
+# Environment name -> settings; a name may be a whole name, the prefix before the first slash or the
+# suffix after the last hyphen.
 FAMILIES: dict[str, dict[str, Any]] = {
     # Control problems with discrete actions: one set, larger steps and more entropy than CleanRL's.
     "CartPole-v1": _DISCRETE_CONTROL,
@@ -39,12 +40,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "network": "mlp",
         "activation": "relu",
     },
+    "brax": {
+        "total_steps": 2_000_000,
+        "num_envs": 64,
+        "num_steps": 32,
+        "num_epochs": 4,
+        "num_minibatches": 8,
+        "learning_rate": 3e-4,
+        "discount": 0.97,
+        "reward_scale": 0.1,
+        "entropy_coefficient": 1e-3,
+        "hidden_sizes": (128, 128),
+        "reset_pool_size": 2,
+    },
 }
 
 
 def for_environment(env: str) -> dict[str, Any]:
     """The settings of an environment's family; empty where it has none."""
-    return FAMILIES.get(env) or FAMILIES.get(env.rpartition("-")[2]) or {}
+    keys = (env, env.split("/")[0], env.split("-")[-1])
+    return next((FAMILIES[key] for key in keys if key in FAMILIES), {})
 
 
 def defaults(config_class: type[Config], env: str) -> Config:

@@ -246,7 +246,7 @@ def test_a_familys_settings_hold_where_no_flag_is_given():
 @pytest.mark.parametrize("name", agents.NAMES)
 @pytest.mark.parametrize("env", settings.FAMILIES)
 def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
-    env = {"MinAtar": "Asterix-MinAtar"}.get(env, env)
+    env = {"MinAtar": "Asterix-MinAtar", "brax": "brax/ant"}.get(env, env)
     assert settings.defaults(agents.load(name).Config, env).num_updates > 0
 
 

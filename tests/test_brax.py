@@ -1,0 +1,320 @@
+"""Brax behind the protocol. Compiling is slow here: programs are shared."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import quick_jit
+
+import envs
+from agents import rgpo
+from experiments import run, settings
+from experiments.command_line import BadInput
+from rgpo_jax import rollout
+
+pytest.importorskip("brax", reason="needs the extra `brax`")
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 16
+WALKERS = 3
+PENDULUM = "brax/inverted_pendulum"  # the cheapest to compile
+REACHER = "brax/reacher"
+
+
+@functools.cache
+def make(name, backend="spring"):
+    return envs.make(name, backend=backend, max_steps_in_episode=LIMIT)
+
+
+@functools.cache
+def walk_program(name):
+    """(reset keys [B], steps already taken, actions [T, B, d]) -> first observation, steps."""
+    env = make(name)
+
+    @quick_jit
+    def walk(keys, time, actions):
+        state, observation = jax.vmap(env.reset)(keys)
+        state = state._replace(time=state.time + time)
+
+        def step(state, action):
+            return jax.vmap(env.step, (None, 0, 0))(jax.random.key(0), state, action)
+
+        return observation, jax.lax.scan(step, state, actions)[1]
+
+    return walk
+
+
+def walk(name, actions, time=0):
+    keys = jax.random.split(jax.random.key(3), WALKERS)
+    return walk_program(name)(keys, time, jnp.asarray(actions))
+
+
+def random_actions(name):
+    size = make(name).action_space.shape[0]
+    return jax.random.uniform(jax.random.key(1), (LIMIT, WALKERS, size), minval=-1.0)
+
+
+PUSH = np.ones((LIMIT, WALKERS, 1), np.float32)  # topples the pendulum
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def check_types(env):
+    state, observation = jax.eval_shape(env.reset, jax.random.key(0))
+    action = jnp.zeros(env.action_space.shape)
+    new_state, timestep = jax.eval_shape(env.step, jax.random.key(0), state, action)
+    assert types(new_state) == types(state)  # or a scan refuses it
+    assert observation.shape == env.observation_shape
+    for seen in (observation, timestep.observation, timestep.final_observation):
+        assert types(seen) == (env.observation_shape, jnp.float32, False)
+    assert types(timestep.reward) == ((), jnp.float32, False)
+    assert types(timestep.terminated)[:2] == types(timestep.truncated)[:2] == ((), bool)
+
+
+def test_the_list_is_brax_without_the_one_that_does_not_load():
+    from envs.brax_adapter import brax_envs
+
+    assert sorted(envs.BRAX) == sorted(f"brax/{name}" for name in {*brax_envs._envs} - {"swimmer"})
+
+
+@pytest.mark.parametrize("name", envs.BRAX)
+def test_a_step_keeps_the_types_of_the_protocol(name):
+    env = make(name)
+    check_types(env)
+    assert env.name == name
+    assert env.max_episode_steps == LIMIT
+    (size,) = env.action_space.shape
+    assert env.action_space.low == (-1.0,) * size
+    assert env.action_space.high == (1.0,) * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", envs.BRAX_BACKENDS)
+@pytest.mark.parametrize("name", envs.BRAX)
+def test_an_agent_steps_on_every_backend(name, backend):
+    env = make(name, backend)
+    check_types(env)
+    config = rgpo.Config(num_envs=2, num_steps=2 * LIMIT, reset_pool_size=2, hidden_sizes=(16,))
+    agent = rgpo.make(env, config)
+    state, metrics = quick_jit(lambda key: agent.step(agent.init(key)))(jax.random.key(0))
+    assert np.all(np.isfinite(state.rollout.observation))
+    assert metrics["first_ratio_deviation"] < 1e-5
+    assert metrics["episodes"] >= 2 * 2
+    assert metrics["episode_length"] <= LIMIT
+
+
+@pytest.mark.parametrize("name", [PENDULUM, pytest.param(REACHER, marks=pytest.mark.slow)])
+def test_follows_brax_step_by_step(name):
+    # Under vmap and scan on our side, one instance and a Python loop on the other.
+    env = make(name)._env
+    reset, step = quick_jit(env.reset), quick_jit(env.step)
+    actions = random_actions(name)
+    first, timestep = walk(name, actions)
+    key = jax.random.split(jax.random.key(3), WALKERS)[1]
+    state = reset(jax.random.key_data(key))
+    np.testing.assert_allclose(first[1], state.obs, rtol=1e-5, atol=1e-6)
+    for t in range(LIMIT):
+        state = step(state, actions[t, 1])
+        np.testing.assert_allclose(timestep.observation[t, 1], state.obs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(timestep.reward[t, 1], state.reward, rtol=1e-3, atol=1e-4)
+        assert timestep.terminated[t, 1] == (state.done == 1)
+    np.testing.assert_array_equal(timestep.observation, timestep.final_observation)
+
+
+def test_the_time_limit_truncates_and_does_not_terminate():
+    _, timestep = walk(PENDULUM, 0 * PUSH)
+    assert not np.any(timestep.terminated)
+    np.testing.assert_array_equal(np.argwhere(timestep.truncated)[:, 0], [LIMIT - 1] * WALKERS)
+
+
+def test_a_fall_terminates_and_is_not_truncated():
+    _, timestep = walk(PENDULUM, PUSH)
+    fallen = np.abs(np.asarray(timestep.observation)[..., 1]) > 0.2
+    assert not fallen[0].any() and fallen[LIMIT - 2].all()
+    np.testing.assert_array_equal(timestep.terminated, fallen)
+    assert not np.any(timestep.truncated & timestep.terminated)
+
+
+def test_termination_wins_where_it_meets_the_time_limit():
+    _, timestep = walk(PENDULUM, PUSH)
+    last = int(np.argmax(timestep.terminated[:, 0]))
+    _, timestep = walk(PENDULUM, PUSH, time=LIMIT - 1 - last)
+    assert timestep.terminated[last, 0] and not timestep.truncated[last, 0]
+    # Not so a step earlier, where the limit alone ends the episode.
+    _, timestep = walk(PENDULUM, PUSH, time=LIMIT - last)
+    assert timestep.truncated[last - 1, 0] and not timestep.terminated[last - 1, 0]
+
+
+def test_a_step_leaves_the_state_that_it_is_given_alone():
+    # Brax writes into it: seen outside jit, and by whoever steps twice from one state.
+    env = make(REACHER)
+    shapes, _ = jax.eval_shape(env.reset, jax.random.key(0))
+    state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+    before = dict(state.brax.metrics)
+    assert before
+    jax.eval_shape(lambda action: env.step(jax.random.key(0), state, action), jnp.zeros(2))
+    assert all(state.brax.metrics[name] is value for name, value in before.items())
+
+
+@functools.cache
+def collected():
+    """Trajectories [seed, T, B, ...] of a random policy, and what followed."""
+    env, num_envs, num_steps = make(PENDULUM), 4, 3 * LIMIT
+    agent = rgpo.make(env, rgpo.Config(num_envs=num_envs, num_steps=num_steps, hidden_sizes=(8,)))
+
+    def collect(key):
+        state = agent.init(key)
+        network, params = agent.learner.network, state.learner.params["actor"]
+        return rollout.collect(env, network, params, state.rollout, key, num_steps, LIMIT)[1]
+
+    return jax.tree.map(
+        np.asarray, quick_jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
+    )
+
+
+def starts_of(trajectory):
+    """Observations [N, d] with which episodes after the first begin."""
+    done = (trajectory.terminated | trajectory.truncated)[..., :-1, :]
+    return trajectory.observation[..., 1:, :, :][done]
+
+
+def test_every_episode_starts_afresh_from_the_reset_distribution():
+    trajectory = collected()
+    starts = starts_of(trajectory)
+    assert len(starts) >= 2 * 4 * 2
+    assert np.all(np.abs(starts) <= 0.01)
+    assert np.all(np.abs(trajectory.observation[:, 0]) <= 0.01)
+    assert len(np.unique(starts, axis=0)) == len(starts)
+    assert starts.std() == pytest.approx(0.01 / np.sqrt(3), rel=0.3)
+
+
+def test_the_final_observation_survives_the_restart():
+    trajectory = collected()
+    done = (trajectory.terminated | trajectory.truncated)[:, :-1]
+    final, following = trajectory.final_observation[:, :-1], trajectory.observation[:, 1:]
+    np.testing.assert_array_equal(final[~done], following[~done])
+    assert np.all(np.any(final[done] != following[done], axis=-1))
+    fallen = np.abs(trajectory.final_observation[..., 1]) > 0.2
+    np.testing.assert_array_equal(fallen, trajectory.terminated)
+
+
+def test_seeds_differ_under_vmap():
+    trajectory = collected()
+    assert np.all(np.any(trajectory.observation[0] != trajectory.observation[1], axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("brax/ant", {"backend": "warp"}, "one of spring, positional, generalized, mjx"),
+        ("brax/fast", {"backend": "warp"}, "one of spring, positional, generalized, mjx"),
+        ("brax/ant", {"max_steps_in_episode": 0}, "max_steps_in_episode = 0: expected at least 1"),
+        ("brax/ant", {"max_steps_in_episode": 2.5}, "max_steps_in_episode = 2.5: expected an int"),
+        ("brax/ant", {"gravity": 9.8}, "no parameter 'gravity'; it has backend, max_steps"),
+        ("brax/ants", {}, "did you mean brax/ant"),
+        ("brax/HalfCheetah", {}, "did you mean brax/halfcheetah"),
+        ("brax/swimmer", {}, "brax/swimmer does not run"),
+    ],
+)
+def test_what_does_not_exist_is_refused(name, params, message):
+    with pytest.raises(ValueError) as refused:
+        envs.make(name, **params)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_episodes_have_a_thousand_steps_by_default():
+    assert envs.make("brax/fast").max_episode_steps == 1000
+
+
+TINY = [
+    *("--env", "brax/fast", "--backend", "mjx", "--total-steps", "32", "--num-envs", "2"),
+    *("--num-steps", "8", "--num-minibatches", "2", "--hidden-sizes", "8", "--eval-episodes", "2"),
+]
+
+
+def test_a_run_says_nothing_of_brax_and_keeps_its_backend(tmp_path, capfd):
+    folder = tmp_path / "run"
+    assert run.main([*TINY, "--out", str(folder)]) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert "warp" not in said.out
+    assert json.loads((folder / "config.json").read_text())["settings"]["backend"] == "mjx"
+    plan = run.read_plan(["--config", str(folder / "config.json")])
+    assert (plan.options.env, plan.options.backend) == ("brax/fast", "mjx")
+    assert plan.name == "brax/fast-mjx-rgpo"
+
+
+def in_a_fresh_interpreter(program, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+    )
+
+
+def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
+    # halfcheetah: of its model file MuJoCo itself has something to say, past Python's streams.
+    done = in_a_fresh_interpreter("import envs; envs.make('brax/halfcheetah')", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_envs_leaves_brax_alone(tmp_path):
+    program = (
+        "import envs; from experiments import run; run.read_plan(['--env', 'brax/ant'])\n"
+        "sys.exit(bool({'brax', 'mujoco', 'jax'} & set(sys.modules)))"
+    )
+    assert in_a_fresh_interpreter(program, tmp_path).returncode == 0
+
+
+def without_brax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brax", None)
+    monkeypatch.delitem(sys.modules, "envs.brax_adapter", raising=False)
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
+    without_brax(monkeypatch)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rgpo-jax\[brax\]'"):
+        envs.make("brax/ant")
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--out", str(tmp_path / "run")])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --env brax/fast") and error.count("\n") == 1
+    assert "pip install 'rgpo-jax[brax]'" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--env", "CartPole-v1", "--backend", "spring"], "--backend spring: only brax/"),
+        (["--backend", "mjx"], "--backend mjx: only brax/"),
+        (
+            ["--env", "brax/ant", "--backend", "warp"],
+            "invalid choice 'warp' for argument '--backend'",
+        ),
+        (["--env", "brax/swimmer"], "--env brax/swimmer: brax/swimmer does not run"),
+    ],
+)
+def test_bad_flags_are_refused(args, message):
+    with pytest.raises(BadInput) as refused:
+        run.read_plan(args)
+    assert str(refused.value).startswith(message)
+
+
+def test_the_family_is_found_by_prefix():
+    assert settings.for_environment("brax/ant") == settings.FAMILIES["brax"]
+    assert settings.for_environment("Asterix-MinAtar") == settings.FAMILIES["MinAtar"]
+    assert settings.for_environment("Pong-misc") == {}
