@@ -11,7 +11,23 @@ from rgpo_jax.config import Config, ConfigError
 
 _DISCRETE_CONTROL = {"learning_rate": 1e-3, "entropy_coefficient": 0.02}
 
-# Environment name -> settings; a name may be a whole name or the suffix after the last hyphen.
+# Gym's MuJoCo tasks, of whatever version and library.
+_MUJOCO = (
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+)
+
+# Name -> settings: that of an environment without its prefix, the suffix after its last hyphen, or
+# MuJoCo.
 FAMILIES: dict[str, dict[str, Any]] = {
     # Control problems with discrete actions: one set, larger steps and more entropy than CleanRL's.
     "CartPole-v1": _DISCRETE_CONTROL,
@@ -39,12 +55,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "network": "mlp",
         "activation": "relu",
     },
+    # CleanRL's for continuous control; the 2048 steps of a rollout come from eight environments.
+    "MuJoCo": {
+        "total_steps": 1_000_000,
+        "num_envs": 8,
+        "num_steps": 256,
+        "num_epochs": 10,
+        "num_minibatches": 32,
+        "learning_rate": 3e-4,
+        "entropy_coefficient": 0.0,
+    },
 }
 
 
 def for_environment(env: str) -> dict[str, Any]:
     """The settings of an environment's family; empty where it has none."""
-    return FAMILIES.get(env) or FAMILIES.get(env.rpartition("-")[2]) or {}
+    task = env.rpartition("/")[2]
+    stem, _, suffix = task.rpartition("-")
+    if stem in _MUJOCO and "/" in env:  # gymnax has a Swimmer of its own
+        return FAMILIES["MuJoCo"]
+    return FAMILIES.get(task) or FAMILIES.get(suffix) or {}
 
 
 def defaults(config_class: type[Config], env: str) -> Config:

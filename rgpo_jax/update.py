@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import advantages, diagnostics, objective, shuffle
 from rgpo_jax.config import Config
+from rgpo_jax.distributions import Distribution
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import Trajectory
 from rgpo_jax.spread import Spread
@@ -127,6 +128,11 @@ class Learner(NamedTuple):
     update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
     hyperparameters: Hyperparameters
     network: Network
+
+
+def policy(network: Network, state: LearnerState, observation: Array) -> Distribution:
+    """The policy by which a learner state acts at observations [..., *observation_shape]."""
+    return network.policy(state.params["actor"], observation)
 
 
 def _optimizer(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTransformation:
