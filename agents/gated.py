@@ -14,7 +14,7 @@ class Make(Protocol[AnyConfig]):
 
     def __call__(
         self,
-        env: "rgpo_jax.environment.Environment",
+        env: "rgpo_jax.environment.AnyEnvironment",
         config: AnyConfig = ...,
         gate: "rgpo_jax.gates.Gate | None" = None,
         axis_name: str | None = None,
@@ -36,7 +36,7 @@ def maker(
     """
 
     def make(
-        env: "rgpo_jax.environment.Environment",
+        env: "rgpo_jax.environment.AnyEnvironment",
         config: AnyConfig = config_class(),
         gate: "rgpo_jax.gates.Gate | None" = None,
         axis_name: str | None = None,

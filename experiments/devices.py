@@ -49,23 +49,26 @@ class Layout:
         )
 
     @classmethod
-    def choose(cls, config: Config, num_seeds: int) -> "Layout":
+    def choose(cls, config: Config, num_seeds: int, on_host: bool = False) -> "Layout":
         """The layout for the devices that JAX has."""
         import jax
 
-        return choose(config, num_seeds, jax.local_device_count())
+        return choose(config, num_seeds, jax.local_device_count(), on_host)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
     return max(n for n in range(1, limit + 1) if number % n == 0)
 
 
-def choose(config: Config, num_seeds: int, num_devices: int) -> Layout:
+def choose(config: Config, num_seeds: int, num_devices: int, on_host: bool = False) -> Layout:
     """Spreads seeds first, which need not talk to one another, and then environments.
 
-    The results do not depend on the choice, but for the order of float sums.
+    Environments that live on the host are not on a device, and are not spread. The results do not
+    depend on the choice, but for the order of float sums.
     """
     seed_devices = _largest_divisor(num_seeds, num_devices)
+    if on_host:
+        return Layout(seed_devices)
     minibatch_size = config.batch_size // config.num_minibatches
     env_devices = max(
         n
@@ -91,12 +94,12 @@ def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
     return dataclasses.replace(config, microbatch_size=size) if size > 16 else config
 
 
-def use_all_cores(config: Config, num_seeds: int) -> None:
+def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None:
     """On a CPU the cores are devices too: what is spread over them trains faster.
 
     Says so to XLA, before JAX is loaded. GPUs and TPUs are not concerned.
     """
-    count = choose(config, num_seeds, os.cpu_count() or 1).num_devices
+    count = choose(config, num_seeds, os.cpu_count() or 1, on_host).num_devices
     chosen = {
         "xla_force_host_platform_device_count": str(count),
         # Small operations gain nothing from threads, and some versions of XLA deadlock with them.

@@ -37,7 +37,17 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS = (
     "tensorboard",
 )
 _FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS)
-_PACKAGES = ("rgpo-jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+_PACKAGES = (
+    "rgpo-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "gymnax",
+    "gymnasium",
+    "envpool",
+    "numpy",
+)
 
 
 def choose_folder(out: str | None, overwrite: bool, name: str) -> Path:

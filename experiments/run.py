@@ -30,7 +30,10 @@ EXIT_INTERRUPTED = 130
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
 )
-_ENV_HELP = f"One of {', '.join(envs.NAMES)}. Settings that you do not give come from its family."
+_ENV_HELP = (
+    f"One of {', '.join(envs.NAMES)}; or envpool/NAME or gymnasium/NAME, which live on the host. "
+    "Settings that you do not give come from its family."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,12 +247,13 @@ def main(args: Sequence[str] | None = None) -> int:
         command_line.refuse(error)
     print(f"{plan.title} -> {folder}", flush=True)
 
-    devices.use_all_cores(plan.config, plan.options.num_seeds)
+    num_seeds, on_host = plan.options.num_seeds, envs.is_on_host(plan.options.env)
+    devices.use_all_cores(plan.config, num_seeds, on_host)
     from experiments import training  # loads JAX: two seconds that a typing mistake need not wait
 
     try:
-        layout = devices.Layout.choose(plan.config, plan.options.num_seeds)
-        config = devices.fit_to_caches(plan.config, plan.options.num_seeds, layout)
+        layout = devices.Layout.choose(plan.config, num_seeds, on_host)
+        config = devices.fit_to_caches(plan.config, num_seeds, layout)
         agent = make_agent(plan, config, layout.axis_name)
         recorder = results.Recorder(folder, plan.options.overwrite)
     except BadInput as error:

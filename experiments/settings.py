@@ -11,8 +11,23 @@ from rgpo_jax.config import Config, ConfigError
 
 _DISCRETE_CONTROL = {"learning_rate": 1e-3, "entropy_coefficient": 0.02}
 
-# Environment name -> settings; a name may be a whole name, the prefix before the first slash or the
-# suffix after the last hyphen.
+# Gym's MuJoCo tasks, of whatever version and library.
+_MUJOCO = (
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+)
+
+# Name -> settings: that of an environment without its prefix, the prefix, the suffix after its last
+# hyphen, or MuJoCo.
 FAMILIES: dict[str, dict[str, Any]] = {
     # Control problems with discrete actions: one set, larger steps and more entropy than CleanRL's.
     "CartPole-v1": _DISCRETE_CONTROL,
@@ -53,13 +68,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_sizes": (128, 128),
         "reset_pool_size": 2,
     },
+    # CleanRL's for continuous control; the 2048 steps of a rollout come from eight environments.
+    "MuJoCo": {
+        "total_steps": 1_000_000,
+        "num_envs": 8,
+        "num_steps": 256,
+        "num_epochs": 10,
+        "num_minibatches": 32,
+        "learning_rate": 3e-4,
+        "entropy_coefficient": 0.0,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
 }
 
 
 def for_environment(env: str) -> dict[str, Any]:
     """The settings of an environment's family; empty where it has none."""
-    keys = (env, env.split("/")[0], env.split("-")[-1])
-    return next((FAMILIES[key] for key in keys if key in FAMILIES), {})
+    prefix, _, task = env.rpartition("/")
+    stem, _, suffix = task.rpartition("-")
+    if stem in _MUJOCO and prefix:  # gymnax has a Swimmer of its own
+        return FAMILIES["MuJoCo"]
+    return next((FAMILIES[key] for key in (prefix, task, suffix) if key in FAMILIES), {})
 
 
 def defaults(config_class: type[Config], env: str) -> Config:

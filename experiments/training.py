@@ -12,10 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import command_line
 from experiments.devices import Layout, over_seeds
+from experiments.host_programs import HostPrograms
 from experiments.results import Recorder
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.config import Config
+from rgpo_jax.environment import HostEnvironment
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
 
 if TYPE_CHECKING:
@@ -149,7 +151,8 @@ def train(plan: "Plan", agent: Agent, layout: Layout, recorder: Recorder, starte
     )
     recorder.say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
     compile_started = time.perf_counter()
-    programs = Programs(agent, layout, options.seed, options.num_seeds, options.eval_episodes)
+    kind = HostPrograms if isinstance(agent.env, HostEnvironment) else Programs
+    programs = kind(agent, layout, options.seed, options.num_seeds, options.eval_episodes)
     states = programs.initial_states
     jax.block_until_ready(states)
     compile_seconds = time.perf_counter() - compile_started

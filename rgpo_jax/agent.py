@@ -3,16 +3,16 @@
 import functools
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rgpo_jax import networks, rollout, update
 from rgpo_jax.config import Config
-from rgpo_jax.environment import Environment, to_environment_units
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
 from rgpo_jax.gates import Gate
-from rgpo_jax.rollout import RolloutState
+from rgpo_jax.rollout import EpisodeTotals, RolloutState
 from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable, as_tunable, require
 from rgpo_jax.update import Learner, LearnerState, Metrics
@@ -60,7 +60,8 @@ class Agent(NamedTuple):
       act: (state, observation [..., *observation_shape], key=None) -> action in the environment's
         units: the policy's mode, or a sample of it where a key is given.
       learner: the update alone, for trajectories that you collected yourself.
-      env: the environment.
+      env: the environment. Where it lives on the host (`HostEnvironment`), `init` and `step` raise
+        TypeError: `host.Collector` collects for `learner.update`.
       config: the settings.
     """
 
@@ -68,8 +69,19 @@ class Agent(NamedTuple):
     step: Callable[..., tuple[AgentState, Metrics]]
     act: Act
     learner: Learner
-    env: Environment
+    env: AnyEnvironment
     config: Config
+
+
+def episode_metrics(totals: EpisodeTotals) -> Metrics:
+    """Number of episodes that ended, mean return and length; NaN, and not 0, where none did."""
+    count = jnp.asarray(totals.episodes, jnp.float32)
+    ended = jnp.where(count > 0, count, jnp.nan)
+    return {
+        "episodes": count,
+        "episode_return": totals.returns / ended,
+        "episode_length": totals.lengths / ended,
+    }
 
 
 def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
@@ -82,8 +94,18 @@ def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)
 
 
+def _refusal(name: str) -> Callable[..., NoReturn]:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{name} lives on the host and cannot be compiled: collect with "
+            "rgpo_jax.host.Collector, and train with agent.learner"
+        )
+
+    return refuse
+
+
 def make(
-    env: Environment,
+    env: AnyEnvironment,
     config: Config,
     gate: Gate,
     advantage_transform: Tunable | None = None,
@@ -103,12 +125,25 @@ def make(
         all devices. None: one device has them all.
 
     Raises:
-      ValueError: the network cannot be built for these observations or actions.
+      ValueError: the network cannot be built for these observations or actions, or environments on
+        the host are to be spread.
     """
     network = networks.make(env.observation_shape, env.action_space, config)
     parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
     spread = Spread(axis_name)
     learner = update.make(*parts, spread=spread)
+
+    def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
+        distribution = learner.policy(state.learner, observation)
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return to_environment_units(env.action_space, distribution.squash(action))
+
+    if isinstance(env, HostEnvironment):
+        if axis_name is not None:
+            raise ValueError(f"{env.name} lives on the host: it cannot be spread over devices")
+        refuse = _refusal(env.name)
+        return Agent(refuse, refuse, act, learner, env, config)
+
     # What we collect ourselves keeps the environment's promise on truncations; what a user hands
     # to `learner.update` need not.
     own_learner = update.make(*parts, env.max_episode_steps, spread)
@@ -136,18 +171,6 @@ def make(
             spread,
         )
         learner_state, metrics = own_learner.update(state.learner, trajectory)
-        count = totals.episodes.astype(jnp.float32)
-        ended = jnp.where(count > 0, count, jnp.nan)  # no episode ended: no return, and not 0
-        metrics |= {
-            "episodes": count,
-            "episode_return": totals.returns / ended,
-            "episode_length": totals.lengths / ended,
-        }
-        return AgentState(learner_state, rollout_state, key), metrics
-
-    def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
-        distribution = learner.policy(state.learner, observation)
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return to_environment_units(env.action_space, distribution.squash(action))
+        return AgentState(learner_state, rollout_state, key), metrics | episode_metrics(totals)
 
     return Agent(init, step, act, learner, env, config)

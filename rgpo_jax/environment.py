@@ -1,10 +1,12 @@
-"""The protocol between the library and environments; adapters live in `envs`."""
+"""The protocols between the library and environments; adapters live in `envs`."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -72,6 +74,56 @@ class Environment(Protocol):
     def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
         """Returns (state, time step). Box actions are in the environment's units."""
         ...
+
+
+class Pool(Protocol):
+    """n environments that live on the host and step together, in NumPy arrays.
+
+    Where an episode ends the next one starts within the same step: every step is a transition of
+    an episode, and none is a mere reset.
+    """
+
+    def reset(self) -> np.ndarray:
+        """Starts an episode in every environment; returns observations [n, ...]."""
+        ...
+
+    def send(self, action: np.ndarray) -> None:
+        """Begins a step of all; actions [n, ...] are in the environment's units.
+
+        Returns before the step is done where the pool has threads of its own.
+        """
+        ...
+
+    def receive(self) -> TimeStep:
+        """Waits for the step that `send` began; every field is batched [n, ...]."""
+        ...
+
+
+@runtime_checkable
+class HostEnvironment(Protocol):
+    """An environment that cannot be compiled: it lives on the host, in pools.
+
+    Attributes:
+      name: as `envs.make` knows it.
+      observation_shape: shape of one observation.
+      observation_dtype: float32; or uint8, for the pixels of an image.
+      action_space: `Discrete`, or `Box` in the environment's units.
+      max_episode_steps: the step at which a running episode is truncated at the latest; None if
+        there is no limit.
+    """
+
+    name: str
+    observation_shape: tuple[int, ...]
+    observation_dtype: Any
+    action_space: Discrete | Box
+    max_episode_steps: int | None
+
+    def make_pool(self, seeds: Sequence[int]) -> Pool:
+        """Environments with these seeds, in [0, 2^31); equal seeds repeat each other's episodes."""
+        ...
+
+
+AnyEnvironment: TypeAlias = Environment | HostEnvironment
 
 
 def restart_where_done(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
-from rgpo_jax.environment import to_environment_units
+from rgpo_jax.environment import HostEnvironment, to_environment_units
 from rgpo_jax.update import LearnerState
 
 Array = jax.Array
@@ -32,6 +32,35 @@ def _is_finite(params: Any) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]).all()
 
 
+class Progress(NamedTuple):
+    """A `ChunkReport` in the making: take in update after update, and `finish`.
+
+    Attributes:
+      metrics: accumulator of `diagnostics`.
+      broken_at: int32; as in the report, but the largest number for "none".
+    """
+
+    metrics: Any
+    broken_at: Array
+
+    @classmethod
+    def start(cls, metrics: Any) -> "Progress":
+        """Of no update yet; metrics of these names will come (values may be shapes)."""
+        return cls(diagnostics.empty(metrics), jnp.int32(_NEVER))
+
+    def take(self, index: Array, params: Any, metrics: dict[str, Array]) -> "Progress":
+        """Takes in the update of this index, which left these parameters."""
+        broken_at = jnp.where(
+            _is_finite(params), self.broken_at, jnp.minimum(self.broken_at, index)
+        )
+        return Progress(diagnostics.accumulate(self.metrics, metrics), broken_at)
+
+    def finish(self) -> ChunkReport:
+        """The report on all that was taken in."""
+        broken_at = jnp.where(self.broken_at == _NEVER, -1, self.broken_at)
+        return ChunkReport(diagnostics.reduce(self.metrics), broken_at)
+
+
 def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, ChunkReport]]:
     """Returns (state, number of updates) -> (state, report), to be vmapped over seeds and jitted.
 
@@ -43,17 +72,14 @@ def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, Ch
         _, shapes = jax.eval_shape(agent.step, state)
 
         def body(_: Array, carry: tuple) -> tuple:
-            state, accumulator, broken_at = carry
+            state, progress = carry
             index = state.learner.updates
             state, metrics = agent.step(state)
-            broke = ~_is_finite(state.learner.params)
-            broken_at = jnp.where(broke, jnp.minimum(broken_at, index), broken_at)
-            return state, diagnostics.accumulate(accumulator, metrics), broken_at
+            return state, progress.take(index, state.learner.params, metrics)
 
-        carry = (state, diagnostics.empty(shapes), jnp.int32(_NEVER))
-        state, accumulator, broken_at = jax.lax.fori_loop(0, num_updates, body, carry)
-        broken_at = jnp.where(broken_at == _NEVER, -1, broken_at)
-        return state, ChunkReport(diagnostics.reduce(accumulator), broken_at)
+        carry = (state, Progress.start(shapes))
+        state, progress = jax.lax.fori_loop(0, num_updates, body, carry)
+        return state, progress.finish()
 
     return chunk
 
@@ -70,6 +96,8 @@ def make_evaluation(
       ValueError: the environment has no time limit, so that an episode may never end.
     """
     env = agent.env
+    if isinstance(env, HostEnvironment):
+        raise TypeError(f"{env.name} lives on the host: evaluate with rgpo_jax.host.Evaluator")
     if env.max_episode_steps is None:
         raise ValueError(f"{env.name} has no time limit: its episodes may never end")
 

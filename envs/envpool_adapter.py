@@ -1,0 +1,108 @@
+"""EnvPool (Gym's MuJoCo tasks, Atari and others, stepped by C++ threads) behind the protocol."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import envpool
+import numpy as np
+
+from envs import spaces
+from rgpo_jax.environment import TimeStep
+
+_FOR_ALL_TASKS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}  # ours to choose
+
+
+def names() -> list[str]:
+    """All tasks of the installed version."""
+    return envpool.list_all_envs()
+
+
+class EnvPoolEnvironment:
+    """A task of EnvPool, with the time limit kept here.
+
+    Pixels become [height, width, channels]. Observations other than pixels become float32.
+    """
+
+    def __init__(self, name: str, task: str, params: Mapping[str, Any]):
+        config, space = _inspect(name, task, params)
+        limit = config["max_episode_steps"]
+        self.name = name
+        self.max_episode_steps: int | None = int(limit) if limit > 0 else None
+        self.action_space = spaces.action_space(name, space.gymnasium_action_space)
+        shape, self.observation_dtype = spaces.observation(name, space.gymnasium_observation_space)
+        # EnvPool stacks pictures in front of height and width.
+        self._channels_first = self.observation_dtype is np.uint8 and shape[0] < shape[2]
+        self.observation_shape = (*shape[1:], shape[0]) if self._channels_first else shape
+        self._task = task
+        self._params = dict(params)
+        if self.max_episode_steps is not None:
+            # EnvPool calls a death at the limit a truncation. Out there the limit is one step
+            # further off: what ends at ours then ends by its own rules.
+            self._params["max_episode_steps"] = self.max_episode_steps + 1
+
+    def make_pool(self, seeds: Sequence[int]) -> "EnvPoolPool":
+        """Environments with these seeds, which step side by side on all cores."""
+        pool = envpool.make(
+            self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **self._params
+        )
+        return EnvPoolPool(
+            pool, self.max_episode_steps, self.observation_dtype, self._channels_first
+        )
+
+
+def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Settings of a task, and its specification."""
+    reserved = _FOR_ALL_TASKS.intersection(params)
+    if reserved:
+        raise ValueError(f"{name}: {', '.join(sorted(reserved))} cannot be chosen")
+    defaults = envpool.make_spec(task)
+    known = list(defaults._config_keys)
+    for param in params:
+        if param not in known:
+            raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+    try:
+        spec = envpool.make_spec(task, **params)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+    return dict(zip(spec._config_keys, spec._config_values, strict=True)), spec
+
+
+class EnvPoolPool:
+    """A pool in which the next episode starts in the step that ends one.
+
+    EnvPool itself spends the next step on that, whose action and reward mean nothing.
+    """
+
+    def __init__(self, pool: Any, limit: int | None, dtype: Any, channels_first: bool):
+        self._pool = pool
+        self._limit = limit
+        self._dtype = dtype
+        self._channels_first = channels_first
+
+    def _observation(self, observation: np.ndarray) -> Any:
+        if self._channels_first:
+            observation = np.moveaxis(observation, 1, -1)
+        return observation.astype(self._dtype, copy=False)
+
+    def reset(self) -> np.ndarray:
+        return self._observation(self._pool.reset()[0])
+
+    def send(self, action: np.ndarray) -> None:
+        self._pool.send(action)
+
+    def receive(self) -> TimeStep:
+        observation, reward, terminated, truncated, info = self._pool.recv()
+        if self._limit is not None:
+            truncated = truncated | ((info["elapsed_step"] >= self._limit) & ~terminated)
+        final = observation = self._observation(observation)
+        ended = np.flatnonzero(terminated | truncated).astype(np.int32)
+        if ended.size:
+            observation = final.copy()
+            observation[ended] = self._observation(self._pool.reset(ended)[0])
+        reward = reward.astype(np.float32, copy=False)
+        return TimeStep(observation, reward, terminated, truncated, final)
+
+
+def make(name: str, task: str, params: Mapping[str, Any]) -> EnvPoolEnvironment:
+    """Raises ValueError for unknown parameters, and for kinds of spaces that agents do not have."""
+    return EnvPoolEnvironment(name, task, params)

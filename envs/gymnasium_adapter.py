@@ -1,0 +1,85 @@
+"""Gymnasium's vector environments, stepped one after another in Python, behind the protocol."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from envs import spaces
+from rgpo_jax.environment import TimeStep
+
+
+def names() -> list[str]:
+    """All environments that are registered."""
+    return list(gymnasium.registry)
+
+
+class GymnasiumEnvironment:
+    """A registered environment of Gymnasium.
+
+    Observations become float32, but for pixels. Termination wins where it falls together with
+    truncation.
+    """
+
+    def __init__(self, name: str, task: str, params: Mapping[str, Any]):
+        try:
+            env = gymnasium.make(task, **params)
+        except (gymnasium.error.Error, TypeError, ImportError) as error:
+            raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+        self.name = name
+        self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
+        self.action_space = spaces.action_space(name, env.action_space)
+        self.observation_shape, self.observation_dtype = spaces.observation(
+            name, env.observation_space
+        )
+        env.close()
+        self._task = task
+        self._params = dict(params)
+
+    def make_pool(self, seeds: Sequence[int]) -> "GymnasiumPool":
+        """Environments with these seeds."""
+        envs = gymnasium.make_vec(
+            self._task,
+            num_envs=len(seeds),
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+            **self._params,
+        )
+        return GymnasiumPool(envs, seeds, self.observation_dtype)
+
+
+class GymnasiumPool:
+    """A vector environment in which the next episode starts in the step that ends one."""
+
+    def __init__(self, envs: gymnasium.vector.VectorEnv, seeds: Sequence[int], dtype: Any):
+        self._envs = envs
+        self._seeds: Any = list(seeds)
+        self._dtype = dtype
+        self._action: np.ndarray | None = None
+
+    def reset(self) -> np.ndarray:
+        observation, _ = self._envs.reset(seed=self._seeds)
+        self._seeds = None  # later episodes go on from the same random numbers
+        return observation.astype(self._dtype)
+
+    def send(self, action: np.ndarray) -> None:
+        self._action = action
+
+    def receive(self) -> TimeStep:
+        # The vector environment hands out copies.
+        observation, reward, terminated, truncated, info = self._envs.step(self._action)
+        observation = final = observation.astype(self._dtype)
+        done = terminated | truncated
+        if done.any():
+            final = observation.copy()
+            final[done] = np.stack(list(info["final_obs"][done]))
+        return TimeStep(
+            observation, reward.astype(np.float32), terminated, truncated & ~terminated, final
+        )
+
+
+def make(name: str, task: str, params: Mapping[str, Any]) -> GymnasiumEnvironment:
+    """Raises ValueError for unknown parameters, and for kinds of spaces that agents do not have."""
+    return GymnasiumEnvironment(name, task, params)

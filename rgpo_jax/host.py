@@ -1,0 +1,282 @@
+"""Collecting and evaluating where environments live on the host: several seeds, one pool.
+
+The policy is compiled and vmapped over seeds. The environments of all seeds step together, as two
+shares: while one steps in the pool's threads, the policy acts for the other.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from rgpo_jax.agent import Agent
+from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, to_environment_units
+from rgpo_jax.rollout import EpisodeTotals, Trajectory
+from rgpo_jax.update import LearnerState
+
+Array = jax.Array
+_TRAINING, _EVALUATION = range(2)  # streams of environment seeds
+_NUM_SHARES = 2
+
+
+def environment_seeds(seed: int, stream: int, num_envs: int) -> np.ndarray:
+    """Seeds in [0, 2^31) for a run's environments; those of other seeds or streams differ."""
+    return np.random.SeedSequence((seed, stream)).generate_state(num_envs) >> 1
+
+
+def _require_host(agent: Agent) -> HostEnvironment:
+    if not isinstance(agent.env, HostEnvironment):
+        raise TypeError(f"{agent.env.name} does not live on the host: use agent.step")
+    return agent.env
+
+
+def _make_act(agent: Agent, deterministic: bool) -> Callable[..., tuple[Array, Array, Array]]:
+    """Returns the compiled policy of S seeds.
+
+    It maps (learner states [S], observations [S, n, ...], keys [S], time, share) to actions, their
+    log-probabilities, and actions in the environment's units, all [S, n, ...].
+    """
+    space = agent.env.action_space
+
+    def act(
+        state: LearnerState, observation: Array, key: Array, time: Array, share: Array
+    ) -> tuple[Array, Array, Array]:
+        distribution = agent.learner.policy(state, observation)
+        if deterministic:
+            action = distribution.mode()
+        else:
+            key = jax.random.fold_in(jax.random.fold_in(key, share), time)
+            action = distribution.sample(key)
+        units = to_environment_units(space, distribution.squash(action))
+        return action, distribution.log_prob(action), units
+
+    return jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None, None)))
+
+
+def _to_act_by(state: LearnerState, key: Array) -> tuple[LearnerState, Array]:
+    """What acting needs, on one device; every step would pay for more."""
+    # Not the bare device: arrays put there keep the type of the mesh on which they lay before.
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.device_put((state._replace(optimizer_state=()), key), device)
+
+
+class _Share:
+    """The same `columns` of every seed's environments, in a pool.
+
+    Attributes:
+      columns: which of a seed's environments they are.
+      observation: to act on next [S, n, *observation_shape].
+      action: as the policy drew it for the step under way [S, n] or [S, n, d].
+      log_prob: of that action [S, n].
+    """
+
+    def __init__(self, index: int, pool: Pool, num_seeds: int, columns: slice):
+        self.columns = columns
+        self._index = np.int32(index)
+        self._pool = pool
+        self._num_seeds = num_seeds
+        self.observation: Any = None
+        self.action: Any = None
+        self.log_prob: Any = None
+        self.reset()
+
+    def _by_seed(self, batch: Any) -> Any:
+        return batch.reshape(self._num_seeds, -1, *batch.shape[1:])
+
+    def reset(self) -> None:
+        self.observation = self._by_seed(self._pool.reset())
+
+    def compile(self, act: Callable, state: LearnerState, key: Array) -> None:
+        """Acts once, without a step."""
+        jax.block_until_ready(act(state, self.observation, key, np.int32(0), self._index))
+
+    def begin_step(self, act: Callable, state: LearnerState, key: Array, time: int) -> None:
+        """Acts on the observation, and begins the step."""
+        acted = act(state, self.observation, key, np.int32(time), self._index)
+        self.action, self.log_prob, units = map(np.asarray, acted)
+        self._pool.send(units.reshape(-1, *units.shape[2:]))
+
+    def finish_step(self) -> TimeStep:
+        """Waits for the step; fields are [S, n, ...]."""
+        timestep = jax.tree.map(self._by_seed, self._pool.receive())
+        self.observation = timestep.observation
+        return timestep
+
+
+def _make_shares(
+    env: HostEnvironment, seeds: Sequence[int], stream: int, num_envs: int
+) -> list[_Share]:
+    # By environments and not by seeds: a seed's numbers do not depend on what else is trained.
+    by_seed = np.stack([environment_seeds(seed, stream, num_envs) for seed in seeds])
+    borders = np.linspace(0, num_envs, min(num_envs, _NUM_SHARES) + 1, dtype=int)
+    columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(borders)]
+    return [
+        _Share(i, env.make_pool(by_seed[:, part].ravel().tolist()), len(seeds), part)
+        for i, part in enumerate(columns)
+    ]
+
+
+def _trajectory_shapes(agent: Agent, env: HostEnvironment, batch: tuple[int, ...]) -> Trajectory:
+    learner = agent.learner
+
+    def draw(key: Array) -> Array:
+        state = learner.init(key, learner.hyperparameters)
+        observation = jnp.zeros(env.observation_shape, env.observation_dtype)
+        return learner.policy(state, observation).sample(key)
+
+    def array(dtype: Any, shape: tuple[int, ...] = ()) -> Any:
+        return jax.ShapeDtypeStruct((*batch, *shape), np.dtype(dtype))
+
+    action = jax.eval_shape(draw, jax.random.key(0))
+    observation = array(env.observation_dtype, env.observation_shape)
+    return Trajectory(
+        observation=observation,
+        action=array(action.dtype, action.shape),
+        log_prob=array(np.float32),
+        reward=array(np.float32),
+        terminated=array(bool),
+        truncated=array(bool),
+        final_observation=observation,
+    )
+
+
+class Collector:
+    """Collects the rollouts of S seeds, side by side, for `jax.vmap(agent.learner.update)`.
+
+    Attributes:
+      shapes: a trajectory of `jax.ShapeDtypeStruct`: what `collect` returns, [S, T, B, ...].
+    """
+
+    def __init__(self, agent: Agent, seeds: Sequence[int]):
+        """Makes the environments, and starts an episode in each.
+
+        Args:
+          agent: whose environment lives on the host.
+          seeds: of the environments, one non-negative number for each trained seed.
+
+        Raises:
+          TypeError: the environment does not live on the host.
+        """
+        env = _require_host(agent)
+        num_envs, self._num_steps = agent.config.num_envs, agent.config.num_steps
+        self.shapes = _trajectory_shapes(agent, env, (len(seeds), self._num_steps, num_envs))
+        self._act = _make_act(agent, deterministic=False)
+        self._shares = _make_shares(env, seeds, _TRAINING, num_envs)
+        self._num_seeds = len(seeds)
+        self._episode_return = np.zeros((len(seeds), num_envs))
+        self._episode_length = np.zeros((len(seeds), num_envs), np.int32)
+
+    def compile(self, state: LearnerState, key: Array) -> None:
+        """Compiles ahead of the first rollout, with arguments like those of `collect`."""
+        state, key = _to_act_by(state, key)
+        for share in self._shares:
+            share.compile(self._act, state, key)
+
+    def collect(self, state: LearnerState, key: Array) -> tuple[Trajectory, EpisodeTotals]:
+        """Steps every environment `num_steps` times with the policies' samples.
+
+        Args:
+          state: learner states of S seeds, batched by vmap.
+          key: typed keys [S], each used for one rollout.
+
+        Returns:
+          A trajectory [S, T, B, ...] in new NumPy arrays, and totals over the episodes that ended
+          [S]. Episodes go on from one rollout to the next.
+        """
+        state, key = _to_act_by(state, key)
+        trajectory = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), self.shapes)
+        totals = EpisodeTotals(*np.zeros((3, self._num_seeds)))
+        for share in self._shares:
+            share.begin_step(self._act, state, key, 0)
+        for t in range(self._num_steps):
+            for share in self._shares:
+                acted_on = share.observation
+                action, log_prob = share.action, share.log_prob
+                timestep = share.finish_step()
+                if t + 1 < self._num_steps:  # before our own bookkeeping: the pool shall not wait
+                    share.begin_step(self._act, state, key, t + 1)
+                row = Trajectory(
+                    acted_on,
+                    action,
+                    log_prob,
+                    timestep.reward,
+                    timestep.terminated,
+                    timestep.truncated,
+                    timestep.final_observation,
+                )
+                for rows, values in zip(trajectory, row, strict=True):
+                    rows[:, t, share.columns] = values
+                self._count(share.columns, timestep, totals)
+        return trajectory, totals
+
+    def _count(self, columns: slice, timestep: TimeStep, totals: EpisodeTotals) -> None:
+        """Adds a step to the running episodes, and those that ended to the totals, in place."""
+        returns, lengths = self._episode_return[:, columns], self._episode_length[:, columns]
+        returns += timestep.reward
+        lengths += 1
+        done = timestep.done
+        if done.any():
+            totals.episodes[:] += done.sum(axis=1)
+            totals.returns[:] += np.where(done, returns, 0.0).sum(axis=1)
+            totals.lengths[:] += np.where(done, lengths, 0).sum(axis=1)
+            returns[done] = 0.0
+            lengths[done] = 0
+
+
+class Evaluator:
+    """Runs whole episodes of the policies of S seeds, on environments of its own."""
+
+    def __init__(self, agent: Agent, seeds: Sequence[int], num_episodes: int):
+        """Makes `num_episodes` environments for each seed.
+
+        Raises:
+          TypeError: the environment does not live on the host.
+          ValueError: the environment has no time limit, so that an episode may never end.
+        """
+        env = _require_host(agent)
+        if env.max_episode_steps is None:
+            raise ValueError(f"{env.name} has no time limit: its episodes may never end")
+        self._shares = _make_shares(env, seeds, _EVALUATION, num_episodes)
+        self._shape = (len(seeds), num_episodes)
+        self._act = {mode: _make_act(agent, deterministic=mode) for mode in (True, False)}
+
+    def compile(self, state: LearnerState, key: Array) -> None:
+        """Compiles ahead of the first episode, with arguments like those of `run`."""
+        state, key = _to_act_by(state, key)
+        for act, share in itertools.product(self._act.values(), self._shares):
+            share.compile(act, state, key)
+
+    def run(
+        self, state: LearnerState, key: Array, deterministic: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (returns, lengths) [S, num_episodes], one whole episode of each environment.
+
+        None is cut short, and short episodes are not counted more often than long ones. Actions
+        are the policy's mode, or samples by the keys [S].
+        """
+        state, key = _to_act_by(state, key)
+        act = self._act[deterministic]
+        returns, lengths = np.zeros(self._shape), np.zeros(self._shape, np.int32)
+        running = np.ones(self._shape, bool)
+        for share in self._shares:
+            share.reset()
+            share.begin_step(act, state, key, 0)
+        unfinished, t = self._shares, 0
+        while unfinished:
+            t += 1
+            still = []
+            for share in unfinished:
+                timestep = share.finish_step()
+                mask = running[:, share.columns]
+                returns[:, share.columns] += np.where(mask, timestep.reward, 0.0)
+                lengths[:, share.columns] += mask
+                mask &= ~timestep.done
+                if mask.any():
+                    share.begin_step(act, state, key, t)
+                    still.append(share)
+            unfinished = still
+        return returns, lengths
