@@ -133,6 +133,34 @@ class Target:
         return state, TimeStep(observation, reward, jnp.bool_(True), jnp.bool_(False), observation)
 
 
+class Targets:
+    """One step; three actions, each with bounds and a target of its own.
+
+    The reward is minus the sum of the squared distances, in half-widths of the bounds. An action
+    beyond its bounds makes it NaN.
+    """
+
+    name = "Targets"
+    observation_shape = (1,)
+    action_space = Box((3,), (-2.0, 0.0, -0.3), (2.0, 5.0, 0.1))
+    target = (-1.0, 3.5, 0.0)
+    max_episode_steps: int | None = 1
+
+    @classmethod
+    def reward(cls, action: Array) -> Array:
+        low, high = jnp.array(cls.action_space.low), jnp.array(cls.action_space.high)
+        distance = (action - jnp.array(cls.target)) / (0.5 * (high - low))
+        inside = jnp.all((low <= action) & (action <= high))
+        return jnp.where(inside, -jnp.sum(jnp.square(distance)), jnp.nan)
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        return jnp.int32(0), jnp.ones(1)
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        yes, no, observation = jnp.bool_(True), jnp.bool_(False), jnp.ones(1)
+        return state, TimeStep(observation, self.reward(action), yes, no, observation)
+
+
 class ShortOrLong:
     """Episodes of 1 or of 9 steps, as likely; each step pays 1, also beyond the end.
 

@@ -15,6 +15,7 @@ from probes import (
     VALUES,
     Tabular,
     Target,
+    Targets,
     quick_jit,
 )
 
@@ -298,6 +299,79 @@ def test_continuous_samples_stay_within_the_bounds():
     samples = quick_jit(agent.act)(state, jnp.ones((1000, 1)), jax.random.key(0))
     assert samples.shape == (1000, 1)
     assert (samples.min(), samples.max()) == (0.0, 4.0)
+
+
+CONTINUOUS = {
+    f"{policy}{'-state-dependent' * state_dependent}": {
+        "policy": policy,
+        "state_dependent_std": state_dependent,
+    }
+    for policy in ("normal", "tanh_normal")
+    for state_dependent in (False, True)
+}
+
+
+@functools.cache
+def archers(kind, name="ppo"):
+    """Three vmapped seeds of a policy that aims at targets within bounds of all sorts."""
+    # The bonus holds std near 0.07: the error of a ratio is that of the mean over std, and a policy
+    # that became deterministic would show float32's.
+    steady = {"normalize_advantages": False, "entropy_coefficient": 0.01}
+    agent = make(name, Targets(), initial_std=0.5, **steady, **CONTINUOUS[kind])
+
+    @quick_jit
+    @jax.vmap
+    def run(key):
+        return jax.lax.scan(agent.step, agent.init(key), length=NUM_UPDATES)
+
+    return agent, *run(jax.random.split(jax.random.key(0), 3))
+
+
+def assert_targets_are_met(agent, states, metrics):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states.learner.params))
+    actions = jax.vmap(agent.act, in_axes=(0, None))(states, jnp.ones(1))
+    low, high = map(np.asarray, (Targets.action_space.low, Targets.action_space.high))
+    # Within a twentieth of the interval.
+    np.testing.assert_array_less(np.abs(actions - np.array(Targets.target)) / (high - low), 0.05)
+    assert metrics["first_ratio_deviation"].max() < 1e-5
+    assert np.isfinite(metrics["entropy"]).all()
+    samples = jax.vmap(agent.act, in_axes=(0, None, 0))(
+        states, jnp.ones((1000, 1)), jax.random.split(jax.random.key(1), 3)
+    )
+    assert samples.shape == (3, 1000, 3)
+    assert ((low <= samples) & (samples <= high)).all()
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
+def test_every_continuous_policy_learns_within_bounds_of_all_sorts(kind):
+    assert_targets_are_met(*archers(kind))
+
+
+def test_trpo_learns_a_tanh_normal_of_state_dependent_std():
+    # Its Fisher-vector products differentiate the KL twice, through mean and std.
+    agent, states, metrics = archers("tanh_normal-state-dependent", "trpo")
+    assert_targets_are_met(agent, states, metrics)
+    assert metrics["line_search_accepted"].mean() > 0.5
+    assert metrics["trust_region_kl"].max() <= agent.config.max_kl
+
+
+def test_bfloat16_keeps_the_first_ratio_of_a_tanh_normal():
+    kind = CONTINUOUS["tanh_normal-state-dependent"]
+    agent = make("ppo", Targets(), dtype="bfloat16", **kind)
+    state = quick_jit(agent.init)(KEYS[0])
+    state, metrics = quick_jit(agent.step)(state)
+    assert metrics["first_ratio_deviation"] < 1e-5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
+
+
+def test_a_tanh_normal_is_evaluated_as_it_acts():
+    agent, states, _ = archers("tanh_normal")
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    evaluate = quick_jit(train.make_evaluation(agent, 4, deterministic=True))
+    returns, _ = evaluate(state.learner.params["actor"], jax.random.key(0))
+    action = agent.act(state, jnp.ones(1))
+    expected = Targets.reward(action)
+    np.testing.assert_allclose(returns, np.full(4, expected), rtol=1e-4, atol=1e-5)
 
 
 @functools.cache

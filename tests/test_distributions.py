@@ -278,9 +278,9 @@ def test_tanh_normal_entropy_and_its_gradient_are_within_their_stated_error(mean
 
 
 def test_tanh_normal_entropy_errs_below_its_bound_on_a_fine_grid():
-    z = np.linspace(-10.0, 10.0, 20_001)
+    z = np.linspace(-10.0, 10.0, 4001)
     weight = stats.norm.pdf(z) * (z[1] - z[0])
-    mean, std = (x.ravel() for x in np.meshgrid(np.linspace(0, 12, 49), np.geomspace(1e-3, 20, 25)))
+    mean, std = (x.ravel() for x in np.meshgrid(np.linspace(0, 12, 25), np.geomspace(1e-3, 20, 25)))
     expected = [
         stats.norm.entropy(m, s) + weight @ log_slope(m + s * z)
         for m, s in zip(mean, std, strict=True)

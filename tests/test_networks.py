@@ -1,6 +1,7 @@
 """Networks: shapes, initialisation, precision."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from probes import quick_jit
 
 from rgpo_jax import networks
 from rgpo_jax.config import Config
-from rgpo_jax.distributions import Categorical, Normal
+from rgpo_jax.distributions import Categorical, Normal, TanhNormal
 from rgpo_jax.environment import Box, Discrete
 
 DISCRETE = Discrete(3)
@@ -149,6 +150,76 @@ def test_the_first_policy_of_a_box_is_nearly_standard_normal():
     np.testing.assert_array_equal(policy.log_std, 0.0)
 
 
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+@pytest.mark.parametrize("policy", ["normal", "tanh_normal"])
+def test_the_policy_of_a_box_is_the_one_that_was_asked_for(policy, state_dependent_std):
+    network = build(
+        space=BOX, policy=policy, state_dependent_std=state_dependent_std, initial_std=0.5
+    )
+    params = quick_jit(network.init)(jax.random.key(0))
+    distribution = quick_jit(network.policy)(params["actor"], observations(3, 4, *VECTOR))
+    assert type(distribution) is (TanhNormal if policy == "tanh_normal" else Normal)
+    assert distribution.mean.shape == (3, 4, 2)
+    assert distribution.log_std.shape == ((3, 4, 2) if state_dependent_std else (2,))
+    assert distribution.log_std.dtype == jnp.float32
+    np.testing.assert_allclose(distribution.mean, 0.0, atol=0.1)
+    np.testing.assert_allclose(jnp.exp(distribution.log_std), 0.5, atol=0.05)
+    assert distribution.sample(jax.random.key(1)).shape == (3, 4, 2)
+
+
+@functools.cache
+def state_dependent():
+    network = build(space=BOX, state_dependent_std=True)
+    return network, quick_jit(network.init)(jax.random.key(0))["actor"]
+
+
+def test_a_state_dependent_std_depends_on_the_state_and_is_learnt():
+    network, actor = state_dependent()
+    observation = observations(4, *VECTOR)
+    log_std = network.policy(actor, observation).log_std
+    assert np.unique(np.asarray(log_std)).size == log_std.size
+    slopes = jax.grad(lambda p: jnp.sum(network.policy(p, observation).log_std))(actor)
+    readout = [leaf for leaf in kernels(slopes) if leaf.shape == (8, 4)]
+    assert len(readout) == 1
+    np.testing.assert_array_equal(readout[0][:, :2], 0.0)  # of the means
+    assert (np.abs(readout[0][:, 2:]).max(0) > 0).all()
+    # Through the torso too.
+    assert all(np.any(leaf != 0) for leaf in kernels(slopes))
+
+
+@pytest.mark.parametrize(("feature", "std"), [(-1e4, 1e-3), (0.0, 1.0), (1e4, 1e4)])
+def test_a_state_dependent_std_neither_collapses_nor_overflows(feature, std):
+    network, actor = state_dependent()
+
+    def log_std(feature):
+        # A read-out of biases alone: whatever the torso says, these are the features.
+        flat = jax.tree.map(jnp.zeros_like, actor)
+        biases = jnp.concatenate([jnp.zeros(2), jnp.full(2, feature)])
+        flat = jax.tree.map(lambda x: biases if x.shape == (4,) else x, flat)
+        return network.policy(flat, jnp.ones(VECTOR)).log_std[0]
+
+    value, slope = jax.value_and_grad(log_std)(feature)
+    np.testing.assert_allclose(jnp.exp(value), std, rtol=1e-3)
+    assert 0.0 <= slope < 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("policy", "tanh_normal"), ("state_dependent_std", True), ("initial_std", 0.5)],
+)
+def test_a_setting_of_continuous_actions_is_refused_with_discrete_ones(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} {value}: .*3 discrete"):
+        build(space=DISCRETE, **{setting: value})
+
+
+@pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (0.0, math.inf)])
+def test_tanh_is_refused_where_an_action_is_unbounded(low, high):
+    space = Box((2,), (-1.0, low), (1.0, high))
+    with pytest.raises(ValueError, match=r"policy tanh_normal: .*element 1"):
+        build(space=space, policy="tanh_normal")
+    build(space=space, policy="normal")
+
+
 def test_actor_and_critic_share_nothing():
     params, _ = initialise(VECTOR, DISCRETE)
     for actor, critic in zip(kernels(params["actor"]), kernels(params["critic"]), strict=True):
@@ -188,6 +259,13 @@ def test_low_precision_stays_inside(shape, space, dtype):
     # Near the exact one, and not it: the arithmetic did change.
     np.testing.assert_allclose(value, exact, atol=0.05)
     assert not np.array_equal(value, exact)
+
+
+def test_low_precision_stays_inside_a_state_dependent_std():
+    _, actor = state_dependent()
+    network = build(space=BOX, state_dependent_std=True, dtype="bfloat16")
+    policy = network.policy(actor, observations(4, *VECTOR))
+    assert {leaf.dtype for leaf in jax.tree.leaves(policy)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])

@@ -198,6 +198,29 @@ def test_the_environment_feels_the_action_in_its_own_units():
     np.testing.assert_allclose(trajectory.reward, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tanh_normal_action_is_stored_before_the_tanh_and_felt_after_it():
+    config = Config(hidden_sizes=(8,), policy="tanh_normal", state_dependent_std=True)
+    env = envs.make("Pendulum-v1")
+    network = networks.make(env.observation_shape, env.action_space, config)
+
+    @jit_once
+    def collect(key):
+        params = network.init(key)["actor"]
+        state = rollout.init(env, 8, key)
+        _, trajectory, _ = rollout.collect(env, network, params, state, key, 16, 1)
+        return trajectory, network.policy(params, trajectory.observation)
+
+    trajectory, policy = collect(jax.random.key(0))
+    assert np.abs(trajectory.action).max() > 1.0
+    again = policy.log_prob(trajectory.action)
+    np.testing.assert_allclose(np.exp(again - trajectory.log_prob), 1.0, rtol=0, atol=1e-5)
+    # As above, with u = 2 tanh(action).
+    cos, sin, velocity = np.moveaxis(trajectory.observation.astype(float), -1, 0)
+    torque = 2.0 * np.tanh(trajectory.action[..., 0])
+    expected = -(np.arctan2(sin, cos) ** 2 + 0.1 * velocity**2 + 0.001 * torque**2)
+    np.testing.assert_allclose(trajectory.reward, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_every_environment_and_step_has_noise_of_its_own():
     _, network, params, records = two_rollouts("Pendulum-v1")
     noises = []

@@ -286,6 +286,11 @@ BAD = {
     "no such file": (["--config", "/nope.json"], "--config /nope.json: No such file"),
     "folder for a file": (["--config", "/"], "--config /: Is a directory"),
     "network": (["--network", "cnn", "--num-envs", "4"], "a CNN needs observations"),
+    "policy": (
+        ["--policy", "tanh_normal", "--num-envs", "4"],
+        "policy tanh_normal: for continuous",
+    ),
+    "standard deviation": (["--initial-std", "0"], "--initial-std 0.0: expected a number above 0"),
 }
 
 
