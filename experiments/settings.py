@@ -55,8 +55,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "network": "mlp",
         "activation": "relu",
     },
-    # Brax's discount and scaled rewards, in the batches of 2048 that are usual for MuJoCo; pools are
-    # small because a state is 1 to 30 kB. Chosen for two CPU cores, and not tuned.
+    # Brax's discount, scaled rewards and normalised observations, in the batches of 2048 that are
+    # usual for MuJoCo; pools are small because a state is 1 to 30 kB. For two cores, and not tuned.
     "brax": {
         "total_steps": 2_000_000,
         "num_envs": 64,
@@ -68,6 +68,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "reward_scale": 0.1,
         "entropy_coefficient": 1e-3,
         "hidden_sizes": (128, 128),
+        "normalize_observations": True,
         "reset_pool_size": 4,
     },
     # CleanRL's for continuous control; the 2048 steps of a rollout come from eight environments.
