@@ -40,8 +40,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "network": "mlp",
         "activation": "relu",
     },
-    # Brax's discount and scaled rewards, in the batches of 2048 that are usual for MuJoCo; pools are
-    # small because a state is 1 to 30 kB. Chosen for two CPU cores, and not tuned.
+    # Brax's discount and scaled rewards, in the batches of 2048 that are usual for MuJoCo; small
+    # pools, because a state is 1 to 30 kB. Chosen for two CPU cores, and not tuned.
     "brax": {
         "total_steps": 2_000_000,
         "num_envs": 64,
