@@ -263,7 +263,6 @@ class Evaluator:
         returns, lengths = np.zeros(self._shape), np.zeros(self._shape, np.int32)
         running = np.ones(self._shape, bool)
         for share in self._shares:
-            share.reset()
             share.begin_step(act, state, key, 0)
         unfinished, t = self._shares, 0
         while unfinished:
@@ -279,4 +278,6 @@ class Evaluator:
                     share.begin_step(act, state, key, t)
                     still.append(share)
             unfinished = still
+        for share in self._shares:
+            share.reset()  # for the next run
         return returns, lengths
