@@ -174,7 +174,7 @@ def test_actions_are_the_policys(agent, rollouts):
     state, _ = learners(agent)
 
     def log_prob(state, observation, action):
-        return update.policy(agent.learner.network, state, observation).log_prob(action)
+        return agent.learner.policy(state, observation).log_prob(action)
 
     expected = jax.vmap(log_prob)(state, trajectory.observation, trajectory.action)
     np.testing.assert_allclose(trajectory.log_prob, expected, atol=1e-5)
