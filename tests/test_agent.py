@@ -368,7 +368,7 @@ def test_a_tanh_normal_is_evaluated_as_it_acts():
     agent, states, _ = archers("tanh_normal")
     state = jax.tree.map(lambda leaf: leaf[0], states)
     evaluate = quick_jit(train.make_evaluation(agent, 4, deterministic=True))
-    returns, _ = evaluate(state.learner.params["actor"], jax.random.key(0))
+    returns, _ = evaluate(state.learner, jax.random.key(0))
     action = agent.act(state, jnp.ones(1))
     expected = Targets.reward(action)
     np.testing.assert_allclose(returns, np.full(4, expected), rtol=1e-4, atol=1e-5)

@@ -172,8 +172,8 @@ def collected():
 
     def collect(key):
         state = agent.init(key)
-        network, params = agent.learner.network, state.learner.params["actor"]
-        return rollout.collect(env, network, params, state.rollout, key, num_steps, LIMIT)[1]
+        policy = functools.partial(agent.learner.policy, state.learner)
+        return rollout.collect(env, policy, state.rollout, key, num_steps, LIMIT)[1]
 
     return jax.tree.map(
         np.asarray, quick_jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))

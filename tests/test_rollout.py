@@ -207,8 +207,9 @@ def test_a_tanh_normal_action_is_stored_before_the_tanh_and_felt_after_it():
     def collect(key):
         params = network.init(key)["actor"]
         state = rollout.init(env, 8, key)
-        _, trajectory, _ = rollout.collect(env, network, params, state, key, 16, 1)
-        return trajectory, network.policy(params, trajectory.observation)
+        policy = partial(network.policy, params)
+        _, trajectory, _ = rollout.collect(env, policy, state, key, 16, 1)
+        return trajectory, policy(trajectory.observation)
 
     trajectory, policy = collect(jax.random.key(0))
     assert np.abs(trajectory.action).max() > 1.0
