@@ -46,7 +46,7 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, observation: Array) -> Array:
         x = observation.astype(self.dtype)
-        if observation.dtype == jnp.uint8:  # pixels
+        if observation.dtype == jnp.uint8 and self.observation_ndim == 3:  # pixels
             x /= 255
         batch_shape = x.shape[: x.ndim - self.observation_ndim]
         for features in self.channels:
