@@ -26,8 +26,8 @@ class Trajectory(NamedTuple):
       truncated: bool [T, B].
       final_observation: what each step led to, before any reset [T, B, *observation_shape].
         Where an episode goes on it equals the next row of `observation`.
-      memory: of a recurrent network before the first step, a tree of [B, H] (no time axis); that
-        before later ones follows from it. None: the network has none.
+      memory: of a recurrent network before the first step, a tree of [1, B, H]; that before later
+        ones follows from it. None: the network has none.
     """
 
     observation: Array
@@ -179,7 +179,7 @@ def collect(
         return (state, totals, ended + done), step_record
 
     zero = jnp.zeros((), jnp.int32)
-    memory = state.memory
+    memory = jax.tree.map(lambda x: x[None], state.memory)
     (state, totals, _), trajectory = jax.lax.scan(
         advance,
         (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(share_size, jnp.int32)),

@@ -154,7 +154,8 @@ def _sequences(trajectory: Trajectory) -> Sequence:
     done = trajectory.terminated | trajectory.truncated
     # The done before a step tells its memory to forget; before the first, the rollout did so.
     is_first = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
-    return Sequence(trajectory.observation.swapaxes(0, 1), is_first.T, trajectory.memory)
+    memory = jax.tree.map(lambda x: x[0], trajectory.memory)
+    return Sequence(trajectory.observation.swapaxes(0, 1), is_first.T, memory)
 
 
 def bootstrap_values(
@@ -308,11 +309,7 @@ def make(
             network, state.params["critic"], observed, max_episode_steps
         )
         # From here on every device has the whole batch: minibatches are shuffled over all of it.
-        memory = spread.gather(trajectory.memory, axis=0)
-        trajectory, value, next_value = spread.gather(
-            (trajectory._replace(memory=None), value, next_value), axis=1
-        )
-        trajectory = trajectory._replace(memory=memory)
+        trajectory, value, next_value = spread.gather((trajectory, value, next_value), axis=1)
         observation, reward = observe(state, trajectory.observation), trajectory.reward
         if state.observation_moments is not None:
             seen = trajectory.observation.reshape(-1, *network.observation_shape)
