@@ -59,7 +59,10 @@ BRAX = (
 BraxBackend = Literal["spring", "positional", "generalized", "mjx"]
 BRAX_BACKENDS: tuple[str, ...] = get_args(BraxBackend)
 
-NAMES = (*GYMNAX, *BRAX)
+# Tasks with hidden state: of which environment a policy sees which elements of the observation.
+MASKED = {"CartPole-v1-masked": ("CartPole-v1", (0, 2))}  # positions, no velocities
+
+NAMES = (*GYMNAX, *MASKED, *BRAX)
 _BROKEN = {"brax/swimmer": "Brax 0.14 offers it on one backend, which fails to load it"}
 
 
@@ -140,4 +143,9 @@ def make(name: str, **params: Any) -> "AnyEnvironment":
         return BraxEnvironment(name, params)
     from envs.gymnax_adapter import GymnaxEnvironment
 
+    if name in MASKED:
+        from envs.masked import MaskedEnvironment
+
+        whole, keep = MASKED[name]
+        return MaskedEnvironment(GymnaxEnvironment(whole, params), keep, name)
     return GymnaxEnvironment(name, params)

@@ -70,11 +70,13 @@ def choose(config: Config, num_seeds: int, num_devices: int, on_host: bool = Fal
     if on_host:
         return Layout(seed_devices)
     minibatch_size = config.batch_size // config.num_minibatches
+    # What a minibatch is shuffled from, and shared out by: steps, or whole sequences.
+    parts = minibatch_size if config.network != "gru" else config.num_envs // config.num_minibatches
     env_devices = max(
         n
         for n in range(1, num_devices // seed_devices + 1)
         if config.num_envs % n == 0
-        and minibatch_size % n == 0
+        and parts % n == 0
         and (n == 1 or minibatch_size // n >= _LEAST_SHARE)
     )
     return Layout(seed_devices, env_devices)
@@ -89,6 +91,8 @@ def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
     if layout.num_devices == 1 or jax.default_backend() != "cpu":
         return config  # one device: its threads share the work of a large operation
     if config.microbatch_size is not None or share * seeds < _UNCACHED_SAMPLES:
+        return config
+    if config.network == "gru":  # sequences are not cut
         return config
     size = _largest_divisor(share, max(1, _CACHED_SAMPLES // seeds))
     return dataclasses.replace(config, microbatch_size=size) if size > 16 else config

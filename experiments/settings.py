@@ -31,6 +31,7 @@ _MUJOCO = (
 FAMILIES: dict[str, dict[str, Any]] = {
     # Control problems with discrete actions: one set, larger steps and more entropy than CleanRL's.
     "CartPole-v1": _DISCRETE_CONTROL,
+    "CartPole-v1-masked": _DISCRETE_CONTROL,
     "Acrobot-v1": _DISCRETE_CONTROL,
     "MountainCar-v0": _DISCRETE_CONTROL,
     # Many small updates: RGPO's gate does not pull back a ratio that has run away, and ten epochs

@@ -44,8 +44,8 @@ class Act(Protocol):
     """Signature of `Agent.act`."""
 
     def __call__(
-        self, state: AgentState, observation: Array, key: Array | None = None
-    ) -> Array: ...
+        self, state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+    ) -> Any: ...
 
 
 class Agent(NamedTuple):
@@ -58,7 +58,9 @@ class Agent(NamedTuple):
       step: AgentState -> (AgentState, metrics): one rollout, one update. It ignores further
         arguments, so that `jax.lax.scan(agent.step, state, length=n)` works as it stands.
       act: (state, observation [..., *observation_shape], key=None) -> action in the environment's
-        units: the policy's mode, or a sample of it where a key is given.
+        units: the policy's mode, or a sample of it where a key is given. A recurrent policy takes
+        the memory too, (state, observation, key, memory) -> (action, memory after it): that of
+        `initial_memory` where an episode starts. Without one it raises TypeError.
       learner: the update alone, for trajectories that you collected yourself.
       env: the environment. Where it lives on the host (`HostEnvironment`), `init` and `step` raise
         TypeError: `host.Collector` collects for `learner.update`.
@@ -71,6 +73,10 @@ class Agent(NamedTuple):
     learner: Learner
     env: AnyEnvironment
     config: Config
+
+    def initial_memory(self, *batch_shape: int) -> Any:
+        """What a recurrent policy remembers where an episode starts; None without recurrence."""
+        return self.learner.network.initial_memory(*batch_shape)
 
 
 def episode_metrics(totals: EpisodeTotals) -> Metrics:
@@ -126,21 +132,27 @@ def make(
 
     Raises:
       ValueError: the network cannot be built for these observations or actions, or environments on
-        the host are to be spread.
+        the host are to be spread, or met by a recurrent policy.
     """
     network = networks.make(env.observation_shape, env.action_space, config)
     parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
     spread = Spread(axis_name)
     learner = update.make(*parts, spread=spread)
 
-    def act(state: AgentState, observation: Array, key: Array | None = None) -> Array:
-        distribution = learner.policy(state.learner, observation)
+    def act(
+        state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+    ) -> Any:
+        policy = functools.partial(learner.policy, state.learner)
+        distribution, memory = networks.respond(policy, observation, memory)
         action = distribution.mode() if key is None else distribution.sample(key)
-        return to_environment_units(env.action_space, distribution.squash(action))
+        action = to_environment_units(env.action_space, distribution.squash(action))
+        return action if memory is None else (action, memory)
 
     if isinstance(env, HostEnvironment):
         if axis_name is not None:
             raise ValueError(f"{env.name} lives on the host: it cannot be spread over devices")
+        if network.recurrence is not None:
+            raise ValueError(f"{env.name} lives on the host: network gru is for compiled ones")
         refuse = _refusal(env.name)
         return Agent(refuse, refuse, act, learner, env, config)
 
@@ -155,7 +167,9 @@ def make(
         }
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
-            rollout.init(env, config.num_envs, env_key, spread),
+            rollout.init(
+                env, config.num_envs, env_key, spread, network.initial_memory(config.num_envs)
+            ),
             key,
         )
 

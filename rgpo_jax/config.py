@@ -82,7 +82,7 @@ class Config(Checked):
     num_epochs: Count = 4
     """Passes over each rollout."""
     num_minibatches: Count = 4
-    """Gradient steps a pass; must divide num_envs * num_steps."""
+    """Gradient steps a pass; must divide num_envs * num_steps, or with network gru num_envs."""
     microbatch_size: Count | None = None
     """Samples differentiated at a time, to fit memory or caches: a gradient is the mean over a
     minibatch's parts of this size. None: all at once."""
@@ -110,11 +110,14 @@ class Config(Checked):
     normalize_rewards: bool = False
     """Divide rewards by the standard deviation of all discounted returns so far, and clip them to
     [-10, 10], in learning (not in reported returns)."""
-    network: Literal["auto", "mlp", "cnn"] = "auto"
+    network: Literal["auto", "mlp", "cnn", "gru"] = "auto"
     """Torso of actor and critic; auto is a CNN for image-like observations (height, width,
-    channels) and an MLP for all others."""
+    channels) and an MLP for all others; gru puts a recurrent layer behind it, for tasks with
+    hidden state, and learns from whole sequences of num_steps."""
     hidden_sizes: Counts = (64, 64)
     """Units of each hidden layer of an MLP, or of the dense layers behind a CNN."""
+    recurrent_size: Count = 64
+    """Units of a GRU: how much it can remember."""
     channels: Counts = (16,)
     """Channels of each 3x3 convolution of a CNN."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
@@ -142,6 +145,8 @@ class Config(Checked):
                 f"{self.num_minibatches}: expected a divisor of num_envs * num_steps = "
                 f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
             )
+        if self.network == "gru":
+            self._check_sequences()
         minibatch_size = self.batch_size // self.num_minibatches
         if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
             raise ConfigError(
@@ -161,6 +166,20 @@ class Config(Checked):
                 "total_steps",
                 f"{self.total_steps}: expected at least one update, num_envs * num_steps = "
                 f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
+            )
+
+    def _check_sequences(self) -> None:
+        if self.num_envs % self.num_minibatches:
+            raise ConfigError(
+                "num_minibatches",
+                f"{self.num_minibatches}: expected a divisor of num_envs = {self.num_envs}, since "
+                "with network gru a minibatch is made of whole sequences, one of each environment",
+            )
+        if self.microbatch_size is not None:
+            raise ConfigError(
+                "microbatch_size",
+                f"{self.microbatch_size}: expected None with network gru, whose sequences are not "
+                "cut; more num_minibatches need less memory",
             )
 
     @property

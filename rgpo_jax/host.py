@@ -208,7 +208,8 @@ class Collector:
                     timestep.truncated,
                     timestep.final_observation,
                 )
-                for rows, values in zip(trajectory, row, strict=True):
+                arrays = jax.tree.leaves(trajectory), jax.tree.leaves(row)  # no memory here
+                for rows, values in zip(*arrays, strict=True):
                     rows[:, t, share.columns] = values
                 self._count(share.columns, timestep, totals)
         return trajectory, totals

@@ -20,20 +20,83 @@ _CONTINUOUS_ONLY = ("policy", "state_dependent_std", "initial_std")
 _LEAST_STD = 1e-3  # of the state-dependent standard deviation, as a fraction of the initial one
 
 
+class Sequence(NamedTuple):
+    """What B environments showed over T steps: in a recurrent network's place of an observation.
+
+    Attributes:
+      observation: [B, T, *observation_shape].
+      is_first: bool [B, T]; the step is an episode's first, and the memory before it is forgotten.
+      memory: before the first step, {"actor": [B, H], "critic": [B, H]}.
+    """
+
+    observation: Array
+    is_first: Array
+    memory: Any
+
+
+class Recurrence(NamedTuple):
+    """How a recurrent network acts step by step, and what follows a step.
+
+    Attributes:
+      size: H, of the actor's memory and of the critic's.
+      step: (params, observation [..., *observation_shape], memory) -> (Distribution [...], memory
+        after the observation).
+      values: (critic params, Sequence, final_observation [B, T, *observation_shape]) -> V(s_t) and
+        V(s'_t), both [B, T], where s'_t is what the step led to before any reset: its memory is
+        that of the episode which the step belongs to.
+    """
+
+    size: int
+    step: Callable[[Params, Array, Any], tuple[Distribution, Any]]
+    values: Callable[[Params, Sequence, Array], tuple[Array, Array]]
+
+
 class Network(NamedTuple):
     """A policy and a value function with separate parameters.
 
     Attributes:
       observation_shape: of one observation.
       init: key -> {"actor": params, "critic": params}.
-      policy: (actor params, observation [..., *observation_shape]) -> Distribution [...].
-      value: (critic params, observation [..., *observation_shape]) -> float32 [...].
+      policy: (actor params, observation [..., *observation_shape]) -> Distribution [...]; of a
+        recurrent network (actor params, Sequence) -> Distribution [B, T].
+      value: (critic params, observation [..., *observation_shape]) -> float32 [...]; of a recurrent
+        network (critic params, Sequence) -> float32 [B, T].
+      recurrence: None where the network has no memory.
     """
 
     observation_shape: tuple[int, ...]
     init: Callable[[Array], Params]
-    policy: Callable[[Params, Array], Distribution]
-    value: Callable[[Params, Array], Array]
+    policy: Callable[[Params, Any], Distribution]
+    value: Callable[[Params, Any], Array]
+    recurrence: Recurrence | None = None
+
+    def initial_memory(self, *batch_shape: int) -> Any:
+        """At the start of episodes: zeros {"actor", "critic"} [*batch_shape, H]; None without."""
+        if self.recurrence is None:
+            return None
+        zeros = jnp.zeros((*batch_shape, self.recurrence.size))
+        return {"actor": zeros, "critic": zeros}
+
+
+def forget(memory: Any, where: Array) -> Any:
+    """The initial memory where a condition [...] holds; memory is a tree of [..., H], or None."""
+    return jax.tree.map(lambda x: jnp.where(where[..., None], 0.0, x), memory)
+
+
+def respond(
+    policy: Callable[..., Any], observation: Array, memory: Any
+) -> tuple[Distribution, Any]:
+    """What a policy with or without memory does on an observation, and the memory after it.
+
+    Args:
+      policy: observation -> Distribution; or, where memory is not None, (observation, memory) ->
+        (Distribution, memory).
+      observation: [..., *observation_shape].
+      memory: before the observation; None for a policy without.
+    """
+    if memory is None:
+        return policy(observation), None
+    return policy(observation, memory)
 
 
 def _dense(features: int, scale: float, dtype: Any) -> nn.Dense:
@@ -73,7 +136,7 @@ class Torso(nn.Module):
 class Head(nn.Module):
     """A torso and a linear read-out, computed in float32 whatever the torso computes in."""
 
-    torso: Torso
+    torso: Callable[[Array], Array]
     features: int
     scale: float
 
@@ -81,6 +144,41 @@ class Head(nn.Module):
     def __call__(self, observation: Array) -> Array:
         features = self.torso(observation).astype(jnp.float32)
         return _dense(self.features, self.scale, jnp.float32)(features)
+
+
+class RecurrentTorso(nn.Module):
+    """A torso, and behind it a GRU whose memory [..., size] is its output; it is kept in float32.
+
+    Source: arXiv 1406.1078.
+    """
+
+    torso: Torso
+    size: int
+    dtype: Any
+
+    def setup(self) -> None:
+        self.cell = nn.GRUCell(
+            self.size, dtype=self.dtype, kernel_init=nn.initializers.orthogonal()
+        )
+
+    def __call__(self, observation: Array, memory: Array) -> Array:
+        """The memory after one observation."""
+        return self.cell(memory, self.torso(observation))[0].astype(jnp.float32)
+
+    def unroll(self, observation: Array, is_first: Array, memory: Array) -> Array:
+        """The memories [B, T, size] after each of T observations; `memory` [B, size] is before."""
+
+        def step(cell: nn.GRUCell, memory: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
+            features, is_first = xs
+            memory = cell(forget(memory, is_first), features)[0].astype(jnp.float32)
+            return memory, memory
+
+        # The torso sees all steps at once: only the recurrence itself has to wait for the past.
+        xs = self.torso(observation), is_first
+        scan = nn.scan(
+            step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
+        )
+        return scan(self.cell, memory, xs)[1]
 
 
 class NormalHead(nn.Module):
@@ -141,13 +239,15 @@ def make(
 ) -> Network:
     """Builds actor and critic: orthogonal weights, the policy's last layer scaled by 0.01.
 
+    With `config.network` "gru" each has a memory of its own (see `Recurrence`).
+
     Raises:
       ValueError: a CNN is asked for observations that are not [height, width, channels], or that
         its convolutions shrink to nothing; a policy does not fit the actions (see `Config`).
     """
     _check_policy(action_space, config)
     image_like = len(observation_shape) == 3
-    use_cnn = config.network == "cnn" or (config.network == "auto" and image_like)
+    use_cnn = config.network == "cnn" or (config.network in ("auto", "gru") and image_like)
     if use_cnn and not image_like:
         raise ValueError(
             f"network: a CNN needs observations [height, width, channels], not {observation_shape}"
@@ -158,15 +258,21 @@ def make(
             f"{observation_shape}"
         )
 
-    def head(features: int, scale: float) -> Head:
-        torso = Torso(
+    recurrent = config.network == "gru"
+    dtype = jnp.dtype(config.dtype)
+
+    def make_torso() -> Torso:
+        return Torso(
             observation_ndim=len(observation_shape),
             hidden_sizes=config.hidden_sizes,
             channels=config.channels if use_cnn else (),
             activation=getattr(nn, config.activation),
-            dtype=jnp.dtype(config.dtype),
+            dtype=dtype,
         )
-        return Head(torso, features, scale)
+
+    def head(features: int, scale: float) -> Head:
+        # A recurrent network's heads read its memory, and that as it is.
+        return Head((lambda memory: memory) if recurrent else make_torso(), features, scale)
 
     critic = head(1, 1.0)
     actor: nn.Module
@@ -180,9 +286,11 @@ def make(
             actor = NormalHead(head(size, 0.01), config.initial_std)
     continuous = TanhNormal if config.policy == "tanh_normal" else Normal
 
+    seen_shape = (config.recurrent_size,) if recurrent else observation_shape
+
     def init(key: Array) -> Params:
         actor_key, critic_key = jax.random.split(key)
-        observation = jnp.zeros(observation_shape)
+        observation = jnp.zeros(seen_shape)
         return {
             "actor": actor.init(actor_key, observation),
             "critic": critic.init(critic_key, observation),
@@ -199,4 +307,53 @@ def make(
         output: Any = critic.apply(params, observation)
         return output[..., 0]
 
-    return Network(observation_shape, init, policy, value)
+    network = Network(seen_shape, init, policy, value)
+    if not recurrent:
+        return network
+    torso = RecurrentTorso(make_torso(), config.recurrent_size, dtype)
+    return _with_memory(network, torso, observation_shape)
+
+
+def _with_memory(
+    heads: Network, torso: RecurrentTorso, observation_shape: tuple[int, ...]
+) -> Network:
+    """A recurrent network of heads whose observation is the memory, and the torso that keeps it."""
+
+    def init(key: Array) -> Params:
+        heads_key, *torso_keys = jax.random.split(key, 3)
+        observation, memory = jnp.zeros(observation_shape), jnp.zeros(torso.size)
+        return {
+            name: {"torso": torso.init(torso_key, observation, memory), "head": head}
+            for torso_key, (name, head) in zip(
+                torso_keys, heads.init(heads_key).items(), strict=True
+            )
+        }
+
+    def advance(params: Params, observation: Array, memory: Array) -> Array:
+        result: Any = torso.apply(params["torso"], observation, memory)
+        return result
+
+    def unroll(params: Params, sequence: Sequence, name: str) -> Array:
+        if not isinstance(sequence, Sequence):
+            raise TypeError("a recurrent network needs a memory beside the observation")
+        inputs = sequence.observation, sequence.is_first, sequence.memory[name]
+        result: Any = torso.apply(params["torso"], *inputs, method="unroll")
+        return result
+
+    def policy(params: Params, sequence: Sequence) -> Distribution:
+        return heads.policy(params["head"], unroll(params, sequence, "actor"))
+
+    def value(params: Params, sequence: Sequence) -> Array:
+        return heads.value(params["head"], unroll(params, sequence, "critic"))
+
+    def step(params: Params, observation: Array, memory: Any) -> tuple[Distribution, Any]:
+        memory = {name: advance(params[name], observation, memory[name]) for name in memory}
+        return heads.policy(params["actor"]["head"], memory["actor"]), memory
+
+    def values(params: Params, sequence: Sequence, final_observation: Array) -> tuple[Array, Array]:
+        memory = unroll(params, sequence, "critic")
+        # From the memory after the step, which no reset has touched: the next step's does that.
+        next_memory = advance(params, final_observation, memory)
+        return heads.value(params["head"], memory), heads.value(params["head"], next_memory)
+
+    return Network(observation_shape, init, policy, value, Recurrence(torso.size, step, values))

@@ -15,14 +15,15 @@ class Batch(NamedTuple):
     """Samples of a policy-gradient estimate, batched over leading axes [...].
 
     Attributes:
-      observation: [..., *observation_shape].
+      observation: [..., *observation_shape]; of a recurrent network a `networks.Sequence`, and
+        all else is [B, T, ...].
       action: [...] or [..., d].
       log_prob: of the action under the policy that drew it, in nats [...].
       advantage: transformed as the agent wants it (normalised, weighted) [...].
       target: of the value function [...].
     """
 
-    observation: Array
+    observation: Any
     action: Array
     log_prob: Array
     advantage: Array
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """What a loss is made of, sample by sample [n]; reduced once per update, and not per step.
+    """What a loss is made of, step by step [...]; reduced once per update, and not per minibatch.
 
     Attributes:
       log_ratio: log pi_theta - log pi_old.
@@ -47,7 +48,7 @@ def surrogate(gate: Gate, log_ratio: Array, advantage: Array) -> Array:
 
 
 def squared_error(network: Network, critic_params: Any, batch: Batch) -> Array:
-    """(V - target)^2 of each sample [n]; the value loss is half its mean."""
+    """(V - target)^2 of each step [...]; the value loss is half its mean."""
     return jnp.square(network.value(critic_params, batch.observation) - batch.target)
 
 

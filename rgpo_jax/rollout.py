@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax.distributions import Distribution
 from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
+from rgpo_jax.networks import forget, respond
 from rgpo_jax.spread import Spread
 
 Array = jax.Array
@@ -26,6 +26,8 @@ class Trajectory(NamedTuple):
       truncated: bool [T, B].
       final_observation: what each step led to, before any reset [T, B, *observation_shape].
         Where an episode goes on it equals the next row of `observation`.
+      memory: of a recurrent network before the first step, a tree of [1, B, H]; that before later
+        ones follows from it. None: the network has none.
     """
 
     observation: Array
@@ -35,6 +37,7 @@ class Trajectory(NamedTuple):
     terminated: Array
     truncated: Array
     final_observation: Array
+    memory: Any = None
 
 
 class RolloutState(NamedTuple):
@@ -45,12 +48,15 @@ class RolloutState(NamedTuple):
       observation: to act on next [B, *observation_shape].
       episode_return: undiscounted return of the running episode so far [B].
       episode_length: its steps so far, int32 [B].
+      memory: of a recurrent network before `observation`, a tree of [B, H]: the initial one where
+        the last step ended an episode. None: the network has none.
     """
 
     env_state: Any
     observation: Array
     episode_return: Array
     episode_length: Array
+    memory: Any = None
 
 
 class EpisodeTotals(NamedTuple):
@@ -67,17 +73,23 @@ class EpisodeTotals(NamedTuple):
     lengths: Array
 
 
-def init(env: Environment, num_envs: int, key: Array, spread: Spread = _ONE_DEVICE) -> RolloutState:
-    """Resets `num_envs` environments, of which the state holds this device's share."""
+def init(
+    env: Environment, num_envs: int, key: Array, spread: Spread = _ONE_DEVICE, memory: Any = None
+) -> RolloutState:
+    """Resets `num_envs` environments, of which the state holds this device's share.
+
+    `memory`: the initial one of a recurrent network, for all `num_envs`.
+    """
     keys = spread.share(jax.random.split(key, num_envs), axis=0)
     env_state, observation = jax.vmap(env.reset)(keys)
     zeros = jnp.zeros(keys.shape)
-    return RolloutState(env_state, observation, zeros, zeros.astype(jnp.int32))
+    memory = spread.share(memory, axis=0)
+    return RolloutState(env_state, observation, zeros, zeros.astype(jnp.int32), memory)
 
 
 def collect(
     env: Environment,
-    policy: Callable[[Array], Distribution],
+    policy: Callable[..., Any],
     state: RolloutState,
     key: Array,
     num_steps: int,
@@ -94,7 +106,8 @@ def collect(
 
     Args:
       env: one environment; it is vmapped here.
-      policy: observations [..., *observation_shape] -> distribution of actions [...].
+      policy: observations [..., *observation_shape] -> distribution of actions [...]; where the
+        state has a memory, (observations, memory) -> (distribution, memory after them).
       state: of B environments.
       key: a typed key.
       num_steps: T.
@@ -119,7 +132,8 @@ def collect(
         restart_keys = spread.share(jax.random.split(reset_key, (num_steps, num_envs)), axis=1)
 
     # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
-    noise = policy(state.observation).noise(action_key, (num_steps, num_envs))
+    distribution, _ = respond(policy, state.observation, state.memory)
+    noise = distribution.noise(action_key, (num_steps, num_envs))
     action_noise = spread.share(noise, axis=1)
     step_keys = spread.share(jax.random.split(step_key, (num_steps, num_envs)), axis=1)
 
@@ -132,7 +146,7 @@ def collect(
     def advance(carry: tuple, xs: tuple) -> tuple[tuple, Trajectory]:
         state, totals, ended = carry
         noise, step_keys, restart_keys = xs
-        distribution = policy(state.observation)
+        distribution, memory = respond(policy, state.observation, state.memory)
         action = distribution.sample_from(noise)
         env_action = to_environment_units(env.action_space, distribution.squash(action))
         env_state, timestep = step(step_keys, state.env_state, env_action)
@@ -160,13 +174,15 @@ def collect(
             timestep.observation,
             jnp.where(done, 0.0, episode_return),
             jnp.where(done, 0, episode_length),
+            forget(memory, done),
         )
         return (state, totals, ended + done), step_record
 
     zero = jnp.zeros((), jnp.int32)
+    memory = jax.tree.map(lambda x: x[None], state.memory)
     (state, totals, _), trajectory = jax.lax.scan(
         advance,
         (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(share_size, jnp.int32)),
         (action_noise, step_keys, restart_keys),
     )
-    return state, trajectory, spread.sum(totals)
+    return state, trajectory._replace(memory=memory), spread.sum(totals)

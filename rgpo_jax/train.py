@@ -1,5 +1,6 @@
 """Training in chunks of updates, and evaluation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import HostEnvironment, to_environment_units
+from rgpo_jax.networks import respond
 from rgpo_jax.update import LearnerState
 
 Array = jax.Array
@@ -104,15 +106,16 @@ def make_evaluation(
     def evaluate(state: LearnerState, key: Array) -> tuple[Array, Array]:
         reset_key, key = jax.random.split(key)
         env_state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+        policy = functools.partial(agent.learner.policy, state)
 
         def unfinished(carry: tuple) -> Array:
             *_, running, t = carry
             return jnp.any(running) & (t < env.max_episode_steps)
 
         def advance(carry: tuple) -> tuple:
-            env_state, observation, key, returns, lengths, running, t = carry
+            env_state, observation, memory, key, returns, lengths, running, t = carry
             key, action_key, step_key = jax.random.split(key, 3)
-            distribution = agent.learner.policy(state, observation)
+            distribution, memory = respond(policy, observation, memory)
             action = distribution.mode() if deterministic else distribution.sample(action_key)
             env_state, timestep = jax.vmap(env.step)(
                 jax.random.split(step_key, num_episodes),
@@ -122,11 +125,13 @@ def make_evaluation(
             returns += jnp.where(running, timestep.reward, 0.0)
             lengths += running
             running &= ~timestep.done
-            return env_state, timestep.final_observation, key, returns, lengths, running, t + 1
+            observation = timestep.final_observation
+            return env_state, observation, memory, key, returns, lengths, running, t + 1
 
         carry = (
             env_state,
             observation,
+            agent.initial_memory(num_episodes),
             key,
             jnp.zeros(num_episodes),
             jnp.zeros(num_episodes, jnp.int32),

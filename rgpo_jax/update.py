@@ -11,8 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import advantages, diagnostics, normalization, objective, shuffle
 from rgpo_jax.config import Config
-from rgpo_jax.distributions import Distribution
-from rgpo_jax.networks import Network
+from rgpo_jax.networks import Network, Sequence
 from rgpo_jax.rollout import Trajectory
 from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable
@@ -127,14 +126,15 @@ class Learner(NamedTuple):
       update: (LearnerState, Trajectory) -> (LearnerState, metrics); metrics are float32 scalars.
         Observations and rewards of the trajectory are the environment's own, not normalised.
       policy: (LearnerState, observation [..., *observation_shape]) -> Distribution [...], of
-        observations as the environment gives them.
+        observations as the environment gives them; with a recurrent network (LearnerState,
+        observation, memory) -> (Distribution, memory after the observation).
       hyperparameters: the defaults.
       network: of policy and value function, for normalised observations.
     """
 
     init: Callable[[Array, Hyperparameters], LearnerState]
     update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
-    policy: Callable[[LearnerState, Array], Distribution]
+    policy: Callable[..., Any]
     hyperparameters: Hyperparameters
     network: Network
 
@@ -145,6 +145,17 @@ def _optimizer(hyperparameters: Hyperparameters, step_size: Any) -> optax.Gradie
         optax.scale_by_adam(eps=_ADAM_EPSILON),
         optax.scale_by_learning_rate(step_size),
     )
+
+
+def _sequences(trajectory: Trajectory) -> Sequence:
+    """The trajectory as a recurrent network reads it, environments first."""
+    if trajectory.memory is None:
+        raise ValueError("a recurrent network learns from trajectories that have its memory")
+    done = trajectory.terminated | trajectory.truncated
+    # The done before a step tells its memory to forget; before the first, the rollout did so.
+    is_first = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+    memory = jax.tree.map(lambda x: x[0], trajectory.memory)
+    return Sequence(trajectory.observation.swapaxes(0, 1), is_first.T, memory)
 
 
 def bootstrap_values(
@@ -163,6 +174,10 @@ def bootstrap_values(
       V(s_t) and V(s'_t), both [T, B], where s'_t is what the step led to before any reset. Where
       an episode terminated, the latter is that of some other state, to be ignored.
     """
+    if network.recurrence is not None:
+        final_observation = trajectory.final_observation.swapaxes(0, 1)
+        values = network.recurrence.values(critic_params, _sequences(trajectory), final_observation)
+        return values[0].T, values[1].T
     num_steps, num_envs = trajectory.reward.shape
     if max_episode_steps is None:
         both = jnp.stack([trajectory.observation, trajectory.final_observation])
@@ -226,7 +241,8 @@ def make(
     An update estimates advantages over the trajectory, then takes `num_epochs` passes over it in
     `num_minibatches` shuffled parts, each a step of Adam on the gated objective. With a
     `policy_step` the actor takes one such step on the whole batch instead, and the passes train
-    the critic alone.
+    the critic alone. What is shuffled are steps, and with a recurrent network whole sequences, one
+    of each environment, which are run again from the memory with which the rollout began.
 
     Args:
       network: policy and value function.
@@ -266,13 +282,20 @@ def make(
             return observation
         return normalization.standardize(state.observation_moments, observation)
 
-    def policy(state: LearnerState, observation: Array) -> Distribution:
-        return network.policy(state.params["actor"], observe(state, observation))
+    def policy(state: LearnerState, observation: Array, memory: Any = None) -> Any:
+        observation = observe(state, observation)
+        if memory is None:
+            return network.policy(state.params["actor"], observation)
+        if network.recurrence is None:
+            raise TypeError("this network has no recurrence, and takes no memory")
+        return network.recurrence.step(state.params, observation, memory)
 
     def make_batch(
         state: LearnerState, trajectory: Trajectory
     ) -> tuple[objective.Batch, LearnerState, Metrics]:
         """The samples to learn from, and the state with its statistics brought up to date.
+
+        Samples are steps [T * B, ...]; with a recurrent network they are sequences [B, T, ...].
 
         Observations are normalised by the statistics that the rollout used, so that the ratio
         starts at 1: what this trajectory adds to them concerns the next one.
@@ -320,12 +343,16 @@ def make(
             hyperparameters.advantage_transform(advantage),
             target,
         )
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), state, metrics
+        if network.recurrence is None:
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), state, metrics
+        sequences = _sequences(trajectory._replace(observation=observation))
+        batch = jax.tree.map(lambda x: x.swapaxes(0, 1), batch)
+        return batch._replace(observation=sequences), state, metrics
 
     def step_policy(
         hyperparameters: Hyperparameters, actor_params: Any, batch: objective.Batch
     ) -> tuple[Any, Array, Metrics]:
-        """One trust-region step; also the log-ratios before it [1, 1, n]."""
+        """One trust-region step; also the log-ratios before it, as of one minibatch [1, 1, n]."""
         assert hyperparameters.policy_step is not None
         old = network.policy(actor_params, batch.observation)
 
@@ -348,16 +375,17 @@ def make(
             "line_search_scale": report.step_scale,
             "trust_region_kl": report.kl,
         }
-        return new_params, log_ratio(actor_params)[None, None], metrics
+        return new_params, log_ratio(actor_params).reshape(1, 1, -1), metrics
 
     def update(state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
         params = state.params
         batch, state, metrics = make_batch(state, trajectory)
         num_samples = batch.log_prob.shape[0]
+        unit = "steps" if network.recurrence is None else "environments"
         if num_samples % config.num_minibatches:
             raise ValueError(
-                f"a trajectory of {num_samples} steps does not divide into num_minibatches = "
+                f"a trajectory of {num_samples} {unit} does not divide into num_minibatches = "
                 f"{config.num_minibatches}"
             )
         remaining = 1.0 - state.updates / float(config.num_updates)
@@ -411,13 +439,14 @@ def make(
             jax.random.split(shuffle_key, config.num_epochs),
         )
         params = unravel(flat_params)
-        terms = spread.gather(terms, axis=2)
+        # [epochs, minibatches, samples of one], whether a sample was a step or a sequence.
+        terms = jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), spread.gather(terms, axis=2))
         own = spread.share(batch, axis=0)
         policy = network.policy(params["actor"], own.observation)
         metrics |= diagnostics.gate_diagnostics(
             hyperparameters.gate,
-            spread.gather(policy.log_prob(own.action) - own.log_prob, axis=0),
-            batch.advantage,
+            spread.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
+            batch.advantage.ravel(),
             terms["log_ratio"] if policy_step is None else log_ratio,
         )
         metrics["entropy"] = spread.mean(jnp.mean(policy.entropy()))

@@ -203,3 +203,33 @@ class Fragile:
         observation, no = jnp.ones(1), jnp.bool_(False)
         reward = jnp.where(clock >= breaks_at, jnp.nan, action.astype(jnp.float32))
         return (clock + 1, breaks_at), TimeStep(observation, reward, no, no, observation)
+
+
+class Recall:
+    """The first observation is 1 or -1, as likely, and all others are 0.
+
+    An episode has three steps; at the last of them action 1 pays what the first observation was,
+    and action 0 its opposite. It is terminated where it `dies`, else truncated.
+    """
+
+    name = "Recall"
+    observation_shape = (1,)
+    action_space = Discrete(2)
+    max_episode_steps: int | None = 3
+
+    def __init__(self, dies: bool = True):
+        self.dies = dies
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        code = jax.random.rademacher(key, (1,), jnp.float32)
+        return (jnp.int32(0), code), code
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        clock, code = state[0] + 1, state[1]
+        done = clock == 3
+        reward = jnp.where(done, code[0] * (2 * action - 1), 0.0)
+        observation = jnp.zeros(1)
+        timestep = TimeStep(
+            observation, reward, done & self.dies, done & (not self.dies), observation
+        )
+        return (clock, code), timestep
