@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import envs
 from agents import rgpo
+from envs.masked import MaskedEnvironment
 from rgpo_jax.environment import Box, Discrete, Environment, TimeStep, to_environment_units
 
 LIMIT = 6  # below every environment's own, so that short runs meet the time limit
@@ -329,6 +330,34 @@ def test_point_robot_moves_a_tenth_for_a_policys_one():
     action = to_environment_units(env.action_space, jnp.array([9.0, -0.5]))
     new_state, _ = env.step(jax.random.key(1), state, action)
     np.testing.assert_allclose(new_state.pos - state.pos, [0.1, -0.05], atol=1e-7)
+
+
+def test_masked_cartpole_is_cartpole_without_its_velocities():
+    whole, masked = envs.make("CartPole-v1"), envs.make("CartPole-v1-masked")
+    assert masked.name == "CartPole-v1-masked"
+    assert masked.observation_shape == (2,)
+    assert masked.max_episode_steps == whole.max_episode_steps
+    assert masked.action_space == whole.action_space
+    key = jax.random.key(0)
+    states, observations = zip(*(env.reset(key) for env in (whole, masked)), strict=True)
+    np.testing.assert_array_equal(observations[1], observations[0][jnp.array([0, 2])])
+    steps = [
+        env.step(key, state, jnp.int32(1))[1]
+        for env, state in zip((whole, masked), states, strict=True)
+    ]
+    for field in ("observation", "final_observation"):
+        shown = getattr(steps[0], field)[jnp.array([0, 2])]
+        np.testing.assert_array_equal(getattr(steps[1], field), shown)
+    assert [steps[1][i] for i in (1, 2, 3)] == [steps[0][i] for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("keep", [(), (4,), (-1,)])
+def test_masks_show_what_there_is(keep):
+    assert "from 0 to 3" in message_of(lambda: MaskedEnvironment(envs.make("CartPole-v1"), keep))
+
+
+def test_images_are_not_masked():
+    assert "vectors" in message_of(lambda: MaskedEnvironment(envs.make("Breakout-MinAtar"), (0,)))
 
 
 def in_a_fresh_interpreter(program):
