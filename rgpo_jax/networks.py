@@ -74,8 +74,8 @@ class Network(NamedTuple):
         """At the start of episodes: zeros {"actor", "critic"} [*batch_shape, H]; None without."""
         if self.recurrence is None:
             return None
-        zeros = jnp.zeros((*batch_shape, self.recurrence.size))
-        return {"actor": zeros, "critic": zeros}
+        shape = (*batch_shape, self.recurrence.size)
+        return {name: jnp.zeros(shape) for name in ("actor", "critic")}  # each may be donated
 
 
 def forget(memory: Any, where: Array) -> Any:

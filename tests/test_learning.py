@@ -56,6 +56,18 @@ def test_a_cnn_learns_from_images(tmp_path):
     assert interquartile_mean(scores) >= 3  # a random policy scores 0.5
 
 
+def test_a_memory_balances_the_pole_whose_velocities_are_hidden(tmp_path):
+    flags = ("--num-envs", "16", "--num-epochs", "2", "--total-steps", "300000", "--num-seeds", "4")
+    scores = {
+        network: final_scores(
+            tmp_path / network, "rgpo", "CartPole-v1-masked", "--network", network, *flags
+        )
+        for network in ("gru", "mlp")
+    }
+    assert interquartile_mean(scores["gru"]) >= 300
+    assert max(scores["mlp"]) <= 100
+
+
 def test_breakout_is_played_well(tmp_path):
     scores = final_scores(tmp_path, "rgpo", "Breakout-MinAtar", "--num-seeds", "3")
     assert interquartile_mean(scores) >= 25
