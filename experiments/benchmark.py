@@ -79,7 +79,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     """Compiles "rollout", "update" or "step" of an agent, over seeds and devices."""
     import jax
     import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
+    from jax.sharding import PartitionSpec
 
     from experiments.training import SEEDS, STATES
     from rgpo_jax import rollout
@@ -90,10 +90,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     config = devices.fit_to_caches(config, num_seeds, layout)
     agent = agents.load(name).make(envs.make(options.env), config, axis_name=layout.axis_name)
     mesh = layout.mesh()
-    keys = jax.device_put(
-        jax.vmap(jax.random.key)(jnp.arange(num_seeds, dtype=jnp.uint32)),
-        NamedSharding(mesh, SEEDS),
-    )
+    keys = devices.seed_keys(mesh, 0, num_seeds)
     trajectories = PartitionSpec("seed", None, "env")
     specs = (STATES if part != "update" else (SEEDS, trajectories), SEEDS)
 

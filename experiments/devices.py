@@ -116,6 +116,16 @@ def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
+def seed_keys(mesh: "Mesh", seed: int, num_seeds: int) -> Any:
+    """Typed keys of the seeds `seed`, `seed` + 1, ... [num_seeds], spread over the mesh."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32))
+    return jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
+
+
 def over_seeds(function: Callable, mesh: "Mesh", in_specs: tuple, out_specs: Any) -> Callable:
     """Maps a function over seeds: vmapped on each device, and spread over the devices of a mesh.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.devices import Layout, over_seeds
+from experiments.devices import Layout, over_seeds, seed_keys
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
@@ -54,8 +54,7 @@ class HostPrograms:
             metrics |= episode_metrics(totals)
             return new, progress.take(state.updates, new.params, metrics)
 
-        keys = jnp.asarray(np.arange(seed, seed + num_seeds, dtype=np.uint32))
-        keys = jax.device_put(jax.vmap(jax.random.key)(keys), self._sharding)
+        keys = seed_keys(mesh, seed, num_seeds)
         program = over_seeds(init, mesh, (_SEEDS,), (_SEEDS, _SEEDS))
         self.initial_states, self._eval_keys = jax.jit(program)(keys)
 

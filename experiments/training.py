@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from experiments import command_line
-from experiments.devices import Layout, over_seeds
+from experiments.devices import Layout, over_seeds, seed_keys
 from experiments.host_programs import HostPrograms
 from experiments.results import Recorder
 from rgpo_jax import train as library
@@ -64,10 +64,7 @@ class Programs:
 
     def __init__(self, agent: Agent, layout: Layout, seed: int, num_seeds: int, eval_episodes: int):
         self._mesh = layout.mesh()
-        keys = jax.device_put(
-            jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32)),
-            NamedSharding(self._mesh, SEEDS),
-        )
+        keys = seed_keys(self._mesh, seed, num_seeds)
 
         def init(key: jax.Array) -> tuple[AgentState, jax.Array]:
             return agent.init(key), jax.random.fold_in(key, _EVALUATION_STREAM)
