@@ -81,7 +81,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
-    from experiments.training import SEEDS, STATES
+    from experiments.programs import SEEDS, STATES
     from rgpo_jax import rollout
     from rgpo_jax.spread import Spread
 
@@ -90,7 +90,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     config = devices.fit_to_caches(config, num_seeds, layout)
     agent = agents.load(name).make(envs.make(options.env), config, axis_name=layout.axis_name)
     mesh = layout.mesh()
-    keys = devices.seed_keys(mesh, 0, num_seeds)
+    keys = devices.seed_keys(mesh, range(num_seeds))
     trajectories = PartitionSpec("seed", None, "env")
     specs = (STATES if part != "update" else (SEEDS, trajectories), SEEDS)
 

@@ -19,7 +19,7 @@ import tyro
 T = TypeVar("T")
 EXIT_BAD_INPUT = 2
 # Options that say where results go, and not what they are: config files do not hold them.
-NOT_IN_FILES = ("config", "out", "overwrite")
+NOT_IN_FILES = ("config", "out", "overwrite", "resume")
 
 
 # What Python says of a word that is no number, and what we say.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rgpo_jax.config import Config
@@ -116,13 +116,13 @@ def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
-def seed_keys(mesh: "Mesh", seed: int, num_seeds: int) -> Any:
-    """Typed keys of the seeds `seed`, `seed` + 1, ... [num_seeds], spread over the mesh."""
+def seed_keys(mesh: "Mesh", seeds: Sequence[int]) -> Any:
+    """Typed keys of the seeds, spread over the mesh."""
     import jax
-    import jax.numpy as jnp
+    import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds, dtype=jnp.uint32))
+    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     return jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
 
 

@@ -1,20 +1,19 @@
-"""A run's programs where environments live on the host: what `training.Programs` is elsewhere."""
+"""A run's programs where environments live on the host."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from experiments.devices import Layout, over_seeds, seed_keys
+from experiments.programs import SEEDS, Members, Programs
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
-from rgpo_jax.train import ChunkReport, Progress
+from rgpo_jax.train import Progress
 from rgpo_jax.update import LearnerState
-
-_SEEDS = PartitionSpec("seed")
 
 
 class HostState(NamedTuple):
@@ -29,22 +28,23 @@ class HostState(NamedTuple):
     key: jax.Array
 
 
-class HostPrograms:
-    """Collects with the policies of all seeds, and updates them in one compiled program.
+class HostPrograms(Programs):
+    """Collects with the policies of all members, and updates them in one compiled program.
 
-    Updates are vmapped over seeds and spread over the local devices; one device acts.
+    Updates are vmapped over members and spread over the local devices; one device acts.
     """
 
-    def __init__(self, agent: Agent, layout: Layout, seed: int, num_seeds: int, eval_episodes: int):
-        seeds = range(seed, seed + num_seeds)
-        mesh = layout.mesh()
-        self._sharding = NamedSharding(mesh, _SEEDS)
-        self._collector = host.Collector(agent, seeds)
-        self._evaluator = host.Evaluator(agent, seeds, eval_episodes)
+    def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
+        mesh, num_members = layout.mesh(), len(members.seeds)
+        self._agent, self._seeds = agent, members.seeds
+        self._sharding = NamedSharding(mesh, SEEDS)
+        self._collector = host.Collector(agent, members.seeds)
+        self._evaluator = host.Evaluator(agent, members.seeds, eval_episodes)
 
-        def init(key: jax.Array) -> tuple[HostState, jax.Array]:
+        def init(key: jax.Array, overrides: dict) -> tuple[HostState, jax.Array]:
             learner_key, evaluation_key, key = jax.random.split(key, 3)
-            learner = agent.learner.init(learner_key, agent.learner.hyperparameters)
+            hyperparameters = agent.learner.hyperparameters.replace(**overrides)
+            learner = agent.learner.init(learner_key, hyperparameters)
             return HostState(learner, key), evaluation_key
 
         def update(
@@ -54,9 +54,9 @@ class HostPrograms:
             metrics |= episode_metrics(totals)
             return new, progress.take(state.updates, new.params, metrics)
 
-        keys = seed_keys(mesh, seed, num_seeds)
-        program = over_seeds(init, mesh, (_SEEDS,), (_SEEDS, _SEEDS))
-        self.initial_states, self._eval_keys = jax.jit(program)(keys)
+        keys = seed_keys(mesh, members.seeds)
+        program = over_seeds(init, mesh, (SEEDS, SEEDS), (SEEDS, SEEDS))
+        self.initial_states, self._eval_keys = jax.jit(program)(keys, members.overrides())
 
         one = (self.initial_states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
@@ -65,40 +65,43 @@ class HostPrograms:
         self.metric_names = sorted(shapes)
         self._start = jax.jit(
             lambda: jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), Progress.start(shapes)
+                lambda x: jnp.broadcast_to(x, (num_members, *x.shape)), Progress.start(shapes)
             ),
             out_shardings=self._sharding,
         )
         self._finish = jax.jit(jax.vmap(Progress.finish))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
-        program = over_seeds(update, mesh, (_SEEDS,) * 4, (_SEEDS, _SEEDS))
+        program = over_seeds(update, mesh, (SEEDS,) * 4, (SEEDS, SEEDS))
         on_mesh = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding),
-            (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_seeds), np.float32))),
+            (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_members), np.float32))),
         )
         lowered = jax.jit(program).lower(self.initial_states.learner, *on_mesh, self._start())
         self._update = lowered.compile()
         self._collector.compile(self.initial_states.learner, keys)
         self._evaluator.compile(self.initial_states.learner, keys)
 
-    def chunk(self, states: HostState, num_updates: Any) -> tuple[HostState, ChunkReport]:
-        """Runs so many rollouts, each with its update."""
+    def start(self, states: HostState) -> Progress:
+        return self._start()
+
+    def advance(
+        self, states: HostState, progress: Progress, num_updates: int
+    ) -> tuple[HostState, Progress]:
         learner, keys = states
-        progress = self._start()
-        for _ in range(int(num_updates)):
+        for _ in range(num_updates):
             keys, rollout_keys = self._split(keys)
             trajectory, totals = self._collector.collect(learner, rollout_keys)
             totals = jax.tree.map(np.float32, totals)
             experience = jax.device_put((trajectory, totals), self._sharding)
             learner, progress = self._update(learner, *experience, progress)
-        return HostState(learner, keys), self._finish(progress)
+        return HostState(learner, keys), progress
 
-    def evaluate(self, states: HostState, updates: int) -> dict[str, list[float]]:
-        """Mean return and length of evaluation episodes, one value per seed."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._eval_keys, updates)
-        result = {}
-        for suffix, deterministic in (("", True), ("_stochastic", False)):
-            returns, lengths = self._evaluator.run(states.learner, keys, deterministic)
-            result[f"eval_return{suffix}"] = returns.mean(axis=1).tolist()
-            result[f"eval_length{suffix}"] = lengths.mean(axis=1).tolist()
-        return result
+    def restart_episodes(self, updates: int) -> bool:
+        self._collector = host.Collector(self._agent, self._seeds, start=updates)
+        return True
+
+    def _run_episodes(
+        self, states: HostState, keys: jax.Array, deterministic: bool
+    ) -> tuple[Any, Any]:
+        returns, lengths = self._evaluator.run(states.learner, keys, deterministic)
+        return returns.mean(axis=1), lengths.mean(axis=1)

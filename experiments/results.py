@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -28,21 +29,24 @@ from rich.progress import (
 
 from experiments.command_line import BadInput
 
-CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS = (
+CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS = (
     "config.json",
     "metrics.jsonl",
     "summary.json",
     "learning_curve.png",
     "run.log",
     "tensorboard",
+    "checkpoints",
 )
-_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS)
+_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS)
+LOCK = ".lock"  # stays: who removes it could remove the lock of the next
 _PACKAGES = (
     "rgpo-jax",
     "jax",
     "jaxlib",
     "flax",
     "optax",
+    "orbax-checkpoint",
     "gymnax",
     "gymnasium",
     "envpool",
@@ -50,7 +54,9 @@ _PACKAGES = (
 )
 
 
-def choose_folder(out: str | None, overwrite: bool, name: str) -> Path:
+def choose_folder(
+    out: str | None, name: str, overwrite: bool = False, resume: bool = False
+) -> Path:
     """Where a run's results go; where `out` is None, a new folder with this name in it.
 
     Raises:
@@ -75,9 +81,10 @@ def choose_folder(out: str | None, overwrite: bool, name: str) -> Path:
         held = [name for name in _FILES if (folder / name).exists()]
         if held and METRICS not in held and LOG not in held:
             raise BadInput(f"--out {out}: holds {held[0]}, but no run; choose another folder")
-        if held and not overwrite:
+        if held and not (overwrite or resume):
             raise BadInput(
-                f"--out {out}: holds a run; choose another folder, or replace it by --overwrite"
+                f"--out {out}: holds a run; choose another folder, go on with it by --resume, or "
+                "replace it by --overwrite"
             )
     return folder
 
@@ -169,26 +176,65 @@ class Recorder:
     What is said on the terminal is kept in `run.log`.
     """
 
-    def __init__(self, folder: Path, overwrite: bool):
-        """Creates the folder.
+    def __init__(
+        self,
+        folder: Path,
+        overwrite: bool = False,
+        resume: bool = False,
+        terminal: bool = True,
+    ):
+        """Creates the folder, and holds it for this process.
+
+        Args:
+          folder: of the run.
+          overwrite: replace the run that it holds.
+          resume: go on with the run that it holds; `rewind` says from where.
+          terminal: whether to show on the terminal what is said.
 
         Raises:
-          BadInput: it cannot be written, or another run was quicker to take it.
+          BadInput: it cannot be written, it holds a run, or another process writes to it.
         """
         self.folder = folder
         with _refusing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
             if overwrite:
                 _remove_run(folder)
-            try:
-                self._log: TextIO = (folder / LOG).open("x")
-            except FileExistsError:
-                raise BadInput(f"--out {folder}: holds a run; choose another folder") from None
-            self._metrics: TextIO = (folder / METRICS).open("x")
-        self._console = Console(highlight=False, soft_wrap=True)
+            held = (folder / LOG).exists() or (folder / METRICS).exists()
+            if held and not resume:
+                raise BadInput(f"--out {folder}: holds a run; choose another folder")
+            self._log: TextIO = (folder / LOG).open("a")
+            self._metrics: TextIO = (folder / METRICS).open("a")
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not terminal)
         self._progress: Progress | None = None
         self._events: Any = None
+        self._purge_from: int | None = None
         self._started = time.perf_counter()
+
+    def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None:
+        """Goes back to where a checkpoint was made; what was written after it is dropped.
+
+        Args:
+          metrics_bytes: what `metrics_bytes` was then.
+          env_steps: steps that were done then (of one seed).
+          seconds: that the run had taken until then.
+
+        Raises:
+          BadInput: the metrics are no longer those that were there then.
+        """
+        path = self.folder / METRICS
+        if path.stat().st_size < metrics_bytes:
+            raise BadInput(f"--resume: {path} is shorter than at the checkpoint")
+        self._metrics.truncate(metrics_bytes)
+        for name in (SUMMARY, CURVE):
+            (self.folder / name).unlink(missing_ok=True)
+        self._purge_from = env_steps + 1
+        self._started = time.perf_counter() - seconds
+
+    def metrics_bytes(self) -> int:
+        """The size of the metrics, which are on the disk when this returns."""
+        os.fsync(self._metrics.fileno())
+        return (self.folder / METRICS).stat().st_size
 
     def __enter__(self) -> "Recorder":
         return self
@@ -202,8 +248,9 @@ class Recorder:
         self.stop_progress()
         if self._events is not None:
             self._events.close()
-        self._metrics.close()
-        self._log.close()
+        for file in (self._metrics, self._log, self._lock):
+            with contextlib.suppress(OSError):  # a full disk was said where it was met
+                file.close()
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar, and keeps it."""
@@ -212,9 +259,14 @@ class Recorder:
         self._log.flush()
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None:
-        """Writes everything needed to repeat the run."""
-        content = {"settings": settings, **more, **provenance()}
-        write_atomically(self.folder / CONFIG, to_json(content, indent=2))
+        """Writes everything needed to repeat the run; of one that goes on, where it does so."""
+        path = self.folder / CONFIG
+        if path.exists():
+            content = json.loads(path.read_text())
+            content.setdefault("resumed", []).append(provenance())
+        else:
+            content = {"settings": settings, **more, **provenance()}
+        write_atomically(path, to_json(content, indent=2))
 
     def start_progress(self, total_steps: int) -> None:
         """Shows a bar on a terminal; elsewhere the lines that are said must do."""
@@ -261,7 +313,7 @@ class Recorder:
         if self._events is None:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(str(self.folder / EVENTS))
+            self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._purge_from)
         for name, values in metrics.items():
             finite = [value for value in values if math.isfinite(value)]
             if finite:
@@ -277,6 +329,30 @@ class Recorder:
         title = f"{summary['agent']} on {summary['env']}"
         picture = plot.learning_curve([json.loads(line) for line in lines], title)
         write_atomically(self.folder / CURVE, picture)
+
+
+def _lock(folder: Path) -> TextIO:
+    """Holds the folder until the file is closed, or the process ends in whatever way.
+
+    Raises:
+      BadInput: another process holds it.
+    """
+    file = (folder / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise BadInput(f"--out {folder}: another process is writing to it") from None
+    return file
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that reached its end."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return False
+    return not (summary.get("interrupted") or summary.get("broken"))
 
 
 def _remove_run(folder: Path) -> None:

@@ -1,34 +1,35 @@
-"""The host's loop around the compiled program: train a chunk, log, evaluate, repeat."""
+"""The host's loop around the compiled programs: train, log, evaluate, keep, repeat."""
 
 import dataclasses
+import math
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from experiments import command_line
-from experiments.devices import Layout, over_seeds, seed_keys
+from experiments.devices import Layout
 from experiments.host_programs import HostPrograms
-from experiments.results import Recorder
-from rgpo_jax import train as library
-from rgpo_jax.agent import Agent, AgentState
+from experiments.interrupts import Interrupts
+from experiments.programs import CompiledPrograms, Members, Programs
+from experiments.results import CHECKPOINTS, Recorder
+from rgpo_jax.agent import Agent
+from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.config import Config
 from rgpo_jax.environment import HostEnvironment
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
+from rgpo_jax.train import NEVER
+from rgpo_jax.update import LearnerState
 
 if TYPE_CHECKING:
-    from experiments.run import Plan
+    from experiments.plan import Plan
 
-_EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
-
-
-# How a batch of states over seeds lies on the mesh of a `Layout`.
-SEEDS = PartitionSpec("seed")
-STATES: Any = AgentState(learner=SEEDS, rollout=PartitionSpec("seed", "env"), key=SEEDS)  # type: ignore[arg-type]
+_LONGEST_CHUNK = 5.0  # seconds; how long Ctrl-C and a due checkpoint wait
+_LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
 
 
 class Broken(Exception):
@@ -59,48 +60,37 @@ class Every:
         return self.next(done - 1) == done
 
 
-class Programs:
-    """The compiled programs of a run: vmapped over seeds, and spread over the local devices."""
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A part of what is trained side by side, with a folder of its own: one agent's seeds."""
 
-    def __init__(self, agent: Agent, layout: Layout, seed: int, num_seeds: int, eval_episodes: int):
-        self._mesh = layout.mesh()
-        keys = seed_keys(self._mesh, seed, num_seeds)
+    plan: "Plan"
+    recorder: Recorder
 
-        def init(key: jax.Array) -> tuple[AgentState, jax.Array]:
-            return agent.init(key), jax.random.fold_in(key, _EVALUATION_STREAM)
 
-        spread_init = over_seeds(init, self._mesh, (SEEDS,), (STATES, SEEDS))
-        self.initial_states, self._eval_keys = jax.jit(spread_init)(keys)
-        spread_chunk = over_seeds(
-            library.make_chunk(agent), self._mesh, (STATES, PartitionSpec()), (STATES, SEEDS)
-        )
-        lowered = jax.jit(spread_chunk, donate_argnums=0).lower(self.initial_states, jnp.int32(1))
-        self.metric_names = sorted(lowered.out_info[1].metrics)
-        self.chunk = lowered.compile()
-        self._evaluate = {
-            suffix: self._compile_evaluation(
-                library.make_evaluation(agent, eval_episodes, deterministic)
-            )
-            for suffix, deterministic in (("", True), ("_stochastic", False))
-        }
+@dataclasses.dataclass
+class Position:
+    """Where training stands, beside the states; lists are over members, or over cells.
 
-    def _compile_evaluation(self, evaluation: Callable) -> Callable:
-        def mean_over_episodes(learner: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            returns, lengths = evaluation(learner, key)
-            return jnp.mean(returns), jnp.mean(lengths)
+    Attributes:
+      updates: number of updates so far.
+      seconds: that the run has taken.
+      training_seconds: of these, in updates.
+      checkpoint_seconds: of these, in making checkpoints.
+      first_ratio_deviation: largest so far, per member.
+      evaluation: the last one: name -> values per member.
+      broken: (member, update) for those whose parameters are no longer finite.
+      metrics_bytes: size of the metrics, per cell.
+    """
 
-        program = over_seeds(mean_over_episodes, self._mesh, (SEEDS, SEEDS), SEEDS)
-        return jax.jit(program).lower(self.initial_states.learner, self._eval_keys).compile()
-
-    def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
-        """Mean return and length of evaluation episodes, one value per seed."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._eval_keys, updates)
-        result = {}
-        for suffix, program in self._evaluate.items():
-            returns, lengths = program(states.learner, keys)
-            result[f"eval_return{suffix}"] = np.asarray(returns).tolist()
-            result[f"eval_length{suffix}"] = np.asarray(lengths).tolist()
-        return result
+    updates: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    first_ratio_deviation: list[float] = dataclasses.field(default_factory=list)
+    evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    broken: list[list[int]] = dataclasses.field(default_factory=list)
+    metrics_bytes: list[int] = dataclasses.field(default_factory=list)
 
 
 def _qualified_name(function: Any) -> str:
@@ -109,9 +99,20 @@ def _qualified_name(function: Any) -> str:
     return f"{named.__module__}.{named.__name__.lstrip('_')}"
 
 
-def describe(scores: list[float]) -> str:
+def _describe_gate(agent: Agent, config: Config) -> dict[str, Any]:
+    """Function, numbers and options of the gate that an agent with this config has."""
+    gate = agent.learner.hyperparameters.gate
+    numbers = {name: getattr(config, name, value) for name, value in gate.numbers.items()}
+    return {
+        "function": _qualified_name(gate.function),
+        "numbers": {k: v if v is None else float(v) for k, v in numbers.items()},
+        "options": dict(gate.options),
+    }
+
+
+def describe(scores: Sequence[float]) -> str:
     """IQM of scores with its interval, to be read by people."""
-    finite = [score for score in scores if np.isfinite(score)]
+    finite = [score for score in scores if math.isfinite(score)]
     if not finite:
         return "none yet"
     interval = bootstrap_interval(finite, resamples=1000)
@@ -129,119 +130,298 @@ def aggregate(scores: list[float]) -> dict[str, Any]:
     }
 
 
-def train(plan: "Plan", agent: Agent, layout: Layout, recorder: Recorder, started: float) -> int:
-    """Trains to the end and writes the results; returns the exit status 0.
-
-    Raises:
-      Broken: a parameter became NaN or infinite. What was measured until then is written.
-    """
-    options, config = plan.options, plan.config
-    device = jax.devices()[0]
-    gate = agent.learner.hyperparameters.gate
-    recorder.write_config(
-        command_line.as_settings(options, config),
-        gate={
-            "function": _qualified_name(gate.function),
-            "numbers": {k: v if v is None else float(v) for k, v in gate.numbers.items()},
-            "options": dict(gate.options),
+def members_of(plans: Sequence["Plan"]) -> Members:
+    """The members of plans that differ in seeds and in traced numbers alone."""
+    seeds = tuple(seed for plan in plans for seed in plan.options.seeds)
+    first = dataclasses.asdict(plans[0].config)
+    differing = [
+        name
+        for name, value in first.items()
+        if any(getattr(plan.config, name) != value for plan in plans)
+    ]
+    return Members(
+        seeds,
+        {
+            name: tuple(getattr(plan.config, name) for plan in plans for _ in plan.options.seeds)
+            for name in differing
         },
     )
-    recorder.say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
-    compile_started = time.perf_counter()
-    kind = HostPrograms if isinstance(agent.env, HostEnvironment) else Programs
-    programs = kind(agent, layout, options.seed, options.num_seeds, options.eval_episodes)
-    states = programs.initial_states
-    jax.block_until_ready(states)
-    compile_seconds = time.perf_counter() - compile_started
-    spread = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
-    recorder.say(f"compiled in {compile_seconds:.1f} s{spread}")
 
-    logs = Every.make(options.log_every, 100, config)
-    evaluations = Every.make(options.eval_every, 10, config)
-    total_steps = config.num_updates * config.batch_size
-    run_started = time.perf_counter()
-    training_seconds = 0.0
-    first_ratio_deviation = 0.0
-    evaluation = programs.evaluate(states, 0)
-    undefined = dict.fromkeys(programs.metric_names, [float("nan")] * options.num_seeds)
-    recorder.log_metrics(0, 0, {**undefined, **evaluation})
-    recorder.start_progress(total_steps)
 
-    def summary(updates: int) -> dict[str, Any]:
-        seconds = time.perf_counter() - run_started
-        return {
-            "agent": options.agent,
-            "gate": options.gate,
-            "env": options.env,
-            "seed": options.seed,
-            "num_seeds": options.num_seeds,
-            "total_steps": updates * config.batch_size,
-            "final_return": aggregate(evaluation["eval_return"]),
-            "final_return_stochastic": aggregate(evaluation["eval_return_stochastic"]),
-            "compile_seconds": round(compile_seconds, 3),
-            "run_seconds": round(seconds, 3),
-            "training_seconds": round(training_seconds, 3),
-            "steps_per_second": updates * config.batch_size * options.num_seeds / seconds,
-            "first_ratio_deviation": first_ratio_deviation,
-            "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
-            "total_seconds": round(time.perf_counter() - started, 3),
-        }
+class Training:
+    """Cells that are trained side by side, from the start or from where a checkpoint was made.
 
-    done = 0
-    try:
-        while done < config.num_updates:
-            stop = min(logs.next(done), evaluations.next(done), config.num_updates)
-            chunk_started = time.perf_counter()
-            states, report = programs.chunk(states, jnp.int32(stop - done))
-            jax.block_until_ready(report)
-            seconds = time.perf_counter() - chunk_started
-            training_seconds += seconds
-            rate = (stop - done) * config.batch_size * options.num_seeds / seconds
-            done = stop
-            env_steps = done * config.batch_size
-            metrics = {k: np.asarray(v).tolist() for k, v in report.metrics.items()}
-            # NumPy's maximum: NaN wins, and a broken run does not look perfect.
-            first_ratio_deviation = float(
-                np.max([first_ratio_deviation, *metrics["first_ratio_deviation"]])
+    All have the same settings, but for seeds and traced numbers.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        agent: Agent,
+        layout: Layout,
+        folder: Path,
+        show: Callable[[int, float, str], None] = lambda steps, rate, status: None,
+    ):
+        """Writes the settings, and compiles.
+
+        Args:
+          cells: at least one.
+          agent: of all of them; numbers in which they differ are overridden.
+          layout: of members and environments on the devices.
+          folder: of the checkpoints.
+          show: is told progress: steps so far (of one member), steps per second of all members, a
+            word on returns.
+        """
+        self._cells, self._show = cells, show
+        self._options, self._config = cells[0].plan.options, cells[0].plan.config
+        self._members = members_of([cell.plan for cell in cells])
+        self._parts: list[slice] = []
+        for cell in cells:
+            begin = self._parts[-1].stop if self._parts else 0
+            self._parts.append(slice(begin, begin + cell.plan.options.num_seeds))
+        for cell in cells:
+            cell.recorder.write_config(
+                command_line.as_settings(cell.plan.options, cell.plan.config),
+                gate=_describe_gate(agent, cell.plan.config),
             )
-            broken_at = np.asarray(report.broken_at)
-            is_last = done == config.num_updates
-            if (is_last or evaluations.includes(done)) and (broken_at < 0).all():
-                evaluation = programs.evaluate(states, done)
-                metrics |= evaluation
-                recorder.say(
-                    f"{env_steps:>13,} steps  evaluation {describe(evaluation['eval_return'])}"
-                    f"  training {describe(metrics['episode_return'])}"
+        device = jax.devices()[0]
+        self._device = f"{device.platform}: {device.device_kind} x {jax.device_count()}"
+        self._say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
+        started = time.perf_counter()
+        self._checkpoints = Checkpoints(folder)
+        self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
+        kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
+        self._programs: Programs = kind(agent, layout, self._members, self._options.eval_episodes)
+        self._states = self._programs.initial_states
+        self._progress = self._programs.start(self._states)
+        jax.block_until_ready((self._states, self._progress))
+        self._compile_seconds = time.perf_counter() - started
+        spread = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
+        self._say(f"compiled in {self._compile_seconds:.1f} s{spread}")
+
+    @property
+    def _num_members(self) -> int:
+        return len(self._members.seeds)
+
+    @property
+    def _env_steps(self) -> int:
+        return self._position.updates * self._config.batch_size
+
+    def _say(self, line: str) -> None:
+        for cell in self._cells:
+            cell.recorder.say(line)
+
+    def start_from(self, learners: LearnerState) -> None:
+        """Takes parameters and observation statistics from other learners [N], over and over."""
+        own = self._states.learner
+        which = np.arange(self._num_members) % jax.tree.leaves(learners.params)[0].shape[0]
+
+        def take(theirs: jax.Array, ours: jax.Array) -> jax.Array:
+            return jax.device_put(np.asarray(theirs)[which], ours.sharding)
+
+        taken = {
+            field: jax.tree.map(take, getattr(learners, field), getattr(own, field))
+            for field in ("params", "observation_moments")
+        }
+        self._states = self._states._replace(learner=own._replace(**taken))
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint that is whole, or to the start if there is none.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none that can be used.
+          BadInput: the metrics are no longer those of the checkpoint.
+        """
+        restored = self._checkpoints.restore(self._parts_to_keep())
+        if restored is None:
+            for cell in self._cells:
+                cell.recorder.rewind(0, -1, 0.0)
+            self._say("no checkpoint yet: starting at the first step")
+            return
+        for line in restored.damaged:
+            self._say(f"warning: a damaged checkpoint is passed over: {line}")
+        parts, self._position = restored.parts, Position(**restored.position)
+        self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
+        self._progress = parts["progress"]
+        for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
+            cell.recorder.rewind(size, self._env_steps, self._position.seconds)
+        restarted = self._programs.restart_episodes(self._position.updates)
+        self._say(
+            f"going on after {self._env_steps:,} steps"
+            + ("; environments on the host cannot be saved: new episodes begin" * restarted)
+        )
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Trains to the end, and writes the results.
+
+        Raises:
+          Broken: parameters became NaN or infinite; cells without such are finished.
+          Interrupted: asked to end; what was done so far is kept.
+          CheckpointError, OSError: what was done cannot be kept.
+        """
+        config, position = self._config, self._position
+        logs = Every.make(self._options.log_every, 100, config)
+        evaluations = Every.make(self._options.eval_every, 10, config)
+        self._begun, self._seconds_before = time.perf_counter(), position.seconds
+        self._saved, self._save_cost = self._begun, 0.0
+        with interrupts.deferred():
+            if not position.updates:
+                position.evaluation = self._programs.evaluate(self._states, 0)
+                undefined = [math.nan] * self._num_members
+                names = self._programs.metric_names
+                self._log({**dict.fromkeys(names, undefined), **position.evaluation})
+            logged, since = position.updates, self._begun
+            longest = 1  # updates at a time, until it is known how long one takes
+            while position.updates < config.num_updates and not self._all_broken:
+                done, begun = position.updates, time.perf_counter()
+                stop = min(
+                    logs.next(done), evaluations.next(done), config.num_updates, done + longest
+                )
+                advanced = self._programs.advance(self._states, self._progress, stop - done)
+                self._states, self._progress = advanced
+                broken_at = np.asarray(self._progress.broken_at)
+                seconds = time.perf_counter() - begun
+                longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
+                position.updates = stop
+                position.training_seconds += seconds
+                position.broken = [
+                    [int(member), int(broken_at[member])]
+                    for member in np.flatnonzero(broken_at != NEVER)
+                ]
+                is_last = stop == config.num_updates
+                evaluate = (is_last or evaluations.includes(stop)) and not self._all_broken
+                if evaluate or logs.includes(stop) or self._all_broken:
+                    steps = (stop - logged) * config.batch_size * self._num_members
+                    self._report(evaluate, steps / (time.perf_counter() - since))
+                    logged, since = stop, time.perf_counter()
+                if self._all_broken or is_last:
+                    break
+                if interrupts.pending or self._checkpoint_is_due():
+                    self._save()
+                if interrupts.pending:
+                    self._write_summaries(interrupted=True)
+                interrupts.check()
+            if not self._all_broken:
+                self._save()
+            self._write_summaries()
+        if position.broken:
+            raise Broken(self._describe_broken(position.broken))
+
+    def _broken_in(self, part: slice) -> list[list[int]]:
+        """(member, update) of those in a part whose parameters are no longer finite."""
+        return [entry for entry in self._position.broken if part.start <= entry[0] < part.stop]
+
+    @property
+    def _all_broken(self) -> bool:
+        return all(self._broken_in(part) for part in self._parts)
+
+    def _describe_broken(self, broken: list[list[int]]) -> str:
+        where = ", ".join(
+            f"seed {self._members.seeds[member]} at update {update}" for member, update in broken
+        )
+        return f"parameters became NaN or infinite: {where} (of {self._config.num_updates})"
+
+    def _report(self, evaluate: bool, rate: float) -> None:
+        """Logs the updates since the last report."""
+        position = self._position
+        report = self._programs.finish(self._progress)
+        metrics = {name: np.asarray(values).tolist() for name, values in report.metrics.items()}
+        # NumPy's maximum: NaN wins, and a broken run does not look perfect.
+        position.first_ratio_deviation = np.maximum(
+            position.first_ratio_deviation, metrics["first_ratio_deviation"]
+        ).tolist()
+        if evaluate:
+            position.evaluation = self._programs.evaluate(self._states, position.updates)
+            metrics |= position.evaluation
+            for cell, part in zip(self._cells, self._parts, strict=True):
+                cell.recorder.say(
+                    f"{self._env_steps:>13,} steps"
+                    f"  evaluation {describe(metrics['eval_return'][part])}"
+                    f"  training {describe(metrics['episode_return'][part])}"
                     f"  {rate / 1e3:,.0f}k steps/s"
                 )
-            recorder.log_metrics(env_steps, done, metrics)
-            recorder.advance_progress(
-                env_steps, rate, f"return {describe(metrics['episode_return'])}"
-            )
-            if (broken_at >= 0).any():
-                recorder.stop_progress()
-                seeds = [options.seed + int(i) for i in np.flatnonzero(broken_at >= 0)]
-                updates = [int(update) for update in broken_at[broken_at >= 0]]
-                broken = [{"seed": s, "update": u} for s, u in zip(seeds, updates, strict=True)]
-                recorder.write_summary({**summary(done), "broken": broken})
-                where = ", ".join(
-                    f"seed {entry['seed']} at update {entry['update']}" for entry in broken
+        self._log(metrics)
+        self._show(self._env_steps, rate, f"return {describe(metrics['episode_return'])}")
+        self._progress = self._programs.start(self._states)
+
+    def _log(self, metrics: dict[str, list[float]]) -> None:
+        for cell, part in zip(self._cells, self._parts, strict=True):
+            own = {name: values[part] for name, values in metrics.items()}
+            cell.recorder.log_metrics(self._env_steps, self._position.updates, own)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self._options.checkpoint_every
+        if every is None:
+            return False
+        affordable = self._save_cost / _LARGEST_SHARE if every else 0.0
+        return time.perf_counter() - self._saved >= max(every, affordable)
+
+    def _parts_to_keep(self) -> dict[str, Any]:
+        # The learner apart: who wants the policy alone reads nothing else.
+        rest = {name: value for name, value in self._states._asdict().items() if name != "learner"}
+        return {"learner": self._states.learner, "rest": rest, "progress": self._progress}
+
+    def _save(self) -> None:
+        """Makes a checkpoint; the last one of several cells is each cell's own, too."""
+        begun, position = time.perf_counter(), self._position
+        position.seconds = self._run_seconds()
+        position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
+        parts = self._parts_to_keep()
+        self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
+        if len(self._cells) > 1 and position.updates == self._config.num_updates:
+            for cell, part in zip(self._cells, self._parts, strict=True):
+                own = jax.tree.map(operator.itemgetter(part), parts["learner"])
+                checkpoints = Checkpoints(cell.recorder.folder / CHECKPOINTS)
+                checkpoints.save(position.updates, {"learner": own}, {})
+        self._saved = time.perf_counter()
+        self._save_cost = self._saved - begun
+        position.checkpoint_seconds += self._save_cost
+
+    def _run_seconds(self) -> float:
+        """That the run has taken, with what it took before it went on, but without compiling."""
+        return self._seconds_before + time.perf_counter() - self._begun
+
+    def _write_summaries(self, interrupted: bool = False) -> None:
+        seconds, position = self._run_seconds(), self._position
+        rate = self._env_steps * self._num_members / seconds
+        for cell, part in zip(self._cells, self._parts, strict=True):
+            options, broken = cell.plan.options, self._broken_in(part)
+            summary: dict[str, Any] = {
+                "agent": options.agent,
+                "gate": options.gate,
+                "env": options.env,
+                "seed": options.seed,
+                "num_seeds": options.num_seeds,
+                "total_steps": self._env_steps,
+                "final_return": aggregate(position.evaluation["eval_return"][part]),
+                "final_return_stochastic": aggregate(
+                    position.evaluation["eval_return_stochastic"][part]
+                ),
+                "compile_seconds": round(self._compile_seconds, 3),
+                "run_seconds": round(seconds, 3),
+                "training_seconds": round(position.training_seconds, 3),
+                "checkpoint_seconds": round(position.checkpoint_seconds, 3),
+                "steps_per_second": rate,
+                "trained_side_by_side": self._num_members,
+                "first_ratio_deviation": float(np.max(position.first_ratio_deviation[part])),
+                "device": self._device,
+            }
+            if interrupted:
+                summary["interrupted"] = True
+            if broken:
+                summary["broken"] = [
+                    {"seed": self._members.seeds[member], "update": update}
+                    for member, update in broken
+                ]
+            cell.recorder.write_summary(summary)
+            if broken:
+                cell.recorder.say(f"error: {self._describe_broken(broken)}; kept what was measured")
+            elif not interrupted:
+                cell.recorder.say(
+                    f"final return {describe(position.evaluation['eval_return'][part])} "
+                    f"(deterministic), "
+                    f"{describe(position.evaluation['eval_return_stochastic'][part])} "
+                    f"(stochastic), IQM [95 % interval] over {options.num_seeds} "
+                    f"seed{'s' if options.num_seeds > 1 else ''}; {rate / 1e3:,.0f}k steps/s; "
+                    f"results in {cell.recorder.folder}"
                 )
-                raise Broken(
-                    f"parameters became NaN or infinite: {where} (of {config.num_updates}); "
-                    f"kept what was measured in {recorder.folder}"
-                )
-    except KeyboardInterrupt:
-        recorder.stop_progress()
-        recorder.write_summary({**summary(done), "interrupted": True})
-        raise
-    recorder.stop_progress()
-    result = summary(done)
-    recorder.write_summary(result)
-    recorder.say(
-        f"final return {describe(evaluation['eval_return'])} (deterministic), "
-        f"{describe(evaluation['eval_return_stochastic'])} (stochastic), IQM [95 % interval] over "
-        f"{options.num_seeds} seed{'s' if options.num_seeds > 1 else ''}; "
-        f"{result['steps_per_second'] / 1e3:,.0f}k steps/s; results in {recorder.folder}"
-    )
-    return 0

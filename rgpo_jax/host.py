@@ -23,9 +23,10 @@ _TRAINING, _EVALUATION = range(2)  # streams of environment seeds
 _NUM_SHARES = 2
 
 
-def environment_seeds(seed: int, stream: int, num_envs: int) -> np.ndarray:
-    """Seeds in [0, 2^31) for a run's environments; those of other seeds or streams differ."""
-    return np.random.SeedSequence((seed, stream)).generate_state(num_envs) >> 1
+def environment_seeds(seed: int, stream: int, num_envs: int, start: int = 0) -> np.ndarray:
+    """Seeds in [0, 2^31) for environments; those of other seeds, streams or starts differ."""
+    entropy = (seed, stream) if start == 0 else (seed, stream, start)
+    return np.random.SeedSequence(entropy).generate_state(num_envs) >> 1
 
 
 def _require_host(agent: Agent) -> HostEnvironment:
@@ -108,10 +109,10 @@ class _Share:
 
 
 def _make_shares(
-    env: HostEnvironment, seeds: Sequence[int], stream: int, num_envs: int
+    env: HostEnvironment, seeds: Sequence[int], stream: int, num_envs: int, start: int = 0
 ) -> list[_Share]:
     # By environments and not by seeds: a seed's numbers do not depend on what else is trained.
-    by_seed = np.stack([environment_seeds(seed, stream, num_envs) for seed in seeds])
+    by_seed = np.stack([environment_seeds(seed, stream, num_envs, start) for seed in seeds])
     borders = np.linspace(0, num_envs, min(num_envs, _NUM_SHARES) + 1, dtype=int)
     columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(borders)]
     return [
@@ -151,12 +152,14 @@ class Collector:
       shapes: a trajectory of `jax.ShapeDtypeStruct`: what `collect` returns, [S, T, B, ...].
     """
 
-    def __init__(self, agent: Agent, seeds: Sequence[int]):
+    def __init__(self, agent: Agent, seeds: Sequence[int], start: int = 0):
         """Makes the environments, and starts an episode in each.
 
         Args:
           agent: whose environment lives on the host.
           seeds: of the environments, one non-negative number for each trained seed.
+          start: another number gives other episodes: for training that goes on after a break,
+            such as its number of updates, since these environments cannot be saved.
 
         Raises:
           TypeError: the environment does not live on the host.
@@ -165,7 +168,7 @@ class Collector:
         num_envs, self._num_steps = agent.config.num_envs, agent.config.num_steps
         self.shapes = _trajectory_shapes(agent, env, (len(seeds), self._num_steps, num_envs))
         self._act = _make_act(agent, deterministic=False)
-        self._shares = _make_shares(env, seeds, _TRAINING, num_envs)
+        self._shares = _make_shares(env, seeds, _TRAINING, num_envs, start)
         self._num_seeds = len(seeds)
         self._episode_return = np.zeros((len(seeds), num_envs))
         self._episode_length = np.zeros((len(seeds), num_envs), np.int32)

@@ -14,7 +14,7 @@ from rgpo_jax.networks import respond
 from rgpo_jax.update import LearnerState
 
 Array = jax.Array
-_NEVER = 2**31 - 1
+NEVER = 2**31 - 1  # updates: of a run that did not break
 
 
 class ChunkReport(NamedTuple):
@@ -48,7 +48,7 @@ class Progress(NamedTuple):
     @classmethod
     def start(cls, metrics: Any) -> "Progress":
         """Of no update yet; metrics of these names will come (values may be shapes)."""
-        return cls(diagnostics.empty(metrics), jnp.int32(_NEVER))
+        return cls(diagnostics.empty(metrics), jnp.int32(NEVER))
 
     def take(self, index: Array, params: Any, metrics: dict[str, Array]) -> "Progress":
         """Takes in the update of this index, which left these parameters."""
@@ -59,28 +59,45 @@ class Progress(NamedTuple):
 
     def finish(self) -> ChunkReport:
         """The report on all that was taken in."""
-        broken_at = jnp.where(self.broken_at == _NEVER, -1, self.broken_at)
+        broken_at = jnp.where(self.broken_at == NEVER, -1, self.broken_at)
         return ChunkReport(diagnostics.reduce(self.metrics), broken_at)
 
 
-def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, ChunkReport]]:
-    """Returns (state, number of updates) -> (state, report), to be vmapped over seeds and jitted.
+def make_advance(
+    agent: Agent,
+) -> Callable[[AgentState, Progress, Any], tuple[AgentState, Progress]]:
+    """Returns (state, progress, number of updates) -> (state, progress), to be vmapped and jitted.
 
-    The number of updates is traced: chunks of all lengths are one program. Metrics are reduced as
-    they come, so memory does not grow with the chunk.
+    The number of updates is traced: advances of all lengths are one program, and a long one gives
+    what short ones in turn give, to the bit. Metrics are reduced as they come, so memory does not
+    grow with the number.
     """
 
-    def chunk(state: AgentState, num_updates: Any) -> tuple[AgentState, ChunkReport]:
-        _, shapes = jax.eval_shape(agent.step, state)
-
+    def advance(
+        state: AgentState, progress: Progress, num_updates: Any
+    ) -> tuple[AgentState, Progress]:
         def body(_: Array, carry: tuple) -> tuple:
             state, progress = carry
             index = state.learner.updates
             state, metrics = agent.step(state)
             return state, progress.take(index, state.learner.params, metrics)
 
-        carry = (state, Progress.start(shapes))
-        state, progress = jax.lax.fori_loop(0, num_updates, body, carry)
+        return jax.lax.fori_loop(0, num_updates, body, (state, progress))
+
+    return advance
+
+
+def start_progress(agent: Agent, state: AgentState) -> Progress:
+    """Of no update yet, for the metrics of the agent's steps."""
+    return Progress.start(jax.eval_shape(agent.step, state)[1])
+
+
+def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, ChunkReport]]:
+    """Returns (state, number of updates) -> (state, report): an advance from a fresh start."""
+    advance = make_advance(agent)
+
+    def chunk(state: AgentState, num_updates: Any) -> tuple[AgentState, ChunkReport]:
+        state, progress = advance(state, start_progress(agent, state), num_updates)
         return state, progress.finish()
 
     return chunk

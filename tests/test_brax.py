@@ -14,7 +14,7 @@ from probes import quick_jit
 
 import envs
 from agents import rgpo
-from experiments import run, settings
+from experiments import plan, run, settings
 from experiments.command_line import BadInput
 from rgpo_jax import rollout
 
@@ -248,9 +248,9 @@ def test_a_run_says_nothing_of_brax_and_keeps_its_backend(tmp_path, capfd):
     assert said.err == ""
     assert "warp" not in said.out
     assert json.loads((folder / "config.json").read_text())["settings"]["backend"] == "mjx"
-    plan = run.read_plan(["--config", str(folder / "config.json")])
-    assert (plan.options.env, plan.options.backend) == ("brax/fast", "mjx")
-    assert plan.name == "brax/fast-mjx-rgpo"
+    read = plan.read_plan(["--config", str(folder / "config.json")])
+    assert (read.options.env, read.options.backend) == ("brax/fast", "mjx")
+    assert read.name == "brax/fast-mjx-rgpo"
 
 
 def in_a_fresh_interpreter(program, cwd):
@@ -272,7 +272,7 @@ def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
 
 def test_importing_envs_leaves_brax_alone(tmp_path):
     program = (
-        "import envs; from experiments import run; run.read_plan(['--env', 'brax/ant'])\n"
+        "import envs; from experiments import plan; plan.read_plan(['--env', 'brax/ant'])\n"
         "sys.exit(bool({'brax', 'mujoco', 'jax'} & set(sys.modules)))"
     )
     assert in_a_fresh_interpreter(program, tmp_path).returncode == 0
@@ -310,7 +310,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
 )
 def test_bad_flags_are_refused(args, message):
     with pytest.raises(BadInput) as refused:
-        run.read_plan(args)
+        plan.read_plan(args)
     assert str(refused.value).startswith(message)
 
 

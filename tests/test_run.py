@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import agents
-from experiments import command_line, results, run, settings
+from experiments import command_line, plan, results, run, settings
 from experiments.command_line import BadInput
 
 TINY = [
@@ -57,7 +57,9 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_its_files_and_no_others(finished):
-    assert sorted(path.name for path in finished.iterdir()) == sorted(results._FILES)
+    assert sorted(path.name for path in finished.iterdir()) == sorted(
+        [*results._FILES, results.LOCK]
+    )
     assert list((finished / "tensorboard").glob("events*"))
     assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -125,10 +127,10 @@ def test_a_seeds_numbers_do_not_depend_on_the_devices(finished, tmp_path):
 
 
 def test_flags_override_the_config_file(finished):
-    plan = run.read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
-    assert plan.config.clip == 0.3
-    assert plan.config.num_envs == 2
-    assert plan.options.seed == 5
+    read = plan.read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
+    assert read.config.clip == 0.3
+    assert read.config.num_envs == 2
+    assert read.options.seed == 5
 
 
 def test_a_run_is_never_overwritten_unasked(finished):
@@ -153,8 +155,8 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(tmp_path):
 
 
 def test_two_runs_cannot_take_the_same_folder(tmp_path):
-    with results.Recorder(tmp_path / "out", overwrite=False), pytest.raises(BadInput):
-        results.Recorder(tmp_path / "out", overwrite=False)
+    with results.Recorder(tmp_path / "out"), pytest.raises(BadInput):
+        results.Recorder(tmp_path / "out")
 
 
 def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
@@ -213,34 +215,34 @@ def test_a_callable_object_is_a_gate_too(tmp_path, monkeypatch):
 
 
 def test_another_agent_takes_what_it_knows_of_a_config(finished):
-    plan = run.read_plan(["--config", str(finished / "config.json"), "--agent", "rgpo"])
-    assert plan.config.num_envs == 2
-    assert plan.config.sharpness == 4.0
+    read = plan.read_plan(["--config", str(finished / "config.json"), "--agent", "rgpo"])
+    assert read.config.num_envs == 2
+    assert read.config.sharpness == 4.0
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
 def test_every_agent_has_its_flags(name):
-    plan = run.read_plan(["--agent", name, "--env", "CartPole-v1"])
-    assert type(plan.config) is agents.load(name).Config
+    read = plan.read_plan(["--agent", name, "--env", "CartPole-v1"])
+    assert type(read.config) is agents.load(name).Config
 
 
 @pytest.mark.parametrize("name", agents.GATE_AGENTS)
 def test_every_gate_goes_with_another_agent(name):
-    plan = run.read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
-    assert plan.config.max_kl == 0.02
-    assert agents.load(name).gate(plan.config) is not None
+    read = plan.read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
+    assert read.config.max_kl == 0.02
+    assert agents.load(name).gate(read.config) is not None
 
 
 def test_a_gate_agent_with_another_gate_has_that_gates_flags_alone():
-    plan = run.read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
-    assert plan.config.sharpness == 2.0
-    assert not hasattr(plan.config, "clip")
+    read = plan.read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
+    assert read.config.sharpness == 2.0
+    assert not hasattr(read.config, "clip")
 
 
 def test_a_familys_settings_hold_where_no_flag_is_given():
-    plan = run.read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
-    assert plan.config.num_envs == 32
-    assert plan.config.network == settings.FAMILIES["MinAtar"]["network"]
+    read = plan.read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
+    assert read.config.num_envs == 32
+    assert read.config.network == settings.FAMILIES["MinAtar"]["network"]
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
@@ -327,7 +329,7 @@ def test_a_bad_config_file_is_refused(content, message, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(BadInput, match=r".") as refused:
-        run.read_plan(["--config", str(path)])
+        plan.read_plan(["--config", str(path)])
     assert message in str(refused.value)
 
 

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM as an orderly end: what runs is finished, saved and said, and then left."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end. `exit_status` is what a shell expects: 130 or 143."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_status = 128 + signum
+
+
+class Interrupts:
+    """While entered, the two signals raise `Interrupted`: at once, or at a `check` if deferred."""
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():  # elsewhere none arrive
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._deferring and self._received is None:
+            self._received = signum
+            return
+        raise Interrupted(signum)  # not deferred; or asked twice: at once
+
+    @property
+    def pending(self) -> bool:
+        """Whether a deferred signal waits for the next `check`."""
+        return self._received is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal waits for a `check`; a second one does not."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal came in meanwhile."""
+        if self._received is not None:
+            raise Interrupted(self._received)

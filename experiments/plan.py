@@ -1,0 +1,283 @@
+"""What a run is to do: its options, read from flags and files, and checked before JAX is loaded."""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+import agents
+import envs
+import rgpo_jax
+from experiments import command_line, settings
+from experiments.command_line import BadInput
+from rgpo_jax.config import Checked, Config, ConfigError
+from rgpo_jax.ranges import Count, CountOrZero, NonNegative
+
+if TYPE_CHECKING:
+    from rgpo_jax.agent import Agent
+
+PROG = "python -m experiments.run"
+# Options that say how a run is kept, and not what it computes: they may differ when it goes on.
+_MAY_CHANGE = ("checkpoint_every",)
+
+_AGENT_HELP = (
+    f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
+)
+_ENV_HELP = (
+    f"One of {', '.join(envs.NAMES)}; or envpool/NAME or gymnasium/NAME, which live on the host. "
+    "Settings that you do not give come from its family."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """What to train, and where the results go."""
+
+    agent: Annotated[str, tyro.conf.arg(metavar="NAME", help=_AGENT_HELP)] = "rgpo"
+    gate: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
+    """Another gate in the agent's update step: the name of a gate agent, or a function
+    (log_ratio, advantage) -> g of your own."""
+    env: Annotated[str, tyro.conf.arg(metavar="NAME", help=_ENV_HELP)] = "CartPole-v1"
+    backend: envs.BraxBackend | None = None
+    """Physics of a brax/ environment; None: spring, the fastest."""
+    seed: CountOrZero = 0
+    """First seed."""
+    num_seeds: Count = 1
+    """Seeds trained side by side in one program: seed, seed + 1, ..."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for the results; None: a new folder under runs/."""
+    overwrite: bool = False
+    """Replace the run that DIR holds."""
+    resume: bool = False
+    """Go on with the run that DIR holds, from its last checkpoint and with its own settings; start
+    it if there is none. The same command line can be given again and again."""
+    checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
+    for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Start from the parameters and observation statistics of an earlier run's folder: seed after
+    seed, and over again where it has fewer."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Environment steps (of one seed) between two lines of metrics; None: a hundredth of all."""
+    eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Environment steps (of one seed) between two evaluations; None: a tenth of all."""
+    eval_episodes: Count = 32
+    """Episodes of an evaluation, per seed, once with the policy's mode and once with samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + self.num_seeds > 2**32:
+            raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
+        for field in ("out", "init_from"):
+            if getattr(self, field) == "":
+                raise ConfigError(field, "'': expected a folder")
+        if self.resume and self.out is None:
+            raise ConfigError("resume", "needs the run's folder too: --out DIR")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume", "and overwrite exclude each other")
+        if self.backend is not None and self.env not in envs.BRAX:
+            raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.num_seeds)
+
+    @property
+    def env_params(self) -> dict[str, Any]:
+        """Parameters of the environment that differ from its own defaults."""
+        return {} if self.backend is None else {"backend": self.backend}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run whose flags have been read and checked."""
+
+    options: Options
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Environment and agent; backend and gate where they are not the usual ones."""
+        options = self.options
+        parts = (options.env, options.backend, options.agent, options.gate)
+        return "-".join(part for part in parts if part is not None)
+
+    @property
+    def title(self) -> str:
+        options = self.options
+        agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
+        seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
+        backend = "" if options.backend is None else f" ({options.backend})"
+        return f"{agent} on {options.env}{backend}: {seeds} x {self.config.total_steps:,} steps"
+
+
+def _config_class(agent: str, gate: str | None) -> type[Config]:
+    """The settings that an agent with this gate has."""
+    try:
+        agent_module = agents.load(agent)
+    except ValueError as error:
+        raise BadInput(f"--agent {agent}: unknown agent; {error}") from None
+    if gate is None:
+        return agent_module.Config
+    # The flags of a gate agent are its gate's: another gate brings others.
+    rest = Config if agent.replace("-", "_") in agents.GATE_AGENTS else agent_module.Config
+    if ":" in gate:
+        _find_module(gate)
+        return rest
+    try:
+        gate_module = agents.load(gate, among=agents.GATE_AGENTS)
+    except ValueError as error:
+        raise BadInput(
+            f"--gate {gate}: unknown gate; {error}; or MODULE:FUNCTION for your own"
+        ) from None
+    if rest is Config:
+        return gate_module.Config
+    return dataclasses.make_dataclass(
+        "Config", [], bases=(rest, gate_module.Config), frozen=True, kw_only=True
+    )
+
+
+def _find_module(gate: str) -> None:
+    """Looks for the module of MODULE:FUNCTION, without running it."""
+    name = gate.partition(":")[0]
+    with _current_folder_importable():
+        try:
+            found = importlib.util.find_spec(name)
+        except Exception:  # a parent package that does not import
+            found = None
+    if found is None:
+        raise BadInput(f"--gate {gate}: no module named {name!r}")
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Puts the current folder on the path, where `python -m` has it but other callers may not."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
+def read_plan(args: Sequence[str], prog: str = PROG) -> Plan:
+    """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
+
+    Args:
+      args: flags of the command line.
+      prog: the program that they were given to.
+
+    Raises:
+      BadInput: anything that the user should type otherwise.
+    """
+    stored = _settings_to_resume(args)
+    file = command_line.peek("--config", args)
+    from_file = stored | (command_line.settings_from_file(file) if file is not None else {})
+
+    def chosen(name: str, default: Any) -> Any:
+        value = command_line.peek(f"--{name}", args)
+        if value is None:
+            value = from_file.get(name, default)
+        if not isinstance(value, str) and not (value is None and default is None):
+            raise BadInput(f"--config {file}: {name} = {value}: expected a name")
+        return value
+
+    agent, gate, env = chosen("agent", "rgpo"), chosen("gate", None), chosen("env", "CartPole-v1")
+    gate = None if gate == "None" else gate
+    config_class = _config_class(agent, gate)
+    try:
+        envs.check_name(env)
+    except ValueError as error:
+        raise BadInput(f"--env {env}: {error}") from None
+
+    fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
+    known = [field.name for field in fields if field.name not in command_line.NOT_IN_FILES]
+    # A file may come from a run of another agent: what only others have does not concern this one.
+    elsewhere = {
+        f.name for name in agents.NAMES for f in dataclasses.fields(agents.load(name).Config)
+    }
+    file_args = command_line.as_arguments(from_file, str(file), known, elsewhere)
+    flags = dataclasses.make_dataclass(
+        "Flags",
+        [
+            ("run", Annotated[Options, tyro.conf.OmitArgPrefixes]),
+            ("agent", Annotated[config_class, tyro.conf.OmitArgPrefixes]),
+        ],
+        frozen=True,
+    )
+    flags.__doc__ = "Train one agent on one environment over several seeds."
+    default = flags(Options(), settings.defaults(config_class, env))
+    parsed: Any = command_line.read(flags, default, [*file_args, *args], prog)
+    plan = Plan(parsed.run, parsed.agent)
+    _refuse_other_settings(stored, plan)
+    return plan
+
+
+def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run that is to go on; empty where there is none."""
+    out = command_line.peek("--out", args)
+    if "--resume" not in args or out is None:
+        return {}
+    path = Path(out).expanduser() / "config.json"
+    try:
+        return command_line.settings_from_file(str(path)) if path.exists() else {}
+    except BadInput as error:
+        raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
+
+
+def _refuse_other_settings(stored: dict[str, Any], plan: Plan) -> None:
+    """Raises BadInput if a run that is to go on was begun with other settings."""
+    wanted = json.loads(json.dumps(command_line.as_settings(plan.options, plan.config)))
+    for name, value in stored.items():
+        if name not in _MAY_CHANGE and wanted.get(name) != value:
+            raise BadInput(
+                f"{command_line.flag(name)} {wanted.get(name)}: the run in {plan.options.out} was "
+                f"begun with {value}; go on with its own settings, or start one in another folder"
+            )
+
+
+def import_gate(name: str) -> Any:
+    """Imports MODULE:FUNCTION and checks that it is a gate.
+
+    Raises:
+      BadInput: it does not import, or is no gate.
+    """
+    module_name, _, attribute = name.partition(":")
+    with _current_folder_importable():
+        try:
+            gate = getattr(importlib.import_module(module_name), attribute)
+        except (Exception, SystemExit) as error:
+            raise BadInput(f"--gate {name}: {type(error).__name__}: {error}") from None
+    try:
+        return rgpo_jax.gates.check(gate)
+    except ValueError as error:
+        raise BadInput(f"--gate {name}: {error}") from None
+
+
+def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Agent":
+    """Builds environment, gate and agent; the config may be the plan's, fitted to devices.
+
+    Raises:
+      BadInput: they do not fit together.
+    """
+    options = plan.options
+    module = agents.load(options.agent)
+    gate = None
+    if options.gate is not None:
+        if ":" in options.gate:
+            gate = import_gate(options.gate)
+        else:
+            gate = agents.load(options.gate).gate(config)
+    try:
+        env = envs.make(options.env, **options.env_params)
+        return module.make(env, config, gate, axis_name)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None

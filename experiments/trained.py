@@ -1,0 +1,83 @@
+"""What an earlier run learnt, read back from its folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from experiments import plan
+from experiments.command_line import BadInput
+from experiments.plan import Plan
+from experiments.results import CHECKPOINTS, CONFIG
+from rgpo_jax.agent import Agent
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+from rgpo_jax.update import LearnerState
+
+
+class Trained(NamedTuple):
+    """The learners of a run.
+
+    Attributes:
+      plan: what the run was told to do.
+      agent: of one device.
+      learners: one per seed [N, ...].
+      env_steps: steps that each has seen.
+    """
+
+    plan: Plan
+    agent: Agent
+    learners: LearnerState
+    env_steps: int
+
+
+def load(folder: str, flag: str) -> Trained:
+    """Reads a run's newest checkpoint that is whole.
+
+    Args:
+      folder: of the run.
+      flag: with which it was given, for messages.
+
+    Raises:
+      BadInput: there is no run, or it has no checkpoint that can be read.
+    """
+    path = Path(folder).expanduser()
+    if not (path / CONFIG).exists():
+        raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
+    try:
+        read = plan.read_plan(["--config", str(path / CONFIG)])
+        agent = plan.make_agent(read, read.config)
+    except BadInput as error:
+        raise BadInput(f"{flag} {folder}: {error}") from None
+
+    def init(key: jax.Array) -> LearnerState:
+        return agent.learner.init(key, agent.learner.hyperparameters)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), read.options.num_seeds))
+    like = jax.eval_shape(jax.vmap(init), keys)
+    try:
+        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like})
+    except CheckpointError as error:
+        raise BadInput(f"{flag} {folder}: {error}") from None
+    if restored is None:
+        raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    env_steps = restored.updates * read.config.batch_size
+    return Trained(read, agent, restored.parts["learner"], env_steps)
+
+
+def load_start(folder: str, agent: Agent) -> LearnerState:
+    """The learners of a run [N, ...] whose parameters another agent is to start from.
+
+    Raises:
+      BadInput: the run cannot be read, or its networks are others.
+    """
+    learners = load(folder, "--init-from").learners
+    own = jax.eval_shape(agent.learner.init, jax.random.key(0), agent.learner.hyperparameters)
+    for field, name in (("params", "networks"), ("observation_moments", "observations")):
+        theirs, ours = getattr(learners, field), getattr(own, field)
+        shapes = jax.tree.map(lambda x: x.shape[1:], theirs), jax.tree.map(lambda x: x.shape, ours)
+        if shapes[0] != shapes[1]:
+            raise BadInput(
+                f"--init-from {folder}: its {name} have other shapes or another normalisation; "
+                "expected a run with the same environment, network and policy settings"
+            )
+    return learners

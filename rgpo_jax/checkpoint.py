@@ -1,0 +1,203 @@
+"""The full training state on disk, by orbax: replaced atomically, and verified when it is read."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as orbax
+
+_CHECKSUMS = "checksums.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read; the message says which, and why."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+      updates: after which it was made.
+      parts: name -> pytree of arrays.
+      position: what the caller wants to know beside them.
+      damaged: newer checkpoints that were passed over, and what is wrong with each.
+    """
+
+    updates: int
+    parts: dict[str, Any]
+    position: dict[str, Any]
+    damaged: list[str]
+
+
+class Checkpoints:
+    """The newest few checkpoints of a run, in a folder of its own.
+
+    A checkpoint counts once the checksums of all its files are written, which is the last thing
+    that `save` does: a kill at any moment leaves the ones before it as they were.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3):
+        """Creates the folder if need be.
+
+        Args:
+          folder: holds one folder per checkpoint, named by its number of updates.
+          keep: how many are kept; at least 2, so that there is one before the newest.
+        """
+        self._folder = folder.absolute()
+        self._keep = keep
+        self._open: orbax.CheckpointManager | None = None
+
+    @property
+    def _manager(self) -> orbax.CheckpointManager:
+        # Made anew after damaged ones were passed over: it reads the folder only once.
+        if self._open is None:
+            options = orbax.CheckpointManagerOptions(
+                max_to_keep=self._keep, enable_async_checkpointing=False
+            )
+            self._open = orbax.CheckpointManager(self._folder, options=options)
+        return self._open
+
+    def save(self, updates: int, parts: dict[str, Any], position: dict[str, Any]) -> None:
+        """Writes a checkpoint, and removes the oldest.
+
+        Args:
+          updates: number of updates so far; larger than at the last call.
+          parts: name -> pytree of arrays, typed keys among them.
+          position: anything that JSON can hold.
+
+        Raises:
+          CheckpointError: it could not be written; older ones are as they were.
+        """
+        arguments = orbax.args.Composite(
+            position=orbax.args.JsonSave(position),
+            **{name: orbax.args.StandardSave(_leaves(part)) for name, part in parts.items()},
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._manager.save(updates, args=arguments, force=True)
+            if jax.process_index() == 0:
+                folder = self._folder / str(updates)
+                content = json.dumps(dict(_checksums(folder)), indent=1)
+                temporary = folder / f".{_CHECKSUMS}"
+                temporary.write_text(content)
+                temporary.replace(folder / _CHECKSUMS)
+        except Exception as error:  # orbax passes on whatever its storage raises
+            self.close()
+            raise CheckpointError(
+                f"cannot write a checkpoint to {self._folder}: {_reason(error)}"
+            ) from error
+
+    def restore(self, like: dict[str, Any]) -> Restored | None:
+        """Reads the newest checkpoint that is whole; None if there is none at all.
+
+        Args:
+          like: the parts to read: name -> pytree of arrays (or `jax.ShapeDtypeStruct`), of whose
+            structure, shapes, types and shardings the part is.
+
+        Raises:
+          CheckpointError: all that there are, are damaged; or it is the state of something else.
+        """
+        damaged: list[str] = []
+        for updates in self.saved():
+            folder = self._folder / str(updates)
+            wrong = _damage(folder)
+            if wrong is not None:
+                damaged.append(f"{folder}: {wrong}")
+                continue
+            if damaged:
+                self._forget_after(updates)
+            arguments = orbax.args.Composite(
+                position=orbax.args.JsonRestore(),
+                **{name: orbax.args.StandardRestore(_leaves(part)) for name, part in like.items()},
+            )
+            try:
+                content = self._manager.restore(updates, args=arguments)
+            except Exception as error:
+                raise CheckpointError(f"{folder}: cannot be restored: {_reason(error)}") from error
+            parts = {
+                name: jax.tree.unflatten(
+                    jax.tree.structure(part), [leaf for _, leaf in sorted(content[name].items())]
+                )
+                for name, part in like.items()
+            }
+            return Restored(updates, parts, content.position, damaged)
+        if damaged:
+            raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
+        return None
+
+    def saved(self) -> list[int]:
+        """The numbers of updates of which there are checkpoints, whole or not, newest first."""
+        if not self._folder.is_dir():
+            return []
+        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _forget_after(self, updates: int) -> None:
+        """Takes damaged checkpoints out of the way, since their numbers will be needed again."""
+        self.close()
+        for newer in self.saved():
+            if newer > updates:
+                path = self._folder / str(newer)
+                path.replace(_free(path.with_name(f"damaged-{newer}")))
+
+    def close(self) -> None:
+        """Ends what orbax has running; a later call starts it again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by number: static parts, such as functions, are the template's business."""
+    return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _checksums(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in _files(folder):
+        if not path.name.endswith(_CHECKSUMS):
+            with path.open("rb") as file:
+                yield (
+                    path.relative_to(folder).as_posix(),
+                    hashlib.file_digest(file, "sha256").hexdigest(),
+                )
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        found = dict(_checksums(folder))
+    except FileNotFoundError:
+        return "was not finished"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+    if not isinstance(expected, dict):
+        return f"{_CHECKSUMS} is not what was written"
+    for name, checksum in expected.items():
+        if found.get(name) != checksum:
+            return f"{name} is {'not what was written' if name in found else 'missing'}"
+    return None
+
+
+def _free(path: Path) -> Path:
+    """The path, numbered if it is taken."""
+    count, free = 1, path
+    while free.exists():
+        count += 1
+        free = path.with_name(f"{path.name}-{count}")
+    return free
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says: storage layers append pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

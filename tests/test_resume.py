@@ -1,0 +1,329 @@
+"""Checkpoints and resume: a run that was cut off and went on is the run that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import run, trained, training
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--agent", "ppo", "--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5"),
+    *("--total-steps", "480", "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2"),
+    *("--num-epochs", "2", "--hidden-sizes", "8", "--eval-episodes", "2"),
+    *("--reset-pool-size", "2", "--log-every", "48", "--normalize-observations"),
+    *("--checkpoint-every", "0"),
+]
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
+
+
+def state(folder):
+    """Every array of the newest checkpoint."""
+    loaded = trained.load(str(folder), "--run")
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(loaded.learners)
+    ]
+
+
+def assert_same_run(folder, reference):
+    assert records(folder) == records(reference)
+    for ours, other in zip(state(folder), state(reference), strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same small run is compiled dozens of times here: it is kept on disk meanwhile."""
+    kept = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for name, value in kept.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing cut off."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run.main([*TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+class Killed(BaseException):
+    """What no handler of ours knows: it stands for kill -9."""
+
+
+def cut(monkeypatch, folder, saves, *, before=False, args=TINY):
+    """Runs until the checkpoint of that number, and is gone before or after it is made."""
+    save, made = Checkpoints.save, []
+
+    def dying(self, *args):
+        if before and len(made) == saves:
+            raise Killed
+        save(self, *args)
+        made.append(self)
+        if not before and len(made) == saves:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "save", dying)
+        run.main([*args, "--out", str(folder)])
+
+
+def go_on(folder, *args):
+    return run.main([*args, "--out", str(folder), "--resume"])
+
+
+@pytest.mark.parametrize(("saves", "before"), [(0, True), (2, False), (9, True)])
+def test_a_killed_run_goes_on_to_the_bit(saves, before, whole, tmp_path, monkeypatch):
+    cut(monkeypatch, tmp_path / "cut", saves, before=before)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"env_steps": 999, "torn')
+    assert go_on(tmp_path / "cut") == 0
+    assert_same_run(tmp_path / "cut", whole)
+    resumed = json.loads((tmp_path / "cut" / "config.json").read_text())["resumed"]
+    assert [entry["versions"]["jax"] for entry in resumed] == [jax.__version__]
+
+
+def test_a_checkpoint_between_two_lines_of_metrics_changes_neither(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_LONGEST_CHUNK", 0.0)  # an update at a time: 2 of 3 save midway
+    cut(monkeypatch, tmp_path / "cut", 16)
+    (newest, *_) = Checkpoints(tmp_path / "cut" / "checkpoints").saved()
+    assert newest % 3
+    assert go_on(tmp_path / "cut") == 0
+    assert_same_run(tmp_path / "cut", whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, capsys):
+    cut(monkeypatch, tmp_path / "cut", 4)
+    (newest, before, *_) = Checkpoints(tmp_path / "cut" / "checkpoints").saved()
+    damaged = tmp_path / "cut" / "checkpoints" / str(newest)
+    largest = max((p for p in damaged.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert go_on(tmp_path / "cut") == 0
+    said = capsys.readouterr().out
+    assert f"warning: a damaged checkpoint is passed over: {damaged}: " in said
+    assert f"going on after {before * 16:,} steps" in said
+    assert_same_run(tmp_path / "cut", whole)
+
+
+def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
+    tmp_path, monkeypatch, capsys
+):
+    cut(monkeypatch, tmp_path / "cut", 2)
+    before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    for checksums in (tmp_path / "cut" / "checkpoints").glob("*/checksums.json"):
+        checksums.write_text("{}x")
+    assert go_on(tmp_path / "cut") == run.EXIT_NOT_KEPT
+    assert "no checkpoint is whole" in capsys.readouterr().err
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_stays_as_it_is(whole, capsys):
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    assert go_on(whole) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+
+
+def test_resume_starts_what_was_never_begun(whole, tmp_path):
+    assert go_on(tmp_path / "new", *TINY) == 0
+    assert records(tmp_path / "new") == records(whole)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--learning-rate", "0.5"], "--learning-rate 0.5: the run in"),
+        (["--agent", "rgpo"], "--agent rgpo: the run in"),
+        (["--num-seeds", "3"], "--num-seeds 3: the run in"),
+        (["--overwrite"], "--resume and overwrite exclude each other"),
+    ],
+)
+def test_other_settings_are_refused(args, message, whole, capsys):
+    with pytest.raises(SystemExit) as refused:
+        go_on(whole, *args)
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_resume_needs_a_folder(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--resume"])
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_metrics_that_were_cut_by_hand_are_refused(tmp_path, monkeypatch, capsys):
+    cut(monkeypatch, tmp_path / "cut", 3)
+    (tmp_path / "cut" / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit) as refused:
+        go_on(tmp_path / "cut")
+    assert refused.value.code == 2
+    assert "shorter than at the checkpoint" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_stops_the_run_in_one_line(tmp_path, monkeypatch, capsys, whole):
+    save, made = Checkpoints.save, []
+
+    def failing(self, *args):
+        if len(made) == 2:
+            raise CheckpointError("cannot write a checkpoint to x: No space left on device")
+        save(self, *args)
+        made.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", failing)
+        assert run.main([*TINY, "--out", str(tmp_path / "full")]) == run.EXIT_NOT_KEPT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device" in error
+    assert "--resume" in error
+    assert go_on(tmp_path / "full") == 0
+    assert_same_run(tmp_path / "full", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch, capsys):
+    report = training.Training._report
+
+    def report_and_be_told(self, *args):
+        report(self, *args)
+        if self._position.updates == 12:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_report", report_and_be_told)
+        args = [*TINY, "--checkpoint-every", "3600", "--out", str(tmp_path / "told")]
+        assert run.main(args) == 128 + number
+    said = capsys.readouterr().out
+    assert f"--out {tmp_path / 'told'} --resume" in said.splitlines()[-1]
+    assert json.loads((tmp_path / "told" / "summary.json").read_text())["interrupted"]
+    assert Checkpoints(tmp_path / "told" / "checkpoints").saved() == [12]
+    assert go_on(tmp_path / "told") == 0
+    assert_same_run(tmp_path / "told", whole)
+
+
+def test_another_process_is_kept_out(whole, tmp_path, capsys):
+    from experiments import results
+
+    with results.Recorder(tmp_path / "held"):
+        for flag in ("--resume", "--overwrite"):
+            with pytest.raises(SystemExit) as refused:
+                run.main([*TINY, "--out", str(tmp_path / "held"), flag])
+            assert refused.value.code == 2
+            assert "another process is writing to it" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
+    args = [*TINY, "--num-seeds", "3", "--seed", "9", "--init-from", str(whole)]
+    assert run.main([*args, "--out", str(tmp_path / "next")]) == 0
+    last, first = records(whole)[-1], records(tmp_path / "next")[0]
+    # The same two policies and the first again, on other episodes.
+    assert first["env_steps"] == 0
+    assert len(first["eval_return"]) == 3
+    kept = trained.load(str(whole), "--run").learners
+    agent = trained.load(str(whole), "--run").agent
+    start = trained.load_start(str(whole), agent)
+    for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(kept.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert last["eval_return"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--init-from", "/nowhere"], "--init-from /nowhere: expected the folder of a run"),
+        (["--hidden-sizes", "4"], "its networks have other shapes"),
+        (["--env", "Acrobot-v1"], "its networks have other shapes"),
+        (["--no-normalize-observations"], "its observations have other shapes"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(args, message, whole, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--init-from", str(whole), "--out", str(tmp_path / "x"), *args])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def kill_at_random_moments(folder, cache, kills, rng):
+    """Starts a real run again and again, each time killed at some moment of its life."""
+    env = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    command = [sys.executable, "-m", "experiments.run", *TINY, "--total-steps", "8000"]
+    command += ["--log-every", "400", "--eval-every", "2000", "--checkpoint-every", "0.2"]
+
+    def start(out, *more):
+        return subprocess.Popen(
+            [*command, "--out", str(out), *more],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    reference = folder / "whole"
+    assert start(reference).wait() == 0
+    killed = 0
+    while killed < kills:
+        process = start(folder / "killed", "--resume")
+        deadline = time.monotonic() + rng.uniform(0.5, 9)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        else:
+            assert process.returncode == 0, process.stdout.read()
+            assert_same_run(folder / "killed", reference)
+            shutil.rmtree(folder / "killed")
+        process.communicate()
+    process = start(folder / "killed", "--resume")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert_same_run(folder / "killed", reference)
+
+
+def test_a_real_run_survives_a_kill(tmp_path):
+    kill_at_random_moments(tmp_path, tmp_path / "cache", 1, random.Random(0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_real_run_survives_twenty_kills(tmp_path):
+    kill_at_random_moments(tmp_path, tmp_path / "cache", 20, random.Random(1))
