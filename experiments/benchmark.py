@@ -81,7 +81,7 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
-    from experiments.programs import SEEDS, STATES
+    from experiments.programs import SEEDS, STATES, memory_of
     from rgpo_jax import rollout
     from rgpo_jax.spread import Spread
 
@@ -148,18 +148,12 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     program = devices.over_seeds(repeat, mesh, (specs, PartitionSpec()), specs)
     compiled = jax.jit(program).lower(carry, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    memory_bytes = (
-        0
-        if memory is None
-        else memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    )
     return Program(
         lambda carry, count: compiled(carry, jnp.int32(count)),
         carry,
         num_seeds * config.batch_size,
         compile_seconds,
-        memory_bytes,
+        memory_of(compiled),
     )
 
 

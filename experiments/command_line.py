@@ -62,11 +62,24 @@ def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
     Raises:
       BadInput: an unknown flag, a value of the wrong type or out of range.
     """
+    return _read(kind, default, args, prog, return_unknown_args=False)
+
+
+def read_some(kind: type[T], default: T, args: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """Reads flags into a dataclass, and returns those that it does not have, too.
+
+    Raises:
+      BadInput: a value of the wrong type or out of range.
+    """
+    return _read(kind, default, args, prog, return_unknown_args=True)
+
+
+def _read(kind: Any, default: Any, args: Sequence[str], prog: str, **more: Any) -> Any:
     captured = io.StringIO()
     wide = {} if {"-h", "--help"} & set(args) else {"COLUMNS": "1000"}  # messages stay unbroken
     try:
         with contextlib.redirect_stderr(captured), mock.patch.dict(os.environ, wide):
-            return tyro.cli(kind, default=default, args=list(args), prog=prog)
+            return tyro.cli(kind, default=default, args=list(args), prog=prog, **more)
     except BrokenPipeError:  # --help, of which the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -99,13 +112,13 @@ def _is_rule(row: str) -> bool:
 
 
 def as_arguments(
-    settings: Mapping[str, Any], path: str, known: Sequence[str], elsewhere: Collection[str]
+    settings: Mapping[str, Any], source: str, known: Sequence[str], elsewhere: Collection[str]
 ) -> list[str]:
     """Turns the settings of a `config.json` into flags, so that both are read by the same rules.
 
     Args:
       settings: name -> value; None stands for a setting that is off.
-      path: of the file, for messages.
+      source: where they come from, for messages: "--config FILE".
       known: names of settings that exist for the chosen agent.
       elsewhere: names that other agents have; these are passed over.
 
@@ -119,12 +132,12 @@ def as_arguments(
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise BadInput(f"--config {path}: unknown setting {name!r}{hint}")
+            raise BadInput(f"{source}: unknown setting {name!r}{hint}")
         items = value if isinstance(value, list) else [value]
         if isinstance(value, dict) or any(
             isinstance(item, list | dict) or str(item).startswith("--") for item in items
         ):
-            raise BadInput(f"--config {path}: {name} = {value}: expected a plain value")
+            raise BadInput(f"{source}: {name} = {value}: expected a plain value")
         if isinstance(value, bool):
             args.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):

@@ -116,14 +116,20 @@ def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
+def spread_over_seeds(mesh: "Mesh", values: Any) -> Any:
+    """Puts arrays [number of seeds, ...] on the mesh."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec("seed")))
+
+
 def seed_keys(mesh: "Mesh", seeds: Sequence[int]) -> Any:
     """Typed keys of the seeds, spread over the mesh."""
     import jax
     import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
 
-    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
-    return jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed")))
+    return spread_over_seeds(mesh, jax.vmap(jax.random.key)(np.array(seeds, np.uint32)))
 
 
 def over_seeds(function: Callable, mesh: "Mesh", in_specs: tuple, out_specs: Any) -> Callable:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.devices import Layout, over_seeds, seed_keys
-from experiments.programs import SEEDS, Members, Programs
+from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
+from experiments.programs import SEEDS, Members, Programs, memory_of
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
@@ -56,7 +56,8 @@ class HostPrograms(Programs):
 
         keys = seed_keys(mesh, members.seeds)
         program = over_seeds(init, mesh, (SEEDS, SEEDS), (SEEDS, SEEDS))
-        self.initial_states, self._eval_keys = jax.jit(program)(keys, members.overrides())
+        overrides = spread_over_seeds(mesh, members.overrides())
+        self.initial_states, self._eval_keys = jax.jit(program)(keys, overrides)
 
         one = (self.initial_states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
@@ -78,6 +79,7 @@ class HostPrograms(Programs):
         )
         lowered = jax.jit(program).lower(self.initial_states.learner, *on_mesh, self._start())
         self._update = lowered.compile()
+        self.memory_bytes = memory_of(self._update)
         self._collector.compile(self.initial_states.learner, keys)
         self._evaluator.compile(self.initial_states.learner, keys)
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,26 +168,39 @@ def _current_folder_importable() -> Iterator[None]:
         sys.path.remove("")
 
 
-def read_plan(args: Sequence[str], prog: str = PROG) -> Plan:
+def read_plan(
+    args: Sequence[str],
+    prog: str = PROG,
+    given: Mapping[str, Any] | None = None,
+    source: str = "",
+) -> Plan:
     """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
 
     Args:
       args: flags of the command line.
       prog: the program that they were given to.
+      given: settings from elsewhere, which flags override.
+      source: where those come from, for messages.
 
     Raises:
       BadInput: anything that the user should type otherwise.
     """
     stored = _settings_to_resume(args)
     file = command_line.peek("--config", args)
-    from_file = stored | (command_line.settings_from_file(file) if file is not None else {})
+    if file is not None:
+        source = f"--config {file}"
+    from_file = {
+        **stored,
+        **(given or {}),
+        **(command_line.settings_from_file(file) if file is not None else {}),
+    }
 
     def chosen(name: str, default: Any) -> Any:
         value = command_line.peek(f"--{name}", args)
         if value is None:
             value = from_file.get(name, default)
         if not isinstance(value, str) and not (value is None and default is None):
-            raise BadInput(f"--config {file}: {name} = {value}: expected a name")
+            raise BadInput(f"{source}: {name} = {value}: expected a name")
         return value
 
     agent, gate, env = chosen("agent", "rgpo"), chosen("gate", None), chosen("env", "CartPole-v1")
@@ -201,10 +214,7 @@ def read_plan(args: Sequence[str], prog: str = PROG) -> Plan:
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in command_line.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
-    elsewhere = {
-        f.name for name in agents.NAMES for f in dataclasses.fields(agents.load(name).Config)
-    }
-    file_args = command_line.as_arguments(from_file, str(file), known, elsewhere)
+    file_args = command_line.as_arguments(from_file, source, known, settings_of_agents())
     flags = dataclasses.make_dataclass(
         "Flags",
         [
@@ -219,6 +229,11 @@ def read_plan(args: Sequence[str], prog: str = PROG) -> Plan:
     plan = Plan(parsed.run, parsed.agent)
     _refuse_other_settings(stored, plan)
     return plan
+
+
+def settings_of_agents(names: Sequence[str] = agents.NAMES) -> set[str]:
+    """The names of the settings that any of these agents has."""
+    return {f.name for name in names for f in dataclasses.fields(agents.load(name).Config)}
 
 
 def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:

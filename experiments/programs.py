@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.devices import Layout, over_seeds, seed_keys
+from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.train import ChunkReport, Progress
@@ -20,6 +20,16 @@ _EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares
 # How a batch of states over seeds lies on the mesh of a `Layout`.
 SEEDS = PartitionSpec("seed")
 STATES: Any = AgentState(learner=SEEDS, rollout=PartitionSpec("seed", "env"), key=SEEDS)  # type: ignore[arg-type]
+
+
+def memory_of(compiled: Any) -> int:
+    """Bytes that a compiled program needs: arguments, results and what is in between."""
+    memory = compiled.memory_analysis()
+    if memory is None:  # the backend does not tell
+        return 0
+    return int(
+        memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    )
 
 
 class Members(NamedTuple):
@@ -44,10 +54,12 @@ class Programs(abc.ABC):
     Attributes:
       initial_states: where training starts: a NamedTuple with a `learner`.
       metric_names: what a chunk reports.
+      memory_bytes: of the largest program, per device: arguments, results and what is in between.
     """
 
     initial_states: Any
     metric_names: list[str]
+    memory_bytes: int
     _eval_keys: jax.Array
     _finish: Callable[[Progress], ChunkReport]
 
@@ -87,7 +99,7 @@ class CompiledPrograms(Programs):
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
         self._mesh = layout.mesh()
-        overrides = members.overrides()
+        overrides = spread_over_seeds(self._mesh, members.overrides())
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
             return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
@@ -112,6 +124,7 @@ class CompiledPrograms(Programs):
             self.initial_states, progress, jnp.int32(1)
         )
         self._advance = lowered.compile()
+        self.memory_bytes = memory_of(self._advance)
         finish = over_seeds(Progress.finish, self._mesh, (SEEDS,), SEEDS)
         self._finish = jax.jit(finish).lower(progress).compile()
         self._evaluations = {

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -72,7 +72,7 @@ def choose_folder(
             count += 1
         return folder
     folder = Path(out).expanduser()
-    with _refusing(folder):
+    with refusing(folder):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise BadInput(f"--out {out}: {existing} is a file, expected a folder")
@@ -90,7 +90,8 @@ def choose_folder(
 
 
 @contextlib.contextmanager
-def _refusing(out: Path) -> Any:
+def refusing(out: Path) -> Iterator[None]:
+    """Turns what the system says of a folder that cannot be written into `BadInput`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -182,6 +183,7 @@ class Recorder:
         overwrite: bool = False,
         resume: bool = False,
         terminal: bool = True,
+        patience: float = 0.0,
     ):
         """Creates the folder, and holds it for this process.
 
@@ -190,14 +192,14 @@ class Recorder:
           overwrite: replace the run that it holds.
           resume: go on with the run that it holds; `rewind` says from where.
           terminal: whether to show on the terminal what is said.
+          patience: seconds to wait for another process that holds the folder.
 
         Raises:
           BadInput: it cannot be written, it holds a run, or another process writes to it.
         """
         self.folder = folder
-        with _refusing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+        with refusing(folder):
+            self._lock = hold(folder, patience)
             if overwrite:
                 _remove_run(folder)
             held = (folder / LOG).exists() or (folder / METRICS).exists()
@@ -331,19 +333,24 @@ class Recorder:
         write_atomically(self.folder / CURVE, picture)
 
 
-def _lock(folder: Path) -> TextIO:
-    """Holds the folder until the file is closed, or the process ends in whatever way.
+def hold(folder: Path, patience: float = 0.0) -> TextIO:
+    """Creates a folder, and holds it until the file is closed or the process ends, in whatever way.
 
     Raises:
-      BadInput: another process holds it.
+      BadInput: another process holds it, still after so many seconds.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     file = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise BadInput(f"--out {folder}: another process is writing to it") from None
-    return file
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() >= deadline:
+                file.close()
+                raise BadInput(f"--out {folder}: another process is writing to it") from None
+        time.sleep(0.2)
 
 
 def is_finished(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from experiments import command_line
 from experiments.devices import Layout
@@ -133,12 +134,8 @@ def aggregate(scores: list[float]) -> dict[str, Any]:
 def members_of(plans: Sequence["Plan"]) -> Members:
     """The members of plans that differ in seeds and in traced numbers alone."""
     seeds = tuple(seed for plan in plans for seed in plan.options.seeds)
-    first = dataclasses.asdict(plans[0].config)
-    differing = [
-        name
-        for name, value in first.items()
-        if any(getattr(plan.config, name) != value for plan in plans)
-    ]
+    first = plans[0].config.traced()
+    differing = [name for name in first if len({getattr(plan.config, name) for plan in plans}) > 1]
     return Members(
         seeds,
         {
@@ -146,6 +143,14 @@ def members_of(plans: Sequence["Plan"]) -> Members:
             for name in differing
         },
     )
+
+
+def compile_programs(
+    agent: Agent, layout: Layout, members: Members, eval_episodes: int
+) -> Programs:
+    """The programs of an agent, wherever its environment lives."""
+    kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
+    return kind(agent, layout, members, eval_episodes)
 
 
 class Training:
@@ -172,7 +177,7 @@ class Training:
           show: is told progress: steps so far (of one member), steps per second of all members, a
             word on returns.
         """
-        self._cells, self._show = cells, show
+        self._cells, self._folder, self._show = cells, folder, show
         self._options, self._config = cells[0].plan.options, cells[0].plan.config
         self._members = members_of([cell.plan for cell in cells])
         self._parts: list[slice] = []
@@ -190,8 +195,7 @@ class Training:
         started = time.perf_counter()
         self._checkpoints = Checkpoints(folder)
         self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
-        kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
-        self._programs: Programs = kind(agent, layout, self._members, self._options.eval_episodes)
+        self._programs = compile_programs(agent, layout, self._members, self._options.eval_episodes)
         self._states = self._programs.initial_states
         self._progress = self._programs.start(self._states)
         jax.block_until_ready((self._states, self._progress))
@@ -235,8 +239,9 @@ class Training:
         restored = self._checkpoints.restore(self._parts_to_keep())
         if restored is None:
             for cell in self._cells:
+                if cell.recorder.metrics_bytes():
+                    cell.recorder.say("no checkpoint yet: starting at the first step")
                 cell.recorder.rewind(0, -1, 0.0)
-            self._say("no checkpoint yet: starting at the first step")
             return
         for line in restored.damaged:
             self._say(f"warning: a damaged checkpoint is passed over: {line}")
@@ -284,9 +289,11 @@ class Training:
                 longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
                 position.updates = stop
                 position.training_seconds += seconds
-                position.broken = [
+                known = {member for member, _ in position.broken}
+                position.broken += [
                     [int(member), int(broken_at[member])]
                     for member in np.flatnonzero(broken_at != NEVER)
+                    if member not in known
                 ]
                 is_last = stop == config.num_updates
                 evaluate = (is_last or evaluations.includes(stop)) and not self._all_broken
@@ -362,17 +369,20 @@ class Training:
         return {"learner": self._states.learner, "rest": rest, "progress": self._progress}
 
     def _save(self) -> None:
-        """Makes a checkpoint; the last one of several cells is each cell's own, too."""
+        """Makes a checkpoint; of the last one each cell's folder has its part."""
         begun, position = time.perf_counter(), self._position
         position.seconds = self._run_seconds()
         position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
         parts = self._parts_to_keep()
         self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
-        if len(self._cells) > 1 and position.updates == self._config.num_updates:
+        if position.updates == self._config.num_updates:
+            # One device: an array that lies on a mesh cannot be cut anywhere.
+            learners = jax.device_put(parts["learner"], SingleDeviceSharding(jax.devices()[0]))
             for cell, part in zip(self._cells, self._parts, strict=True):
-                own = jax.tree.map(operator.itemgetter(part), parts["learner"])
-                checkpoints = Checkpoints(cell.recorder.folder / CHECKPOINTS)
-                checkpoints.save(position.updates, {"learner": own}, {})
+                folder = cell.recorder.folder / CHECKPOINTS
+                if folder != self._folder and not Checkpoints(folder).saved():
+                    own = jax.tree.map(operator.itemgetter(part), learners)
+                    Checkpoints(folder).save(position.updates, {"learner": own}, {})
         self._saved = time.perf_counter()
         self._save_cost = self._saved - begun
         position.checkpoint_seconds += self._save_cost

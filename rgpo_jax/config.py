@@ -63,6 +63,9 @@ def _check_range(name: str, value: Any, constraint: Range, container: type | Non
         raise ConfigError(name, f"{' '.join(map(str, value))}: expected {constraint.accepted}")
 
 
+_STATIC_NUMBERS = ("initial_std",)  # only initial parameters depend on it
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Checked):
     """Settings of the rollout, the networks and the update step.
@@ -181,6 +184,15 @@ class Config(Checked):
                 f"{self.microbatch_size}: expected None with network gru, whose sequences are not "
                 "cut; more num_minibatches need less memory",
             )
+
+    def traced(self) -> dict[str, float]:
+        """The numbers that may differ between vmapped seeds of one compiled program."""
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in numbers.items()
+            if isinstance(value, float) and name not in _STATIC_NUMBERS
+        }
 
     @property
     def batch_size(self) -> int:

@@ -318,7 +318,7 @@ def lines(folder):
 def test_a_run_writes_its_files_and_repeats(env, tmp_path):
     folder = tmp_path / "run"
     assert run.main([*TINY, "--env", env, "--out", str(folder)]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted(results._FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*results._FILES, results.LOCK])
     records = lines(folder)
     assert [record["env_steps"] for record in records] == [0, 64, 128, 192, 256]
     for record in records[1:]:

@@ -1,0 +1,156 @@
+"""Where a sweep's programs run: worker processes of this machine, or tasks of a Ray cluster."""
+
+import contextlib
+import ctypes
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.command_line import BadInput
+
+LOG = "worker.log"
+EXIT_LOST = 5  # Ray gave a task up
+
+
+class Launcher(Protocol):
+    """Runs `experiments.worker` on specs; what it says goes to `worker.log` beside the progress."""
+
+    def has_room(self) -> bool:
+        """Whether another program can start now."""
+
+    def start(self, spec: Path) -> None:
+        """Starts the program of a spec."""
+
+    def ended(self) -> list[tuple[Path, int]]:
+        """Specs and exit statuses of the programs that ended since the last call."""
+
+    def stop(self) -> None:
+        """Asks all programs to keep what they have and end, and waits until they have."""
+
+
+class Local:
+    """Processes on this machine, `jobs` at a time."""
+
+    def __init__(self, jobs: int):
+        self._jobs = jobs
+        self._running: dict[Path, subprocess.Popen] = {}
+
+    def has_room(self) -> bool:
+        return len(self._running) < self._jobs
+
+    def start(self, spec: Path) -> None:
+        folder = spec.with_suffix("")
+        folder.mkdir(exist_ok=True)
+        with (folder / LOG).open("a") as log:
+            # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
+            self._running[spec] = subprocess.Popen(
+                [sys.executable, "-m", "experiments.worker", str(spec)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def ended(self) -> list[tuple[Path, int]]:
+        over = [(spec, p.returncode) for spec, p in self._running.items() if p.poll() is not None]
+        for spec, _ in over:
+            del self._running[spec]
+        return over
+
+    def stop(self) -> None:
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in self._running.values():
+            process.wait()
+
+
+class Ray:
+    """Tasks of a Ray cluster whose nodes share the sweep's folder.
+
+    A task whose node dies is started again elsewhere, and goes on from its last checkpoint.
+    """
+
+    def __init__(self, address: str | None, cpus: int, gpus: int):
+        """Joins the cluster at an address, or that of this machine, or starts one.
+
+        Raises:
+          BadInput: Ray is not installed, or there is no cluster at the address.
+        """
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise BadInput("--launcher ray: not installed: pip install 'rgpo-jax[ray]'") from None
+        self._ray = ray
+        try:
+            if not ray.is_initialized():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+            raise BadInput(f"--address {address}: {error}") from None
+        task = ray.remote(max_retries=-1, max_calls=1, num_cpus=cpus, num_gpus=gpus)
+        self._work: Any = task(_work)
+        self._running: dict[Any, Path] = {}
+
+    def has_room(self) -> bool:
+        return True  # Ray has a queue of its own
+
+    def start(self, spec: Path) -> None:
+        folder = spec.with_suffix("")
+        folder.mkdir(exist_ok=True)
+        reference = self._work.remote(str(spec.absolute()), str(Path.cwd()))
+        self._running[reference] = spec
+
+    def ended(self) -> list[tuple[Path, int]]:
+        if not self._running:
+            return []
+        over, _ = self._ray.wait(
+            list(self._running), num_returns=len(self._running), timeout=0, fetch_local=False
+        )
+        return [(self._running.pop(reference), self._status(reference)) for reference in over]
+
+    def _status(self, reference: Any) -> int:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            print(f"error: Ray: {error}", file=sys.stderr)
+            return EXIT_LOST
+
+    def stop(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference)
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60)
+        self._ray.shutdown()
+
+
+def _work(spec: str, folder: str) -> int:
+    """Runs a worker on a node, from the same folder as the sweep; returns its exit status."""
+    with (Path(spec).with_suffix("") / LOG).open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.worker", spec],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the sweep was told to stop
+            process.send_signal(signal.SIGTERM)
+            return process.wait()
+
+
+def _die_with_parent() -> None:
+    """Lets a worker end with its node: the one that takes its place waits for that."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def make(launcher: str, jobs: int, address: str | None, cpus: int, gpus: int) -> Launcher:
+    """Builds the launcher of this name; the last three are Ray's, see `Ray`."""
+    return Ray(address, cpus, gpus) if launcher == "ray" else Local(jobs)

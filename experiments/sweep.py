@@ -1,0 +1,366 @@
+"""Trains many agents on many environments: `python -m experiments.sweep --help`."""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from experiments import command_line, grid, launchers, worker
+from experiments.command_line import BadInput
+from experiments.grid import Cell
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.results import SUMMARY, hold, refusing, to_json, write_atomically
+from experiments.run import EXIT_BROKEN
+from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.ranges import Count, CountOrZero
+
+if TYPE_CHECKING:
+    from experiments.launchers import Launcher
+
+PROG = "python -m experiments.sweep"
+SWEEP, PROGRAMS, LOG = "sweep.json", "programs", "sweep.log"
+_POLL = 0.2  # seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Train every agent on every environment with every choice of settings.
+
+    Flags of `experiments.run` hold for all cells: --num-seeds 10 --total-steps 100000. What differs
+    in seeds and traced numbers alone is one vmapped program. Called again, a sweep goes on: what is
+    finished is skipped, and what was cut off goes on from its last checkpoint.
+    """
+
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the sweep, in which each cell has its own; None: a new one under sweeps/."""
+    agents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Agents; none: those of the file, or rgpo."""
+    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Environments; none: those of the file, or CartPole-v1."""
+    file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML or JSON: agents, envs and any setting; a list is gone through (sharpness: [1, 2, 4]),
+    {log_uniform: [low, high]}, {uniform: ...} and {choice: [...]} are drawn `draws` times."""
+    dry_run: bool = False
+    """Only print the plan: programs, cells, seeds, and memory and time, for which each program is
+    compiled and run for a moment."""
+    max_members: Count = 64
+    """Largest number of seeds, over all its cells, that one program trains side by side."""
+    jobs: Count = 1
+    """Programs at a time on this machine; one alone uses all cores, or the GPU."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where programs run: on this machine, or on a Ray cluster that shares DIR (extra ray)."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Of the Ray cluster; None: that of this machine, or a new one."""
+    program_cpus: Count = 1
+    """CPUs that Ray reserves for a program."""
+    program_gpus: CountOrZero = 0
+    """GPUs that Ray reserves for a program."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out == "":
+            raise ConfigError("out", "'': expected a folder")
+        if self.launcher != "ray" and self.address is not None:
+            raise ConfigError("address", f"{self.address}: expected --launcher ray with it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Cells that are trained side by side."""
+
+    cells: list[Cell]
+
+    @property
+    def name(self) -> str:
+        """The same for the same cells: a sweep that goes on finds its checkpoints by it."""
+        names = "\n".join(cell.name for cell in self.cells)
+        digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+        return f"{self.cells[0].plan.name.replace('/', '-')}-{digest}"
+
+    @property
+    def members(self) -> int:
+        return sum(cell.plan.options.num_seeds for cell in self.cells)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of one member."""
+        config = self.cells[0].plan.config
+        return config.num_updates * config.batch_size
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
+        return f"{self.cells[0].plan.name}: {cells}, {self.members} seeds"
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What a cell came to; empty if it is not there yet."""
+    try:
+        content = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and not content.get("interrupted") else {}
+
+
+def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Program]:
+    """The programs that are still to be run.
+
+    A program that was cut off keeps its cells, whatever else the sweep has now: its checkpoint is
+    of them all together.
+    """
+    unfinished = {cell.name: cell for cell in cells if not _summary(out / cell.name)}
+    found = []
+    for spec in sorted((out / PROGRAMS).glob("*.json")):
+        try:
+            names = worker.read_cells(spec)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if names and all(name in unfinished for name in names):
+            found.append(Program([unfinished.pop(name) for name in names]))
+    groups = grid.programs(list(unfinished.values()), max_members)
+    return found + [Program(group) for group in groups]
+
+
+class Screen:
+    """Says lines on the terminal and in `sweep.log`, and shows a bar on a terminal."""
+
+    def __init__(self, log: Path | None):
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._log = log
+
+    def say(self, line: Any) -> None:
+        self._console.print(line, markup=False)
+        if self._log is not None:
+            with self._log.open("a") as file:
+                Console(file=file, width=160).print(line, markup=False)
+
+    @contextlib.contextmanager
+    def bar(self, total: int) -> Iterator[Any]:
+        """Yields (steps done, rate, what is under way) -> None."""
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TaskProgressColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        if not self._console.is_terminal:
+            yield lambda done, rate, status: None
+            return
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task("", total=total, rate="", status="")
+            yield lambda done, rate, status: progress.update(
+                task, completed=done, rate=f"{rate / 1e3:,.0f}k steps/s", status=status
+            )
+
+
+def _estimate(programs: Sequence[Program], out: Path, screen: Screen) -> None:
+    """Prints the plan, with what a moment of each program cost."""
+    import tempfile
+
+    from rich.progress import track
+    from rich.table import Table
+
+    table = Table("cells", "seeds", "steps a seed", "memory", "time", "program")
+    seconds, failed = 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for program in track(programs, "measuring", console=screen._console, transient=True):
+            spec = Path(folder) / f"{program.name}.json"
+            worker.write_spec(spec, Path(folder), program.cells)
+            probe = subprocess.run(
+                [sys.executable, "-m", "experiments.worker", str(spec), "--probe"],
+                capture_output=True,
+                text=True,
+            )
+            row = [str(len(program.cells)), str(program.members), f"{program.steps:,}"]
+            try:
+                measured = json.loads(probe.stdout.splitlines()[-1])
+            except (ValueError, IndexError):
+                failed += 1
+                table.add_row(*row, "", "fails", f"{program.name}: {_why(probe.stderr)}")
+                continue
+            seconds += measured["seconds"]
+            memory = f"{measured['memory_bytes'] / 2**20:,.0f} MiB"
+            table.add_row(*row, memory, _duration(measured["seconds"]), program.name)
+    screen.say(table)
+    screen.say(
+        f"{len(programs)} programs, about {_duration(seconds)} one after another on this machine"
+        + (f"; {failed} cannot be run" if failed else "")
+        + f"; results would go to {out}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _why(said: str) -> str:
+    """The line of a program's output that says why it failed: the last that names an error."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception))\b", line)]
+    return [*lines, *errors][-1] if lines else ""
+
+
+def _run(
+    programs: Sequence[Program],
+    out: Path,
+    launcher: "Launcher",
+    screen: Screen,
+    interrupts: Interrupts,
+) -> set[str]:
+    """Runs all programs; returns the names of the cells that failed."""
+    specs = {}
+    (out / PROGRAMS).mkdir(exist_ok=True)
+    for program in programs:
+        spec = out / PROGRAMS / f"{program.name}.json"
+        worker.write_spec(spec, out, program.cells)
+        specs[spec] = program
+    waiting, running = list(specs), dict[Path, float]()
+    failed: set[str] = set()
+    finished_steps = 0
+    try:
+        with screen.bar(sum(p.steps * p.members for p in programs)) as show:
+            while waiting or running:
+                while waiting and launcher.has_room():
+                    spec = waiting.pop(0)
+                    screen.say(
+                        f"[{len(specs) - len(waiting)}/{len(specs)}] {specs[spec].describe()}"
+                    )
+                    launcher.start(spec)
+                    running[spec] = time.monotonic()
+                for spec, status in launcher.ended():
+                    took = _duration(time.monotonic() - running.pop(spec))
+                    finished_steps += specs[spec].steps * specs[spec].members
+                    failed |= _close(spec, specs[spec], out, status, took, screen)
+                states = [(_progress(spec), specs[spec].members) for spec in running]
+                show(
+                    finished_steps + sum(s["env_steps"] * members for s, members in states),
+                    sum(s["rate"] for s, _ in states),
+                    f"{len(specs) - len(waiting) - len(running)} of {len(specs)} programs done",
+                )
+                time.sleep(_POLL)
+    except Interrupted:
+        screen.say("stopping: what runs is kept first ...")
+        with interrupts.deferred():
+            launcher.stop()
+        raise
+    return failed
+
+
+def _progress(spec: Path) -> dict[str, Any]:
+    try:
+        return json.loads((spec.with_suffix("") / worker.PROGRESS).read_text())
+    except (OSError, ValueError):
+        return {"env_steps": 0, "rate": 0.0}
+
+
+def _close(
+    spec: Path, program: Program, out: Path, status: int, took: str, screen: Screen
+) -> set[str]:
+    """Says how a program ended, and removes what only it needed; returns its failed cells."""
+    folder = spec.with_suffix("")
+    log = folder / launchers.LOG
+    said = _why(log.read_text(errors="replace")) if log.exists() else ""
+    if status < 0:
+        said = f"killed by signal {-status}" + ("; perhaps out of memory" if status == -9 else "")
+    failed = set()
+    for cell in program.cells:
+        summary = _summary(out / cell.name)
+        if summary and not summary.get("broken"):
+            score = summary["final_return"]
+            interval = "[{:.1f}, {:.1f}]".format(*score["ci95"]) if score["ci95"] else ""
+            screen.say(f"  {cell.name}: {score['iqm']:.1f} {interval}  ({took})")
+        else:
+            failed.add(cell.name)
+    if failed:
+        screen.say(
+            f"  failed: {', '.join(sorted(failed))}: {said or f'exit status {status}'}; see {log}"
+        )
+    if all(_summary(out / cell.name) for cell in program.cells):
+        shutil.rmtree(folder, ignore_errors=True)
+        spec.unlink()
+    return failed
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs or goes on with a sweep; returns the exit status."""
+    given = list(sys.argv[1:] if args is None else args)
+    with Interrupts() as interrupts, contextlib.ExitStack() as stack:
+        try:
+            options, flags = command_line.read_some(Options, Options(), given, PROG)
+            cells = grid.expand(options.agents, options.envs, flags, options.file, PROG)
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            out = Path(options.out or f"sweeps/{stamp}").expanduser()
+            programs = plan_programs(cells, out, options.max_members)
+            if options.dry_run:
+                _estimate(programs, out, Screen(None))
+                return 0
+            launcher = launchers.make(
+                options.launcher,
+                options.jobs,
+                options.address,
+                options.program_cpus,
+                options.program_gpus,
+            )
+            with refusing(out):
+                stack.enter_context(hold(out))
+        except ConfigError as error:
+            command_line.refuse(f"{command_line.flag(error.field)} {error.message}")
+        except BadInput as error:
+            command_line.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+        again = shlex.join([*PROG.split(), *given])
+        if options.out is None:
+            again += f" --out {shlex.quote(str(out))}"
+        content = {
+            "command": again,
+            "cells": {cell.name: cell.settings for cell in cells},
+        }
+        write_atomically(out / SWEEP, to_json(content, indent=2))
+        screen = Screen(out / LOG)
+        done = len(cells) - sum(len(program.cells) for program in programs)
+        screen.say(
+            f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
+            + (f", {done} cells done already" if done else "")
+        )
+        try:
+            failed = _run(programs, out, launcher, screen, interrupts)
+        except Interrupted as interrupted:
+            screen.say(f"stopped; go on with: {again}")
+            return interrupted.exit_status
+        broken = {cell.name for cell in cells if _summary(out / cell.name).get("broken")}
+        troubled = sorted(broken | failed)
+        screen.say(
+            f"{len(cells) - len(troubled)} of {len(cells)} cells finished"
+            + (f"; failed: {', '.join(troubled)}" if troubled else "")
+            + f"; compare them with: python -m experiments.report {shlex.quote(str(out))}"
+        )
+        return EXIT_BROKEN if troubled else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Trains one program of a sweep: `python -m experiments.worker SPEC`, started by the sweep.
+
+The spec is a JSON file; beside it, in a folder of its name, are checkpoints and progress.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import envs
+from experiments import command_line, devices, plan
+from experiments.command_line import BadInput
+from experiments.grid import Cell
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.results import CHECKPOINTS, Recorder, to_json, write_atomically
+from experiments.run import EXIT_BROKEN, EXIT_NOT_KEPT
+
+PROGRESS = "progress.json"
+_BETWEEN_WRITES = 1.0  # seconds
+_PROBED_SECONDS = 2.0
+_PATIENCE = 60.0  # seconds: for the worker of a node that is dying
+
+
+def write_spec(path: Path, out: Path, cells: Sequence[Cell]) -> None:
+    """Writes what a worker needs to know of the cells of a program.
+
+    Args:
+      path: of the spec.
+      out: folder of the sweep, which has a folder for each cell.
+      cells: that are trained side by side.
+    """
+    settings = [
+        {
+            "folder": str((out / cell.name).absolute()),
+            "settings": command_line.as_settings(cell.plan.options, cell.plan.config),
+        }
+        for cell in cells
+    ]
+    write_atomically(path, to_json({"cells": settings}, indent=1))
+
+
+def read_cells(path: Path) -> list[str]:
+    """The names of a spec's cells."""
+    return [Path(cell["folder"]).name for cell in json.loads(path.read_text())["cells"]]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
+    spec, *flags = sys.argv[1:] if args is None else args
+    path = Path(spec)
+    with Interrupts() as interrupts:
+        try:
+            cells = json.loads(path.read_text())["cells"]
+            plans = [
+                plan.read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
+                for cell in cells
+            ]
+            options = plans[0].options
+            num_members, on_host = (
+                sum(p.options.num_seeds for p in plans),
+                envs.is_on_host(options.env),
+            )
+            devices.use_all_cores(plans[0].config, num_members, on_host)
+            layout = devices.Layout.choose(plans[0].config, num_members, on_host)
+            config = devices.fit_to_caches(plans[0].config, num_members, layout)
+            agent = plan.make_agent(plans[0], config, layout.axis_name)
+            if "--probe" in flags:
+                print(json.dumps(_probe(plans, agent, layout)))
+                return 0
+            return _train(path, plans, agent, layout, interrupts)
+        except BadInput as error:
+            command_line.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+
+
+def _train(
+    path: Path, plans: Sequence[plan.Plan], agent: Any, layout: Any, interrupts: Interrupts
+) -> int:
+    from experiments import trained, training
+    from rgpo_jax.checkpoint import CheckpointError
+
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    start = plans[0].options.init_from
+    learners = trained.load_start(start, agent) if start is not None else None
+    cells = [
+        training.Cell(
+            p, Recorder(Path(str(p.options.out)), resume=True, terminal=False, patience=_PATIENCE)
+        )
+        for p in plans
+    ]
+    written = 0.0
+
+    def show(steps: int, rate: float, status: str) -> None:
+        nonlocal written
+        if time.monotonic() - written >= _BETWEEN_WRITES:
+            content = {"env_steps": steps, "rate": rate, "status": status}
+            write_atomically(folder / PROGRESS, to_json(content))
+            written = time.monotonic()
+
+    try:
+        run = training.Training(cells, agent, layout, folder / CHECKPOINTS, show)
+        if learners is not None:
+            run.start_from(learners)
+        run.resume()
+        run.run(interrupts)
+    except training.Broken as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BROKEN
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_NOT_KEPT
+    finally:
+        for cell in cells:
+            cell.recorder.__exit__(None, None, None)
+    return 0
+
+
+def _probe(plans: Sequence[plan.Plan], agent: Any, layout: Any) -> dict[str, float]:
+    """Compiles, trains for a moment, evaluates once; returns seconds and bytes."""
+    from experiments import training
+
+    config, options = plans[0].config, plans[0].options
+    begun = time.perf_counter()
+    programs = training.compile_programs(
+        agent, layout, training.members_of(plans), options.eval_episodes
+    )
+    states = programs.initial_states
+    compile_seconds = time.perf_counter() - begun
+    begun = time.perf_counter()
+    programs.evaluate(states, 0)
+    evaluation_seconds = time.perf_counter() - begun
+    progress, updates = programs.start(states), 1
+    while True:
+        begun = time.perf_counter()
+        states, progress = programs.advance(states, progress, updates)
+        progress.broken_at.block_until_ready()
+        seconds = time.perf_counter() - begun
+        if seconds > _PROBED_SECONDS / 4 or updates >= config.num_updates:
+            break
+        updates *= 2
+    evaluations = training.Every.make(options.eval_every, 10, config)
+    num_evaluations = 1 + sum(map(evaluations.includes, range(1, config.num_updates + 1)))
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": compile_seconds
+        + seconds / updates * config.num_updates
+        + evaluation_seconds * num_evaluations,
+        "memory_bytes": programs.memory_bytes,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

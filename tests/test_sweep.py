@@ -1,0 +1,329 @@
+"""Sweeps: how they are planned, that a cell is the run it would be alone, and going on."""
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import grid, run, sweep
+from experiments.command_line import BadInput
+from experiments.results import is_finished
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--num-seeds", "2", "--total-steps", "320", "--num-envs", "2", "--num-steps", "8"),
+    *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
+    *("--eval-episodes", "2", "--reset-pool-size", "2"),
+]
+
+
+LISTS = Path(__file__).parent / "data" / "sweep.yaml"
+
+
+def expand(content, flags=TINY, folder=None, **more):
+    path = folder / "sweep.yaml"
+    path.write_text(content)
+    return grid.expand((), (), flags, str(path), sweep.PROG, **more)
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
+
+
+def test_a_file_is_every_combination_of_its_lists(tmp_path):
+    content = "agents: [rgpo, ppo]\nsharpness: [1, 2, 4]\nlearning_rate: [1e-3, 2e-3]\n"
+    cells = expand(content, folder=tmp_path)
+    chosen = [
+        (
+            c.plan.options.agent,
+            getattr(c.plan.config, "sharpness", None),
+            c.plan.config.learning_rate,
+        )
+        for c in cells
+    ]
+    expected = [("rgpo", k, a) for k, a in itertools.product((1.0, 2.0, 4.0), (1e-3, 2e-3))]
+    expected += [("ppo", None, a) for a in (1e-3, 2e-3)]  # PPO has no sharpness: not three times
+    assert chosen == expected
+    assert [cell.name for cell in cells[:2]] == [
+        "CartPole-v1-rgpo-learning_rate=0.001-sharpness=1",
+        "CartPole-v1-rgpo-learning_rate=0.002-sharpness=1",
+    ]
+
+
+def test_what_is_drawn_lies_in_its_range_and_is_drawn_again(tmp_path):
+    content = (
+        "draws: 50\nlearning_rate: {log_uniform: [1e-4, 1e-2]}\nclip: {uniform: [0.1, 0.3]}\n"
+        "activation: {choice: [relu, tanh]}\nagents: [ppo]\n"
+    )
+    configs = [cell.plan.config for cell in expand(content, folder=tmp_path)]
+    assert configs == [cell.plan.config for cell in expand(content, folder=tmp_path)]
+    assert configs != [c.plan.config for c in expand(content + "draw_seed: 1\n", folder=tmp_path)]
+    assert len(configs) == 50
+    assert all(1e-4 <= c.learning_rate <= 1e-2 and 0.1 <= c.clip <= 0.3 for c in configs)
+    assert {c.activation for c in configs} == {"relu", "tanh"}
+    # The logarithm is uniform: about half of the draws lie below the geometric mean.
+    assert 15 <= sum(c.learning_rate < 1e-3 for c in configs) <= 35
+
+
+def test_a_list_setting_is_one_value_unless_it_holds_lists(tmp_path):
+    flags = ["--total-steps", "1000"]
+    (one,) = expand("hidden_sizes: [32, 16]\n", flags, tmp_path)
+    assert one.plan.config.hidden_sizes == (32, 16)
+    two = expand("hidden_sizes: [[32, 16], [8]]\n", flags, tmp_path)
+    assert [cell.plan.config.hidden_sizes for cell in two] == [(32, 16), (8,)]
+
+
+def test_only_traced_numbers_and_seeds_share_a_program(tmp_path):
+    content = "agents: [rgpo, ppo]\nsharpness: [1, 2]\nnum_steps: [8, 16]\nseed: [0, 10]\n"
+    cells = expand(content, ["--num-seeds", "2", "--total-steps", "320"], tmp_path)
+    groups = grid.programs(cells, max_members=64)
+    assert sorted(len(group) for group in groups) == [2, 2, 4, 4]
+    for group in groups:
+        assert len({(c.plan.options.agent, c.plan.config.num_steps) for c in group}) == 1
+    assert [len(group) for group in grid.programs(cells, max_members=4)] == [2] * 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sharpnes: [1]\n", "sharpnes: none of rgpo has it; did you mean sharpness"),
+        ("agents: [ppo]\nsharpness: [1]\n", "sharpness: none of ppo has it"),
+        ("agents: [pop]\n", "unknown agent"),
+        ("agents: 3\n", "agents = 3: expected a list of names"),
+        ("envs: [CartPol]\n", "did you mean CartPole-v1"),
+        ("learning_rate: [-1]\n", "--learning-rate -1.0: expected a number above 0"),
+        ("learning_rate: []\n", "expected at least one value"),
+        ("learning_rate: {normal: [0, 1]}\n", "expected {uniform: [low, high]}"),
+        ("learning_rate: {uniform: [2, 1]}\n", "expected {uniform: [low, high]}"),
+        ("learning_rate: {log_uniform: [0, 1]}\n", "expected a low above 0"),
+        ("learning_rate: {choice: []}\n", "expected {uniform"),
+        ("draws: 5\n", "nothing is drawn"),
+        ("draws: 0\nlearning_rate: {uniform: [1, 2]}\n", "draws = 0: expected a whole number"),
+        ("out: x\n", "out: none of rgpo has it"),
+        ("[1, 2]\n", "expected a mapping"),
+        ("a: [\n", "not YAML"),
+        ("\x00", "not YAML"),
+        ("num_envs: {a: {b: 1}}\n", "expected {uniform"),
+        ("num_envs: [[1, 2]]\n", "expected a list of plain values"),
+        ("3: 4\n", "expected a mapping"),
+    ],
+)
+def test_a_bad_file_is_refused(content, message, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        expand(content, [], tmp_path)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--agents", "rgp0"], "unknown agent"),
+        (["--num-seed", "3"], "did you mean --num-seeds"),
+        (["--agent", "ppo"], "--agent: not for a sweep"),
+        (["--file", str(LISTS), "--sharpness", "3"], "--sharpness: "),
+        (["--file", "/"], "--file /: Is a directory"),
+        (["--file", "/nope"], "--file /nope: No such file"),
+        (
+            ["--max-members", "1", "--num-seeds", "2"],
+            "--max-members 1: CartPole-v1-rgpo has 2 seeds",
+        ),
+        (["--jobs", "0"], "--jobs 0: expected a whole number"),
+        (["--address", "auto"], "--address auto: expected --launcher ray"),
+        (["--out", ""], "--out '': expected a folder"),
+        (["--out", "/dev/null/x"], "--out /dev/null/x: cannot be written"),
+        (["--launcher", "slurm"], "slurm"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(args)
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two agents, one with two sharpnesses: three cells in two programs."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "sweep.yaml").write_text("agents: [rgpo, ppo]\nsharpness: [1, 8]\n")
+    out = folder / "first"
+    assert sweep.main(["--file", str(folder / "sweep.yaml"), "--out", str(out), *TINY]) == 0
+    return out
+
+
+CELLS = ["CartPole-v1-ppo", "CartPole-v1-rgpo-sharpness=1", "CartPole-v1-rgpo-sharpness=8"]
+
+
+def test_every_cell_has_the_folder_of_a_run(finished):
+    assert sorted(p.name for p in finished.glob("CartPole*")) == CELLS
+    assert sorted(json.loads((finished / "sweep.json").read_text())["cells"]) == CELLS
+    for name in CELLS:
+        assert is_finished(finished / name)
+        assert (finished / name / "learning_curve.png").exists()
+        assert list((finished / name / "checkpoints").glob("20/checksums.json"))
+    assert list((finished / "programs").iterdir()) == []
+    assert "3 of 3 cells finished" in (finished / "sweep.log").read_text()
+
+
+def test_a_cell_is_the_run_that_it_would_be_alone(finished, tmp_path):
+    args = [*TINY, "--agent", "rgpo", "--sharpness", "8", "--out", str(tmp_path / "alone")]
+    assert run.main(args) == 0
+    alone, cell = tmp_path / "alone", finished / CELLS[2]
+    for ours, other in zip(records(cell), records(alone), strict=True):
+        assert ours.keys() == other.keys()
+        for name in ("entropy", "approx_kl", "gate_mean", "eval_return"):
+            if name in ours:
+                for a, b in zip(ours[name], other[name], strict=True):
+                    assert a == pytest.approx(b, rel=1e-3, abs=1e-6) if b is not None else a is None
+    # The other sharpness is another run.
+    assert records(finished / CELLS[1])[-1]["gate_mean"] != records(cell)[-1]["gate_mean"]
+    gate = json.loads((cell / "config.json").read_text())["gate"]
+    assert gate["numbers"]["sharpness"] == 8.0
+
+
+def test_a_cell_can_be_gone_on_with_by_itself(finished, capsys):
+    assert run.main(["--out", str(finished / CELLS[0]), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    kept = (out / CELLS[1] / "metrics.jsonl").stat()
+    assert sweep.main(["--agents", "ppo", "reinforce", "--out", str(out), *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "1 cells done already" in said
+    assert is_finished(out / "CartPole-v1-reinforce")
+    assert (out / CELLS[1] / "metrics.jsonl").stat().st_mtime == kept.st_mtime
+
+
+def test_other_settings_in_the_same_folder_are_a_failed_cell(finished, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / CELLS[0] / "summary.json").unlink()
+    args = ["--agents", "ppo", "--out", str(out), *TINY, "--learning-rate", "0.5"]
+    assert sweep.main(args) == run.EXIT_BROKEN
+    assert "--learning-rate 0.5: the run in" in capsys.readouterr().out
+
+
+def test_a_broken_cell_does_not_stop_the_others(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("learning_rate: [1e38, 1e-3]\n")
+    out = tmp_path / "out"
+    assert sweep.main(["--file", str(path), "--out", str(out), *TINY]) == run.EXIT_BROKEN
+    broken, good = (
+        out / "CartPole-v1-rgpo-learning_rate=1e+38",
+        out / "CartPole-v1-rgpo-learning_rate=0.001",
+    )
+    assert is_finished(good)
+    assert json.loads((broken / "summary.json").read_text())["broken"]
+    assert (
+        "1 of 2 cells finished; failed: CartPole-v1-rgpo-learning_rate=1e+38"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
+    assert sweep.main(["--dry-run", "--out", str(tmp_path / "out"), *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "1 programs, about" in said
+    assert "MiB" in said
+    assert not (tmp_path / "out").exists()
+
+
+LONG = [*TINY, "--total-steps", "64000", "--log-every", "640", "--checkpoint-every", "0.1"]
+
+
+def start(out, *args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", "--out", str(out), *LONG, *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_a_checkpoint(out, process, deadline=240):
+    end = time.monotonic() + deadline
+    while not list(out.glob("programs/*/checkpoints/*/checksums.json")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
+    out = tmp_path / "out"
+    args = ("--agents", "rgpo", "ppo")
+    process = start(out, *args)
+    wait_for_a_checkpoint(out, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "go on with: python -m experiments.sweep --out" in said
+    (begun,) = [p for p in out.glob("CartPole*") if (p / "metrics.jsonl").exists()]
+    lines = len((begun / "metrics.jsonl").read_text().splitlines())
+    said, _ = (process := start(out, *args)).communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "going on after" in (begun / "run.log").read_text()
+    assert [r["env_steps"] for r in records(begun)] == list(range(0, 64001, 640))
+    assert lines < 101
+    assert is_finished(out / "CartPole-v1-ppo")
+
+
+def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):
+    from experiments.results import hold
+
+    held = hold(tmp_path / "out")
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["--out", str(tmp_path / "out"), *TINY])
+    held.close()
+    assert refused.value.code == 2
+    assert "another process is writing to it" in capsys.readouterr().err
+
+
+def test_without_ray_one_line_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["--launcher", "ray", "--out", str(tmp_path / "out"), *TINY])
+    assert refused.value.code == 2
+    assert "pip install 'rgpo-jax[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_ray_cluster_loses_a_node_and_no_step(tmp_path):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    out = tmp_path / "out"
+    process = start(
+        out, "--agents", "rgpo", "ppo", "--launcher", "ray", "--address", cluster.address
+    )
+    try:
+        wait_for_a_checkpoint(out, process)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        said, _ = process.communicate(timeout=600)
+    finally:
+        process.kill()
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    logs = [(out / f"CartPole-v1-{agent}" / "run.log").read_text() for agent in ("rgpo", "ppo")]
+    assert any("going on after" in log for log in logs)
+    for agent in ("rgpo", "ppo"):
+        steps = [record["env_steps"] for record in records(out / f"CartPole-v1-{agent}")]
+        assert steps == list(range(0, 64001, 640))
