@@ -242,7 +242,7 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-LONG = [*TINY, "--total-steps", "64000", "--log-every", "640", "--checkpoint-every", "0.1"]
+LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--checkpoint-every", "0.1"]
 
 
 def start(out, *args):
@@ -277,7 +277,7 @@ def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
     said, _ = (process := start(out, *args)).communicate(timeout=300)
     assert process.returncode == 0, said
     assert "going on after" in (begun / "run.log").read_text()
-    assert [r["env_steps"] for r in records(begun)] == list(range(0, 64001, 640))
+    assert [r["env_steps"] for r in records(begun)] == list(range(0, 16001, 160))
     assert lines < 101
     assert is_finished(out / "CartPole-v1-ppo")
 
@@ -326,4 +326,4 @@ def test_a_ray_cluster_loses_a_node_and_no_step(tmp_path):
     assert any("going on after" in log for log in logs)
     for agent in ("rgpo", "ppo"):
         steps = [record["env_steps"] for record in records(out / f"CartPole-v1-{agent}")]
-        assert steps == list(range(0, 64001, 640))
+        assert steps == list(range(0, 16001, 160))
