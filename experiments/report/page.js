@@ -13,6 +13,8 @@
 
   const color = (style) => colors[style % colors.length];
   const dash = (style) => dashes[Math.floor(style / colors.length) % dashes.length];
+  // Open where lines are dashed.
+  const symbol = (style) => (dash(style) === dashes[0] ? "circle" : "circle-open");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const say = (value) => Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3)
     ? value.toPrecision(3) : String(Number(value.toPrecision(4)));
@@ -55,7 +57,7 @@
         const bar = (i, end) => (series.low[i] === null ? 0 : Math.abs(series[end][i] - series.y[i]));
         return [{
           ...common, ...hovering, mode: "markers", x: pick(series.y), y: pick(series.x),
-          marker: { color: color(series.style), size: 8 },
+          marker: { color: color(series.style), size: 8, symbol: symbol(series.style) },
           error_x: {
             type: "data", symmetric: false, array: points.map((i) => bar(i, "high")),
             arrayminus: points.map((i) => bar(i, "low")), color: color(series.style),

@@ -100,9 +100,10 @@ def _draw_line(axes: Axes, series: Series, markers: bool) -> None:
 
 def _draw_intervals(axes: Axes, series: Series) -> None:
     color = _color(series.style)
+    fill = color if _linestyle(series.style) == "solid" else "white"  # as a dash is to a line
     for row, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True):
         if y is None:
             continue
         if low is not None and high is not None and math.isfinite(high - low):
             axes.plot([low, high], [row, row], color=color, linewidth=3, alpha=0.4)
-        axes.plot([y], [row], color=color, marker="o", markersize=3.5)
+        axes.plot([y], [row], color=color, marker="o", markersize=3.5, mfc=fill)
