@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rgpo_jax import statistics
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
 
 SCORES = [3.0, 100.0, 5.0, 1.0, 4.0, 2.0, 6.0, -50.0]
@@ -66,3 +67,83 @@ def test_too_few_scores_have_no_interval(scores):
 @pytest.mark.filterwarnings("error")
 def test_identical_scores_have_a_degenerate_interval():
     assert bootstrap_interval([2.5] * 5) == (2.5, 2.5)
+
+
+# Three environments, ten seeds of ours and eight of a baseline. Made by rliable 1.2.0 itself, with
+# arch 7.2.0 and pandas 2.3.3 (it does not import beside pandas 3): `get_interval_estimates`, and
+# `create_performance_profile` for the last, with 5,000 to 50,000 resamples.
+_RNG = np.random.default_rng(7)
+OURS = _RNG.normal([0.6, 0.3, 0.9], [0.1, 0.2, 0.3], (10, 3)).round(3)
+THEIRS = _RNG.normal(0.5, 0.25, (8, 3)).round(3)
+RLIABLE = [
+    (statistics.pooled_iqm, 0.515625, (0.4371875, 0.5870625)),
+    (statistics.pooled_mean, 0.50823333, (0.43843333, 0.57236667)),
+    (statistics.pooled_optimality_gap, 0.492, (0.42783333, 0.56223417)),
+]
+MONTE_CARLO = 0.006  # of a bound, between two sets of resamples
+
+
+@pytest.mark.parametrize(("statistic", "value", "interval"), RLIABLE)
+def test_aggregates_are_those_of_rliable(statistic, value, interval):
+    found = statistics.estimate(statistic, list(OURS.T), resamples=20_000)
+    assert found.value == pytest.approx(value, abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(interval, abs=MONTE_CARLO)
+
+
+def test_probability_of_improvement_is_that_of_rliable():
+    found = statistics.probability_of_improvement(list(OURS.T), list(THEIRS.T))
+    assert found.value == pytest.approx(0.59583333, abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((0.50416667, 0.68333333), abs=0.01)
+
+
+def test_performance_profile_is_that_of_rliable():
+    found = statistics.performance_profile(list(OURS.T), np.array([0.2, 0.5, 0.8]))
+    np.testing.assert_allclose(found.value, [0.83333333, 0.6, 0.16666667], atol=1e-6)
+    # Counts of 30 runs: a bound moves by whole runs.
+    np.testing.assert_allclose(found.low, [0.7, 0.46666667, 0.06666667], atol=0.034)
+    np.testing.assert_allclose(found.high, [0.93333333, 0.7, 0.26666667], atol=0.034)
+
+
+def test_probability_of_improvement_counts_pairs():
+    # 4 against 1, 4 and 9: one win, one tie, one loss; 8 against them: two wins, one loss.
+    found = statistics.probability_of_improvement([[4.0, 8.0]], [[1.0, 4.0, 9.0]])
+    assert found.value == pytest.approx((1 + 0.5 + 2) / 6)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+
+
+def test_probability_of_improvement_over_oneself_is_a_half():
+    assert statistics.probability_of_improvement([SCORES], [SCORES]).value == pytest.approx(0.5)
+
+
+def test_strata_are_resampled_apart():
+    # Within each environment all seeds agree, so nothing varies, however far apart they lie.
+    found = statistics.estimate(statistics.pooled_mean, [[0.0] * 3, [10.0] * 5])
+    assert found == (6.25, 6.25, 6.25)
+
+
+def test_strata_may_carry_further_axes():
+    curves = np.arange(24.0).reshape(4, 6) ** 2
+    together = statistics.estimate(statistics.pooled_iqm, [curves])
+    assert together.value.shape == together.low.shape == together.high.shape == (6,)
+    for i, column in enumerate(curves.T):
+        alone = statistics.estimate(statistics.pooled_iqm, [column])
+        assert (together.value[i], together.low[i]) == pytest.approx((alone.value, alone.low))
+
+
+def test_a_stratum_of_one_seed_has_no_interval():
+    found = statistics.estimate(statistics.pooled_mean, [[1.0, 2.0], [6.0]])
+    assert found.value == 3.0
+    assert not found.has_interval
+    assert statistics.estimate(statistics.pooled_mean, [[1.0, 2.0]]).has_interval
+
+
+@pytest.mark.parametrize("strata", [[], [[1.0, 2.0], []]])
+def test_an_empty_stratum_is_refused(strata):
+    with pytest.raises(ValueError, match="at least one score"):
+        statistics.estimate(statistics.pooled_mean, strata)
+
+
+def test_coefficient_of_variation():
+    assert statistics.coefficient_of_variation([-1.0, -2.0, -3.0]) == pytest.approx(0.5)
+    assert np.isnan(statistics.coefficient_of_variation([1.0]))
+    assert np.isnan(statistics.coefficient_of_variation([-1.0, 1.0]))

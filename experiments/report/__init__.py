@@ -1,0 +1,1 @@
+"""Statistics and a page over any set of runs: `python -m experiments.report --help`."""

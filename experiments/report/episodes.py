@@ -1,0 +1,40 @@
+"""Rendered episodes that lie in run folders, where `python -m experiments.play` writes them."""
+
+import base64
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from experiments.report.runs import Run
+
+_LARGEST = 16 * 2**20  # bytes: a page beyond this opens slowly
+_KINDS: dict[str, tuple[Literal["image", "video", "page"], str]] = {
+    "episode.gif": ("image", "image/gif"),
+    "episode.mp4": ("video", "video/mp4"),
+    "episode.html": ("page", "text/html"),
+}
+
+
+class Episode(NamedTuple):
+    """An episode to be embedded: a data URI, or the text of a page."""
+
+    kind: Literal["image", "video", "page"]
+    content: str
+
+
+def find(run: Run) -> Episode | None:
+    """The episode of a run; None where there is none, or one too large to be embedded."""
+    for name, (kind, media) in _KINDS.items():
+        content = _read(run.folder / name)
+        if content is None:
+            continue
+        if kind == "page":
+            return Episode(kind, content.decode(errors="replace"))
+        return Episode(kind, f"data:{media};base64,{base64.b64encode(content).decode()}")
+    return None
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes() if 0 < file.stat().st_size <= _LARGEST else None
+    except OSError:
+        return None

@@ -1,0 +1,398 @@
+"""Reads run folders, and sorts their seeds into cells: an environment and a variant each.
+
+A variant is an agent, its gate, and those settings in which runs of that agent differ on the same
+environment. Settings that differ between environments only are the families' and make no variant.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.command_line import BadInput
+from experiments.results import CONFIG, METRICS, SUMMARY
+
+_DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
+
+# What a run is called, which seeds it has and how it is measured: none of it changes its training.
+_NOT_A_VARIANT = frozenset(
+    {
+        *("agent", "gate", "env", "backend", "seed", "num_seeds"),
+        *("log_every", "eval_every", "eval_episodes"),
+    }
+)
+_COUNTERS = ("env_steps", "updates", "wall_seconds")
+FINISHED, UNFINISHED, INTERRUPTED, BROKEN = "finished", "unfinished", "interrupted", "broken"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder as it is now; it may still grow.
+
+    Attributes:
+      folder: where it lies.
+      name: its path below what the user named.
+      config: content of `config.json`.
+      summary: content of `summary.json`; empty while the run goes on.
+      env_steps, updates, wall_seconds: counters of the log lines [lines].
+      metrics: name -> [lines, seeds], NaN where undefined.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    env_steps: np.ndarray
+    updates: np.ndarray
+    wall_seconds: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self.config["settings"]
+        return settings
+
+    @property
+    def agent(self) -> str:
+        """Agent, and gate where it is not the agent's own."""
+        gate = self.settings.get("gate")
+        return self.settings["agent"] + (f"+{gate}" if gate else "")
+
+    @property
+    def env(self) -> str:
+        """Environment, and backend where it has one."""
+        backend = self.settings.get("backend")
+        return self.settings["env"] + (f" ({backend})" if backend else "")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        first = self.settings["seed"]
+        return tuple(range(first, first + self.settings["num_seeds"]))
+
+    @property
+    def status(self) -> str:
+        if not self.summary:
+            return UNFINISHED
+        if self.summary.get("broken"):
+            return BROKEN
+        return INTERRUPTED if self.summary.get("interrupted") else FINISHED
+
+    @property
+    def progress(self) -> float:
+        """Share of `total_steps` that has been logged, at most 1."""
+        return min(1.0, float(self.env_steps[-1]) / self.settings["total_steps"])
+
+    def rows(self, metric: str) -> np.ndarray:
+        """Which lines define a metric for any seed [lines]."""
+        values = self.metrics.get(metric)
+        return (
+            np.zeros(len(self.env_steps), bool)
+            if values is None
+            else np.isfinite(values).any(axis=1)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The seeds of one variant on one environment, from one run or several.
+
+    Attributes:
+      env, variant: of all its runs.
+      runs: in the order of their seeds.
+      columns: for each run, the indices of those of its seeds that count.
+    """
+
+    env: str
+    variant: str
+    runs: tuple[Run, ...]
+    columns: tuple[tuple[int, ...], ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(
+            run.seeds[i]
+            for run, columns in zip(self.runs, self.columns, strict=True)
+            for i in columns
+        )
+
+    @property
+    def status(self) -> str:
+        """The worst of its runs."""
+        states = {run.status for run in self.runs}
+        return next(s for s in (BROKEN, INTERRUPTED, UNFINISHED, FINISHED) if s in states)
+
+    @property
+    def progress(self) -> float:
+        return min(run.progress for run in self.runs)
+
+    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """A metric over training: env_steps [points] and values [points, seeds], NaN where missing.
+
+        Points are the steps at which each run that came so far was logged.
+        """
+        grids = [run.env_steps[run.rows(metric)] for run in self.runs]
+        steps = np.array(
+            [
+                step
+                for step in np.unique(np.concatenate(grids))
+                if all(step in grid for grid in grids if len(grid) and grid[-1] >= step)
+            ]
+        )
+        parts = []
+        for run, columns in zip(self.runs, self.columns, strict=True):
+            part = np.full((len(steps), len(columns)), np.nan)
+            if metric in run.metrics:
+                at = {step: i for i, step in enumerate(run.env_steps)}
+                found = [i for i, step in enumerate(steps) if step in at]
+                lines = [at[steps[i]] for i in found]
+                part[found] = run.metrics[metric][np.ix_(lines, columns)]
+            parts.append(part)
+        return steps, np.concatenate(parts, axis=1)
+
+    def final(self, metric: str) -> np.ndarray:
+        """Each seed's last defined value [seeds], without seeds that have none."""
+        values = []
+        for run, columns in zip(self.runs, self.columns, strict=True):
+            rows = run.rows(metric)
+            if rows.any():
+                values += list(run.metrics[metric][rows][-1, list(columns)])
+        scores = np.array(values, float)
+        return scores[np.isfinite(scores)]
+
+    def mean_over_updates(self, metric: str) -> np.ndarray:
+        """Mean over all updates of each seed [seeds]; a line weighs as many as it reports."""
+        values = []
+        for run, columns in zip(self.runs, self.columns, strict=True):
+            rows = run.rows(metric)
+            if rows.any():
+                weights = np.diff(run.updates, prepend=0)[rows]
+                logged = run.metrics[metric][rows][:, list(columns)]
+                values += list(np.average(logged, axis=0, weights=weights))
+        scores = np.array(values, float)
+        return scores[np.isfinite(scores)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """All that a report is about.
+
+    Attributes:
+      runs: that have metrics.
+      cells: (env, variant) -> Cell.
+      notes: what a reader must know about what was found: one sentence each.
+      waiting: run folders without a line of metrics yet.
+    """
+
+    runs: tuple[Run, ...]
+    cells: dict[tuple[str, str], Cell]
+    notes: tuple[str, ...]
+    waiting: int
+
+    @functools.cached_property
+    def envs(self) -> tuple[str, ...]:
+        return tuple(sorted({env for env, _ in self.cells}, key=_natural))
+
+    @functools.cached_property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(sorted({variant for _, variant in self.cells}, key=_natural))
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether a run has no summary yet: it goes on, or it was killed."""
+        return self.waiting > 0 or any(run.status == UNFINISHED for run in self.runs)
+
+
+def _natural(name: str) -> list[tuple[float, str]]:
+    """A sorting key by which k=4 comes before k=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name.lower())
+    return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
+
+
+def run_folders(paths: Sequence[str]) -> list[tuple[Path, str]]:
+    """The run folders in some folders, up to two levels down, each with a name.
+
+    Raises:
+      BadInput: a path is no folder, or cannot be read.
+    """
+    found: dict[Path, tuple[Path, str]] = {}
+    for path in paths:
+        top = Path(path).expanduser()
+        try:
+            if not top.is_dir():
+                reason = "expected a folder" if top.exists() else "no such folder"
+                raise BadInput(f"{path}: {reason}")
+            next(top.iterdir(), None)  # glob passes over what it may not read
+            configs = sorted(file for depth in _DEPTHS for file in top.glob(depth + CONFIG))
+            for folder in (config.parent for config in configs):
+                below, above = folder.relative_to(top), top.resolve().name
+                name = Path(above) / below if len(paths) > 1 or folder == top else below
+                found.setdefault(folder.resolve(), (folder, name.as_posix()))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return list(found.values())
+
+
+def files(paths: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """What can tell that runs changed: path, time and size of each of their files."""
+    seen = []
+    for folder, _ in run_folders(paths):
+        for file in sorted(folder.iterdir()):
+            with contextlib.suppress(OSError):  # replaced this moment
+                if file.is_file() and not file.name.startswith("."):
+                    stat = file.stat()
+                    seen.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return tuple(seen)
+
+
+def collect(paths: Sequence[str]) -> Collection:
+    """Reads the runs in some folders.
+
+    Raises:
+      BadInput: a path is no folder, or cannot be read.
+    """
+    runs, notes, waiting = [], [], 0
+    for folder, name in run_folders(paths):
+        try:
+            run = _read_run(folder, name)
+        except _NotARun as error:
+            notes.append(f"{name} was passed over: {error}.")
+            continue
+        if run is None:
+            waiting += 1
+        else:
+            runs.append(run)
+    if waiting:
+        notes.append(f"{waiting} run folder(s) have no metrics yet.")
+    for run in runs:
+        if run.status == BROKEN:
+            broken = run.summary["broken"]
+            where = ", ".join(
+                f"seed {entry['seed']} at update {entry['update']}" for entry in broken
+            )
+            notes.append(f"{run.name} broke: parameters became NaN or infinite ({where}).")
+        elif run.status == INTERRUPTED:
+            notes.append(f"{run.name} was interrupted at {run.progress:.0%}.")
+    cells, more = _cells(runs)
+    return Collection(tuple(runs), cells, (*notes, *more), waiting)
+
+
+class _NotARun(Exception):
+    """The folder holds a config.json, but not that of a run."""
+
+
+def _read_run(folder: Path, name: str) -> Run | None:
+    """None where the run has no line of metrics yet."""
+    config = _read_json(folder / CONFIG)
+    settings = config.get("settings")
+    expected = {"agent": str, "env": str, "seed": int, "num_seeds": int, "total_steps": int}
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(key), kind) for key, kind in expected.items()
+    ):
+        raise _NotARun(f"its {CONFIG} is not that of a run")
+    summary = _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    try:
+        text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+    except (OSError, ValueError) as error:
+        raise _NotARun(f"{METRICS}: {error}") from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            content = json.loads(line)
+            if not all(math.isfinite(content[counter]) for counter in _COUNTERS):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number <= text.count("\n"):
+                raise _NotARun(f"line {number} of its {METRICS} is damaged") from None
+            break  # the last line is being written, or was when the run was killed
+        lines.append(content)
+    if not lines:
+        return None
+    undefined = [None] * settings["num_seeds"]
+    names = dict.fromkeys(key for line in lines for key in line if key not in _COUNTERS)
+    try:
+        metrics = {
+            key: np.array([line.get(key, undefined) for line in lines], float) for key in names
+        }
+    except (ValueError, TypeError):
+        metrics = {}
+    if not metrics or any(m.shape != (len(lines), len(undefined)) for m in metrics.values()):
+        raise _NotARun(f"its {METRICS} does not hold one value per seed")
+    steps, updates, seconds = (np.array([line[key] for line in lines]) for key in _COUNTERS)
+    return Run(folder, name, config, summary, steps, updates, seconds, metrics)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _NotARun(f"{file.name}: {error}") from None
+    if not isinstance(content, dict):
+        raise _NotARun(f"{file.name} holds no object")
+    return content
+
+
+def varying_settings(runs: Sequence[Run]) -> list[str]:
+    """Names of settings in which runs of one agent differ on the same environment."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run.env, []).append(run.settings)
+    return [
+        name
+        for name in dict.fromkeys(name for run in runs for name in run.settings)
+        if name not in _NOT_A_VARIANT
+        and any(
+            len({json.dumps(s[name]) for s in settings if name in s}) > 1
+            for settings in groups.values()
+        )
+    ]
+
+
+def _label(run: Run, varying: Sequence[str]) -> str:
+    parts = [run.agent]
+    for name in varying:
+        value = run.settings.get(name)
+        if isinstance(value, list):
+            value = "x".join(map(str, value))
+        parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+    return " ".join(parts)
+
+
+def _cells(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], Cell], list[str]]:
+    """Pools seeds; of a seed that came twice, the run that is finished, or went further, counts."""
+    agents = {
+        agent: [run for run in runs if run.agent == agent] for agent in {r.agent for r in runs}
+    }
+    varying = {agent: varying_settings(group) for agent, group in agents.items()}
+    pools: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.agent, run.env, run.seeds)):
+        pools.setdefault((run.env, _label(run, varying[run.agent])), []).append(run)
+    cells, notes = {}, []
+    for (env, variant), pool in pools.items():
+        owner: dict[int, Run] = {}
+        # Of equals the first by name counts, so that a report does not depend on file times.
+        for run in sorted(pool, key=lambda r: (r.status != FINISHED, -r.env_steps[-1], r.name)):
+            twice = [seed for seed in run.seeds if seed in owner]
+            if twice:
+                notes.append(
+                    f"{variant} on {env}: {_plural(twice)} of {run.name} "
+                    f"also came from {owner[twice[0]].name} and count once."
+                )
+            for seed in run.seeds:
+                owner.setdefault(seed, run)
+        kept = [run for run in pool if any(owner[seed] is run for seed in run.seeds)]
+        columns = tuple(
+            tuple(i for i, seed in enumerate(run.seeds) if owner[seed] is run) for run in kept
+        )
+        cells[env, variant] = Cell(env, variant, tuple(kept), columns)
+    return cells, notes
+
+
+def _plural(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
