@@ -16,7 +16,7 @@ import agents
 import envs
 from experiments import command_line, devices
 from experiments.command_line import BadInput
-from rgpo_jax.config import Checked, Config
+from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
 
 PROG = "python -m experiments.benchmark"
@@ -211,6 +211,7 @@ def main(args: Sequence[str] | None = None) -> int:
             envs.check_name(options.env)
         except ValueError as error:
             raise BadInput(f"--env {options.env}: {error}") from None
+        command_line.check_path("out", options.out)
         if options.out is not None and not Path(options.out).absolute().parent.is_dir():
             raise BadInput(f"--out {options.out}: no such folder")
         for field in ("num_envs", "num_seeds"):
@@ -218,7 +219,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise BadInput(f"{command_line.flag(field)}: expected at least one number")
         if min(options.num_envs) * options.num_steps % 4:
             raise BadInput(f"--num-steps {options.num_steps}: expected a multiple of 4")
-    except BadInput as error:
+    except (BadInput, ConfigError) as error:
         command_line.refuse(error)
     print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
     largest = settings_of(options.agent, options, max(options.num_envs))

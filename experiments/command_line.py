@@ -16,6 +16,8 @@ from unittest import mock
 
 import tyro
 
+from rgpo_jax.config import ConfigError
+
 T = TypeVar("T")
 EXIT_BAD_INPUT = 2
 # Options that say where results go, and not what they are: config files do not hold them.
@@ -31,6 +33,12 @@ _NOT_A_NUMBER = {
 
 class BadInput(Exception):
     """What a user typed cannot be used; the message is the one line that they see."""
+
+
+def check_path(field: str, path: str | None) -> None:
+    """Raises ConfigError for what can be no path."""
+    if path is not None and (not path or "\0" in path):
+        raise ConfigError(field, f"{path!r}: expected a folder")
 
 
 def refuse(error: BaseException | str) -> NoReturn:

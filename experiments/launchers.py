@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,17 @@ from experiments.command_line import BadInput
 
 LOG = "worker.log"
 EXIT_LOST = 5  # Ray gave a task up
+
+
+def command(spec: Path, *flags: str) -> list[str]:
+    """What runs a program."""
+    return [sys.executable, "-m", "experiments.worker", str(spec), *flags]
+
+
+def environment() -> dict[str, str]:
+    """Ours; and a worker finds the packages of this checkout, whatever folder it runs in."""
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 class Launcher(Protocol):
@@ -47,7 +59,8 @@ class Local:
         with (folder / LOG).open("a") as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
             self._running[spec] = subprocess.Popen(
-                [sys.executable, "-m", "experiments.worker", str(spec)],
+                command(spec),
+                env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -130,7 +143,8 @@ def _work(spec: str, folder: str) -> int:
     """Runs a worker on a node, from the same folder as the sweep; returns its exit status."""
     with (Path(spec).with_suffix("") / LOG).open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.worker", spec],
+            command(Path(spec)),
+            env=environment(),
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -78,8 +78,7 @@ class Options(Checked):
         if self.seed + self.num_seeds > 2**32:
             raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
         for field in ("out", "init_from"):
-            if getattr(self, field) == "":
-                raise ConfigError(field, "'': expected a folder")
+            command_line.check_path(field, getattr(self, field))
         if self.resume and self.out is None:
             raise ConfigError("resume", "needs the run's folder too: --out DIR")
         if self.resume and self.overwrite:

@@ -71,8 +71,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out == "":
-            raise ConfigError("out", "'': expected a folder")
+        command_line.check_path("out", self.out)
         if self.launcher != "ray" and self.address is not None:
             raise ConfigError("address", f"{self.address}: expected --launcher ray with it")
 
@@ -189,7 +188,8 @@ def _estimate(programs: Sequence[Program], out: Path, screen: Screen) -> None:
             spec = Path(folder) / f"{program.name}.json"
             worker.write_spec(spec, Path(folder), program.cells)
             probe = subprocess.run(
-                [sys.executable, "-m", "experiments.worker", str(spec), "--probe"],
+                launchers.command(spec, "--probe"),
+                env=launchers.environment(),
                 capture_output=True,
                 text=True,
             )
@@ -311,6 +311,9 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts, contextlib.ExitStack() as stack:
         try:
             options, flags = command_line.read_some(Options, Options(), given, PROG)
+            for field in ("agents", "envs"):
+                if command_line.flag(field) in given and not getattr(options, field):
+                    raise BadInput(f"{command_line.flag(field)}: expected at least one name")
             cells = grid.expand(options.agents, options.envs, flags, options.file, PROG)
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path(options.out or f"sweeps/{stamp}").expanduser()

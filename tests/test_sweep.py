@@ -134,6 +134,7 @@ def test_a_bad_file_is_refused(content, message, tmp_path):
             ["--max-members", "1", "--num-seeds", "2"],
             "--max-members 1: CartPole-v1-rgpo has 2 seeds",
         ),
+        (["--agents", "--envs", "CartPole-v1"], "--agents: expected at least one name"),
         (["--jobs", "0"], "--jobs 0: expected a whole number"),
         (["--address", "auto"], "--address auto: expected --launcher ray"),
         (["--out", ""], "--out '': expected a folder"),
@@ -244,6 +245,8 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
 
 LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--checkpoint-every", "0.1"]
 
+LONGER = ["--total-steps", "160000", "--log-every", "1600"]  # so that one is lost on the way
+
 
 def start(out, *args):
     return subprocess.Popen(
@@ -255,9 +258,11 @@ def start(out, *args):
     )
 
 
-def wait_for_a_checkpoint(out, process, deadline=240):
+def wait_for_checkpoints(out, process, programs, deadline=240):
     end = time.monotonic() + deadline
-    while not list(out.glob("programs/*/checkpoints/*/checksums.json")):
+    while len(set(out.glob("programs/*/checkpoints"))) < programs or not all(
+        list(folder.glob("*/checksums.json")) for folder in out.glob("programs/*/checkpoints")
+    ):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -267,7 +272,7 @@ def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
     out = tmp_path / "out"
     args = ("--agents", "rgpo", "ppo")
     process = start(out, *args)
-    wait_for_a_checkpoint(out, process)
+    wait_for_checkpoints(out, process, 1)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 143, said
@@ -312,10 +317,10 @@ def test_a_ray_cluster_loses_a_node_and_no_step(tmp_path):
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     out = tmp_path / "out"
     process = start(
-        out, "--agents", "rgpo", "ppo", "--launcher", "ray", "--address", cluster.address
+        out, *LONGER, "--agents", "rgpo", "ppo", "--launcher", "ray", "--address", cluster.address
     )
     try:
-        wait_for_a_checkpoint(out, process)
+        wait_for_checkpoints(out, process, 2)
         cluster.remove_node(nodes[0], allow_graceful=False)
         said, _ = process.communicate(timeout=600)
     finally:
@@ -326,4 +331,4 @@ def test_a_ray_cluster_loses_a_node_and_no_step(tmp_path):
     assert any("going on after" in log for log in logs)
     for agent in ("rgpo", "ppo"):
         steps = [record["env_steps"] for record in records(out / f"CartPole-v1-{agent}")]
-        assert steps == list(range(0, 16001, 160))
+        assert steps == list(range(0, 160001, 1600))
