@@ -223,7 +223,7 @@ def read_plan(
         frozen=True,
     )
     flags.__doc__ = "Train one agent on one environment over several seeds."
-    default = flags(Options(), settings.defaults(config_class, env))
+    default = flags(Options(), settings.defaults(config_class, env, gate or agent))
     parsed: Any = command_line.read(flags, default, [*file_args, *args], prog)
     plan = Plan(parsed.run, parsed.agent)
     _refuse_other_settings(stored, plan)

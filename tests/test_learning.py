@@ -71,3 +71,41 @@ def test_a_memory_balances_the_pole_whose_velocities_are_hidden(tmp_path):
 def test_breakout_is_played_well(tmp_path):
     scores = final_scores(tmp_path, "rgpo", "Breakout-MinAtar", "--num-seeds", "3")
     assert interquartile_mean(scores) >= 25
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "score"),
+    [
+        ("InvertedPendulum-v4", "ppo", 950),
+        ("InvertedPendulum-v4", "rgpo", 950),
+        ("HalfCheetah-v4", "ppo", 1443),  # CleanRL's PPO
+        ("HalfCheetah-v4", "rgpo", 1443),
+        ("Hopper-v4", "ppo", 2383),  # CleanRL's PPO
+        ("Hopper-v4", "rgpo", 1000),  # it falls short here: 1789 [1284, 2274], see the README
+    ],
+)
+def test_mujoco_is_learnt_in_a_million_steps(env, agent, score, tmp_path):
+    flags = ("--num-seeds", "3", "--eval-episodes", "10")
+    if env.startswith("Inverted"):
+        flags += ("--total-steps", "300000")
+    scores = final_scores(tmp_path, agent, f"envpool/{env}", *flags)
+    assert interquartile_mean(scores) >= score
+
+
+def test_brax_balances_the_pendulum(tmp_path):
+    flags = ("--num-seeds", "3", "--total-steps", "1500000", "--eval-episodes", "10")
+    scores = final_scores(tmp_path, "ppo", "brax/inverted_pendulum", *flags)
+    assert interquartile_mean(scores) >= 800
+
+
+def test_brax_ant_improves_steadily(tmp_path):
+    final_scores(tmp_path, "ppo", "brax/ant", "--num-seeds", "3", "--eval-episodes", "8")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines[1:]]
+    returns = [
+        interquartile_mean(r["episode_return"]) for r in records if None not in r["episode_return"]
+    ]
+    fifth = len(returns) // 5
+    means = [sum(returns[i * fifth : (i + 1) * fifth]) / fifth for i in range(5)]
+    assert means == sorted(means)
+    assert means[-1] >= 500  # of the samples, not the mode

@@ -245,6 +245,14 @@ def test_a_familys_settings_hold_where_no_flag_is_given():
     assert read.config.network == settings.FAMILIES["MinAtar"]["network"]
 
 
+def test_a_gate_may_have_settings_of_its_own_in_a_family():
+    env = ["--env", "envpool/Hopper-v4"]
+    assert plan.read_plan([*env, "--agent", "ppo"]).config.num_epochs == 10
+    assert plan.read_plan([*env, "--agent", "rgpo"]).config.num_epochs == 4
+    assert plan.read_plan([*env, "--agent", "ppo", "--gate", "rgpo"]).config.num_epochs == 4
+    assert plan.read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
+
+
 @pytest.mark.parametrize("name", agents.NAMES)
 @pytest.mark.parametrize("env", settings.FAMILIES)
 def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
