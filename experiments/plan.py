@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,14 @@ class Options(Checked):
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Start from the parameters and observation statistics of an earlier run's folder: seed after
     seed, and over again where it has fewer."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
+    """Train together with other processes, all started with this same command line: where the
+    first of them listens, or auto, as Slurm, Open MPI, Kubernetes or a TPU pod say. DIR must be a
+    folder that all of them see; the first one alone writes and speaks."""
+    num_processes: Annotated[Count | None, tyro.conf.arg(metavar="N")] = None
+    """How many processes, with --coordinator HOST:PORT."""
+    process_id: Annotated[CountOrZero | None, tyro.conf.arg(metavar="I")] = None
+    """Which of them this is: 0 is the first."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
@@ -86,6 +95,28 @@ class Options(Checked):
             raise ConfigError("resume", "and overwrite exclude each other")
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        count, number = self.num_processes, self.process_id
+        if self.coordinator in (None, "auto"):
+            for field, value in (("num_processes", count), ("process_id", number)):
+                if value is not None:
+                    raise ConfigError(field, f"{value}: goes with --coordinator HOST:PORT")
+        elif not re.fullmatch(r"[^\s/]+:\d{1,5}", self.coordinator):
+            raise ConfigError("coordinator", f"{self.coordinator!r}: expected HOST:PORT or auto")
+        elif count is None or number is None:
+            raise ConfigError("coordinator", "needs --num-processes N and --process-id I too")
+        elif number >= count:
+            raise ConfigError("process_id", f"{number}: expected a number from 0 to {count - 1}")
+        if self.coordinator is None:
+            return
+        if self.out is None:
+            raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
+        if envs.is_on_host(self.env):
+            raise ConfigError(
+                "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
+            )
 
     @property
     def seeds(self) -> range:

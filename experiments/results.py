@@ -331,6 +331,43 @@ class Recorder:
         write_atomically(self.folder / CURVE, picture)
 
 
+class Bystander(Recorder):
+    """Takes a `Recorder`'s place in a process that is not the first: writes and says nothing."""
+
+    def __init__(self, folder: Path):
+        """Expects the folder that the first process has made.
+
+        Raises:
+          BadInput: it is not there.
+        """
+        self.folder = folder
+        if not folder.is_dir():
+            raise BadInput(f"--out {folder}: not seen here; expected a folder all processes share")
+
+    def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None: ...
+
+    def metrics_bytes(self) -> int:
+        return 0
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def write_config(self, settings: Mapping[str, Any], **more: Any) -> None: ...
+
+    def start_progress(self, total_steps: int) -> None: ...
+
+    def advance_progress(self, steps: int, rate: float, status: str) -> None: ...
+
+    def stop_progress(self) -> None: ...
+
+    def log_metrics(
+        self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]
+    ) -> None: ...
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None: ...
+
+
 def _lock(folder: Path) -> TextIO:
     """Holds the folder until the file is closed, or the process ends in whatever way.
 

@@ -14,9 +14,10 @@ import numpy as np
 from experiments import command_line
 from experiments.devices import Layout
 from experiments.host_programs import HostPrograms
-from experiments.interrupts import Interrupts
+from experiments.interrupts import Interrupted, Interrupts
 from experiments.programs import CompiledPrograms, Members, Programs
 from experiments.results import CHECKPOINTS, Recorder
+from rgpo_jax import processes
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.config import Config
@@ -196,7 +197,7 @@ class Training:
         self._progress = self._programs.start(self._states)
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
-        spread = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
+        spread = f" for {layout.describe()}" if layout.num_devices > 1 else ""
         self._say(f"compiled in {self._compile_seconds:.1f} s{spread}")
 
     @property
@@ -243,8 +244,9 @@ class Training:
         parts, self._position = restored.parts, Position(**restored.position)
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
         self._progress = parts["progress"]
-        for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
-            cell.recorder.rewind(size, self._env_steps, self._position.seconds)
+        with processes.together():
+            for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
+                cell.recorder.rewind(size, self._env_steps, self._position.seconds)
         restarted = self._programs.restart_episodes(self._position.updates)
         self._say(
             f"going on after {self._env_steps:,} steps"
@@ -279,8 +281,9 @@ class Training:
                 )
                 advanced = self._programs.advance(self._states, self._progress, stop - done)
                 self._states, self._progress = advanced
-                broken_at = np.asarray(self._progress.broken_at)
-                seconds = time.perf_counter() - begun
+                broken_at = processes.fetch(self._progress.broken_at)
+                # All must make the same number of updates next: one clock decides.
+                seconds = float(processes.agree(time.perf_counter() - begun))
                 longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
                 position.updates = stop
                 position.training_seconds += seconds
@@ -296,11 +299,12 @@ class Training:
                     logged, since = stop, time.perf_counter()
                 if self._all_broken or is_last:
                     break
-                if interrupts.pending or self._checkpoint_is_due():
+                asked = processes.largest(interrupts.pending)
+                if processes.agree(self._checkpoint_is_due()) or asked:
                     self._save()
-                if interrupts.pending:
+                if asked:
                     self._write_summaries(interrupted=True)
-                interrupts.check()
+                    raise Interrupted(asked)
             if not self._all_broken:
                 self._save()
             self._write_summaries()
@@ -325,7 +329,8 @@ class Training:
         """Logs the updates since the last report."""
         position = self._position
         report = self._programs.finish(self._progress)
-        metrics = {name: np.asarray(values).tolist() for name, values in report.metrics.items()}
+        fetched = processes.fetch(report.metrics)
+        metrics = {name: values.tolist() for name, values in fetched.items()}
         # NumPy's maximum: NaN wins, and a broken run does not look perfect.
         position.first_ratio_deviation = np.maximum(
             position.first_ratio_deviation, metrics["first_ratio_deviation"]
