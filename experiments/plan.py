@@ -18,6 +18,7 @@ import envs
 import rgpo_jax
 from experiments import command_line, settings
 from experiments.command_line import BadInput
+from experiments.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.run"
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-_MAY_CHANGE = ("checkpoint_every",)
+_MAY_CHANGE = ("checkpoint_every", "loggers")
 
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
@@ -75,6 +76,8 @@ class Options(Checked):
     """Which of them this is: 0 is the first."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
+    """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
     """Environment steps (of one seed) between two lines of metrics; None: a hundredth of all."""
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import envs
-from experiments import command_line, devices, plan
+from experiments import command_line, devices, loggers, plan
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
 
@@ -30,6 +30,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         options = wanted.options
         num_seeds, on_host = options.num_seeds, envs.is_on_host(options.env)
         devices.use_all_cores(wanted.config, num_seeds, on_host, options.num_processes or 1)
+        loggers.require(options.loggers)
         from experiments import results
 
         folder, speaks = _choose_folder(wanted)
@@ -56,7 +57,9 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             start = trained.load_start(options.init_from, agent)
         with processes.together():
             if speaks:
-                recorder = results.Recorder(folder, options.overwrite, options.resume)
+                recorder = results.Recorder(
+                    folder, options.overwrite, options.resume, log_to=options.loggers
+                )
         with processes.together():
             if not speaks:
                 recorder = results.Bystander(folder)
