@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from probes import assert_same_numbers
 
-from experiments import devices
+from experiments import devices, trained
 from experiments.command_line import BadInput
 from experiments.devices import Layout, choose
 from rgpo_jax.config import Config
@@ -111,3 +111,5 @@ def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device,
     said = train(tmp_path / "eight", num_seeds, 8)
     assert f"8 devices: seeds over {layout[0]}, environments over {layout[1]}" in said
     assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
+    # And what was learnt is read where there are fewer devices.
+    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == 32768
