@@ -111,6 +111,7 @@ def test_two_processes_give_the_numbers_of_one(alone, cache, tmp_path):
     assert summary["device"].endswith("x 2")
 
 
+@pytest.mark.slow  # four processes start and compile
 def test_a_signal_to_one_process_ends_all_in_order_and_they_go_on(alone, cache, tmp_path):
     folder = tmp_path / "two"
     with Pair(cache, folder, start=["-c", SIGNALLED]) as pair:
