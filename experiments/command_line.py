@@ -20,8 +20,16 @@ from rgpo_jax.config import ConfigError
 
 T = TypeVar("T")
 EXIT_BAD_INPUT = 2
-# Options that say where results go, and not what they are: config files do not hold them.
-NOT_IN_FILES = ("config", "out", "overwrite", "resume")
+# Options that say where a run goes and who computes it, and not what: config files lack them.
+NOT_IN_FILES = (
+    "config",
+    "out",
+    "overwrite",
+    "resume",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
 
 
 # What Python says of a word that is no number, and what we say.

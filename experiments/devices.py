@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiments.command_line import BadInput
 from rgpo_jax.config import Config
 
 if TYPE_CHECKING:
@@ -40,46 +41,87 @@ class Layout:
         return "env" if self.env_devices > 1 else None
 
     def mesh(self) -> "Mesh":
-        """The local devices as a mesh with the axes "seed" and "env"."""
+        """Devices, of each process as many, as a mesh with the axes "seed" and "env"."""
         import jax
 
-        devices = jax.local_devices()[: self.num_devices]
+        processes = range(jax.process_count())
+        share = self.num_devices // len(processes)
+        devices = [d for i in processes for d in jax.local_devices(process_index=i)[:share]]
         return jax.make_mesh(
             (self.seed_devices, self.env_devices), ("seed", "env"), devices=devices
         )
 
     @classmethod
     def choose(cls, config: Config, num_seeds: int, on_host: bool = False) -> "Layout":
-        """The layout for the devices that JAX has."""
+        """The layout for the devices that JAX has.
+
+        Raises:
+          BadInput: processes were joined, among which the run cannot be shared out.
+        """
         import jax
 
-        return choose(config, num_seeds, jax.local_device_count(), on_host)
+        return choose(
+            config, num_seeds, jax.local_device_count(), on_host, num_processes=jax.process_count()
+        )
+
+    def describe(self) -> str:
+        """The grid in words."""
+        seeds, environments = self.seed_devices, self.env_devices
+        return f"{self.num_devices} devices: seeds over {seeds}, environments over {environments}"
 
 
 def _largest_divisor(number: int, limit: int) -> int:
     return max(n for n in range(1, limit + 1) if number % n == 0)
 
 
-def choose(config: Config, num_seeds: int, num_devices: int, on_host: bool = False) -> Layout:
+def choose(
+    config: Config,
+    num_seeds: int,
+    num_devices: int,
+    on_host: bool = False,
+    num_processes: int = 1,
+) -> Layout:
     """Spreads seeds first, which need not talk to one another, and then environments.
 
     Environments that live on the host are not on a device, and are not spread. The results do not
     depend on the choice, but for the order of float sums.
+
+    Args:
+      config: of the agent.
+      num_seeds: that are trained.
+      num_devices: that each process has.
+      on_host: whether environments live on the host.
+      num_processes: that share the run; each gets as many devices of the layout.
+
+    Raises:
+      BadInput: seeds and environments cannot be shared out among so many processes.
     """
-    seed_devices = _largest_divisor(num_seeds, num_devices)
-    if on_host:
-        return Layout(seed_devices)
     minibatch_size = config.batch_size // config.num_minibatches
     # What a minibatch is shuffled from, and shared out by: steps, or whole sequences.
     parts = minibatch_size if config.network != "gru" else config.num_envs // config.num_minibatches
-    env_devices = max(
-        n
-        for n in range(1, num_devices // seed_devices + 1)
-        if config.num_envs % n == 0
-        and parts % n == 0
-        and (n == 1 or minibatch_size // n >= _LEAST_SHARE)
-    )
-    return Layout(seed_devices, env_devices)
+    total = num_devices * num_processes
+    layouts = [
+        Layout(seeds, environments)
+        for seeds in range(1, min(num_seeds, total) + 1)
+        for environments in range(1, (1 if on_host else total // seeds) + 1)
+        if num_seeds % seeds == 0
+        and config.num_envs % environments == 0
+        and parts % environments == 0
+        and seeds * environments % num_processes == 0
+    ]
+    if not layouts:
+        raise BadInput(
+            f"--num-processes {num_processes}: {num_seeds} seeds, {config.num_envs} environments "
+            f"and minibatches of {minibatch_size} samples cannot be shared out equally among them"
+        )
+
+    def preference(layout: Layout) -> tuple[bool, int, int]:
+        alone = layout.env_devices == 1
+        pays = alone or minibatch_size // layout.env_devices >= _LEAST_SHARE
+        # It must pay, unless the processes leave no such choice: then as little as can be.
+        return pays, layout.seed_devices, layout.env_devices if pays else -layout.env_devices
+
+    return max(layouts, key=preference)
 
 
 def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
@@ -98,12 +140,18 @@ def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
     return dataclasses.replace(config, microbatch_size=size) if size > 16 else config
 
 
-def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None:
+def use_all_cores(
+    config: Config, num_seeds: int, on_host: bool = False, num_processes: int = 1
+) -> None:
     """On a CPU the cores are devices too: what is spread over them trains faster.
 
     Says so to XLA, before JAX is loaded. GPUs and TPUs are not concerned.
+
+    Raises:
+      BadInput: seeds and environments cannot be shared out among so many processes.
     """
-    count = choose(config, num_seeds, os.cpu_count() or 1, on_host).num_devices
+    layout = choose(config, num_seeds, os.cpu_count() or 1, on_host, num_processes)
+    count = layout.num_devices // num_processes
     chosen = {
         "xla_force_host_platform_device_count": str(count),
         # Small operations gain nothing from threads, and some versions of XLA deadlock with them.
@@ -117,11 +165,12 @@ def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None
 
 
 def spread_over_seeds(mesh: "Mesh", values: Any) -> Any:
-    """Puts arrays [number of seeds, ...] on the mesh."""
+    """Puts arrays [number of seeds, ...], the same in every process, on the mesh."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    return jax.device_put(values, NamedSharding(mesh, PartitionSpec("seed")))
+    on_mesh = NamedSharding(mesh, PartitionSpec("seed"))
+    return jax.jit(lambda x: x, out_shardings=on_mesh)(values)
 
 
 def seed_keys(mesh: "Mesh", seeds: Sequence[int]) -> Any:
@@ -129,7 +178,8 @@ def seed_keys(mesh: "Mesh", seeds: Sequence[int]) -> Any:
     import jax
     import numpy as np
 
-    return spread_over_seeds(mesh, jax.vmap(jax.random.key)(np.array(seeds, np.uint32)))
+    numbers = spread_over_seeds(mesh, np.array(seeds, np.uint32))
+    return jax.jit(jax.vmap(jax.random.key))(numbers)
 
 
 def over_seeds(function: Callable, mesh: "Mesh", in_specs: tuple, out_specs: Any) -> Callable:

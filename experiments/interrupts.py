@@ -19,11 +19,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the two signals raise `Interrupted`: at once, or at a `check` if deferred."""
+    """While entered, the two signals raise `Interrupted`: at once, or not at all if deferred."""
 
     def __init__(self) -> None:
         self._deferring = False
-        self._received: int | None = None
+        self._received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -36,26 +36,21 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self._deferring and self._received is None:
+        if self._deferring and not self._received:
             self._received = signum
             return
         raise Interrupted(signum)  # not deferred; or asked twice: at once
 
     @property
-    def pending(self) -> bool:
-        """Whether a deferred signal waits for the next `check`."""
-        return self._received is not None
+    def pending(self) -> int:
+        """The signal that was deferred; 0 if none was."""
+        return self._received
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal waits for a `check`; a second one does not."""
+        """Inside, the first signal is `pending`; a second one raises at once."""
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
-
-    def check(self) -> None:
-        """Raises `Interrupted` if a signal came in meanwhile."""
-        if self._received is not None:
-            raise Interrupted(self._received)

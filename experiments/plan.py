@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import envs
 import rgpo_jax
 from experiments import command_line, settings
 from experiments.command_line import BadInput
+from experiments.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.run"
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-_MAY_CHANGE = ("checkpoint_every",)
+_MAY_CHANGE = ("checkpoint_every", "loggers")
 
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
@@ -64,8 +66,18 @@ class Options(Checked):
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Start from the parameters and observation statistics of an earlier run's folder: seed after
     seed, and over again where it has fewer."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
+    """Train together with other processes, all started with this same command line: where the
+    first of them listens, or auto, as Slurm, Open MPI, Kubernetes or a TPU pod say. DIR must be a
+    folder that all of them see; the first one alone writes and speaks."""
+    num_processes: Annotated[Count | None, tyro.conf.arg(metavar="N")] = None
+    """How many processes, with --coordinator HOST:PORT."""
+    process_id: Annotated[CountOrZero | None, tyro.conf.arg(metavar="I")] = None
+    """Which of them this is: 0 is the first."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
+    """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
     """Environment steps (of one seed) between two lines of metrics; None: a hundredth of all."""
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
@@ -85,6 +97,28 @@ class Options(Checked):
             raise ConfigError("resume", "and overwrite exclude each other")
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        count, number = self.num_processes, self.process_id
+        if self.coordinator in (None, "auto"):
+            for field, value in (("num_processes", count), ("process_id", number)):
+                if value is not None:
+                    raise ConfigError(field, f"{value}: goes with --coordinator HOST:PORT")
+        elif not re.fullmatch(r"[^\s/]+:\d{1,5}", self.coordinator):
+            raise ConfigError("coordinator", f"{self.coordinator!r}: expected HOST:PORT or auto")
+        elif count is None or number is None:
+            raise ConfigError("coordinator", "needs --num-processes N and --process-id I too")
+        elif number >= count:
+            raise ConfigError("process_id", f"{number}: expected a number from 0 to {count - 1}")
+        if self.coordinator is None:
+            return
+        if self.out is None:
+            raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
+        if envs.is_on_host(self.env):
+            raise ConfigError(
+                "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
+            )
 
     @property
     def seeds(self) -> range:

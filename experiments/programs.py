@@ -1,4 +1,4 @@
-"""A run's compiled programs: members side by side, spread over the local devices."""
+"""A run's compiled programs: members side by side, spread over devices."""
 
 import abc
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
+from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.train import ChunkReport, Progress
@@ -89,8 +90,9 @@ class Programs(abc.ABC):
         result = {}
         for suffix, deterministic in (("", True), ("_stochastic", False)):
             returns, lengths = self._run_episodes(states, keys, deterministic)
-            result[f"eval_return{suffix}"] = np.asarray(returns).tolist()
-            result[f"eval_length{suffix}"] = np.asarray(lengths).tolist()
+            returns, lengths = processes.fetch((returns, lengths))
+            result[f"eval_return{suffix}"] = returns.tolist()
+            result[f"eval_length{suffix}"] = lengths.tolist()
         return result
 
 

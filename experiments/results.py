@@ -1,4 +1,4 @@
-"""The folder of a run: settings, metrics, summary, curve, TensorBoard events and log."""
+"""The folder of a run: settings, metrics, summary, curve, log, and what loggers put there."""
 
 import contextlib
 import datetime
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -27,19 +27,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments import loggers
 from experiments.command_line import BadInput
 
-CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS = (
+CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "config.json",
     "metrics.jsonl",
     "summary.json",
     "learning_curve.png",
     "run.log",
-    "tensorboard",
     "checkpoints",
 )
-_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS)
+_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, *loggers.FOLDERS)
 LOCK = ".lock"  # stays: who removes it could remove the lock of the next
+_MARGIN = 2**20  # bytes that stay free on the disk
 _PACKAGES = (
     "rgpo-jax",
     "jax",
@@ -114,6 +115,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def require_space(folder: Path, needed: int = 0) -> None:
+    """Raises OSError if the disk has less room than so many bytes and a margin.
+
+    A library that writes in threads of its own fails less orderly than we do.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + _MARGIN:
+        raise OSError(
+            f"{folder}: {free / 2**20:.1f} MiB are left on its disk, expected at least "
+            f"{(needed + _MARGIN) / 2**20:.1f} MiB"
+        )
+
+
 def without_nan(value: Any) -> Any:
     """NaN and infinities as None: what is undefined is null in JSON, and never 0."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -184,6 +198,7 @@ class Recorder:
         resume: bool = False,
         terminal: bool = True,
         patience: float = 0.0,
+        log_to: Sequence[loggers.LoggerName] = loggers.DEFAULT_LOGGERS,
     ):
         """Creates the folder, and holds it for this process.
 
@@ -193,6 +208,7 @@ class Recorder:
           resume: go on with the run that it holds; `rewind` says from where.
           terminal: whether to show on the terminal what is said.
           patience: seconds to wait for another process that holds the folder.
+          log_to: where metrics go, beside `metrics.jsonl`.
 
         Raises:
           BadInput: it cannot be written, it holds a run, or another process writes to it.
@@ -209,8 +225,7 @@ class Recorder:
             self._metrics: TextIO = (folder / METRICS).open("a")
         self._console = Console(highlight=False, soft_wrap=True, quiet=not terminal)
         self._progress: Progress | None = None
-        self._events: Any = None
-        self._purge_from: int | None = None
+        self._loggers = loggers.make(log_to, folder)
         self._started = time.perf_counter()
 
     def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None:
@@ -230,7 +245,8 @@ class Recorder:
         self._metrics.truncate(metrics_bytes)
         for name in (SUMMARY, CURVE):
             (self.folder / name).unlink(missing_ok=True)
-        self._purge_from = env_steps + 1
+        for logger in self._loggers:
+            logger.rewind(env_steps)
         self._started = time.perf_counter() - seconds
 
     def metrics_bytes(self) -> int:
@@ -248,8 +264,8 @@ class Recorder:
         trace: TracebackType | None,
     ) -> None:
         self.stop_progress()
-        if self._events is not None:
-            self._events.close()
+        for logger in self._loggers:
+            logger.close()
         for file in (self._metrics, self._log, self._lock):
             with contextlib.suppress(OSError):  # a full disk was said where it was met
                 file.close()
@@ -269,6 +285,8 @@ class Recorder:
         else:
             content = {"settings": settings, **more, **provenance()}
         write_atomically(path, to_json(content, indent=2))
+        for logger in self._loggers:
+            logger.begin(content)
 
     def start_progress(self, total_steps: int) -> None:
         """Shows a bar on a terminal; elsewhere the lines that are said must do."""
@@ -303,7 +321,8 @@ class Recorder:
             self._progress = None
 
     def log_metrics(self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
-        """Appends a line to `metrics.jsonl`, and scalars to TensorBoard (means over seeds)."""
+        """Appends a line to `metrics.jsonl`, and tells the loggers."""
+        require_space(self.folder)
         line = {
             "env_steps": env_steps,
             "updates": updates,
@@ -312,25 +331,57 @@ class Recorder:
         }
         self._metrics.write(to_json(line).decode())
         self._metrics.flush()
-        if self._events is None:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._purge_from)
-        for name, values in metrics.items():
-            finite = [value for value in values if math.isfinite(value)]
-            if finite:
-                group = "evaluation" if name.startswith("eval_") else "training"
-                self._events.add_scalar(f"{group}/{name}", sum(finite) / len(finite), env_steps)
+        for logger in self._loggers:
+            logger.log(env_steps, metrics)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json` and draws `learning_curve.png` from the metrics so far."""
         from experiments import plot
 
         write_atomically(self.folder / SUMMARY, to_json(summary, indent=2))
+        for logger in self._loggers:
+            logger.summarize(summary)
         lines = (self.folder / METRICS).read_text().splitlines()
         title = f"{summary['agent']} on {summary['env']}"
         picture = plot.learning_curve([json.loads(line) for line in lines], title)
         write_atomically(self.folder / CURVE, picture)
+
+
+class Bystander(Recorder):
+    """Takes a `Recorder`'s place in a process that is not the first: writes and says nothing."""
+
+    def __init__(self, folder: Path):
+        """Expects the folder that the first process has made.
+
+        Raises:
+          BadInput: it is not there.
+        """
+        self.folder = folder
+        if not folder.is_dir():
+            raise BadInput(f"--out {folder}: not seen here; expected a folder all processes share")
+
+    def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None: ...
+
+    def metrics_bytes(self) -> int:
+        return 0
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def write_config(self, settings: Mapping[str, Any], **more: Any) -> None: ...
+
+    def start_progress(self, total_steps: int) -> None: ...
+
+    def advance_progress(self, steps: int, rate: float, status: str) -> None: ...
+
+    def stop_progress(self) -> None: ...
+
+    def log_metrics(
+        self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]
+    ) -> None: ...
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None: ...
 
 
 def hold(folder: Path, patience: float = 0.0) -> TextIO:

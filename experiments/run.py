@@ -1,11 +1,13 @@
 """Trains one agent on one environment over several seeds: `python -m experiments.run --help`."""
 
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import envs
-from experiments import command_line, devices, plan
+from experiments import command_line, devices, loggers, plan
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
 
@@ -26,20 +28,24 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     try:
         wanted = plan.read_plan(args)
         options = wanted.options
+        num_seeds, on_host = options.num_seeds, envs.is_on_host(options.env)
+        devices.use_all_cores(wanted.config, num_seeds, on_host, options.num_processes or 1)
+        loggers.require(options.loggers)
         from experiments import results
 
-        folder = results.choose_folder(options.out, wanted.name, options.overwrite, options.resume)
+        folder, speaks = _choose_folder(wanted)
     except BadInput as error:
         command_line.refuse(error)
-    if options.resume and results.is_finished(folder):
-        print(f"{wanted.title}: finished already, in {folder}")
+    finished = options.resume and results.is_finished(folder)
+    if speaks:
+        found = f": finished already, in {folder}" if finished else f" -> {folder}"
+        print(f"{wanted.title}{found}", flush=True)
+    if finished:
         return 0
-    print(f"{wanted.title} -> {folder}", flush=True)
 
-    num_seeds, on_host = options.num_seeds, envs.is_on_host(options.env)
-    devices.use_all_cores(wanted.config, num_seeds, on_host)
     # Loads JAX: two seconds that a typing mistake need not wait.
     from experiments import trained, training
+    from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError
 
     try:
@@ -49,8 +55,15 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         start = None
         if options.init_from is not None and not (folder / results.CHECKPOINTS).exists():
             start = trained.load_start(options.init_from, agent)
-        recorder = results.Recorder(folder, options.overwrite, options.resume)
-    except BadInput as error:
+        with processes.together():
+            if speaks:
+                recorder = results.Recorder(
+                    folder, options.overwrite, options.resume, log_to=options.loggers
+                )
+        with processes.together():
+            if not speaks:
+                recorder = results.Bystander(folder)
+    except (BadInput, processes.Elsewhere) as error:
         command_line.refuse(error)
     with recorder:
         go_on = f"go on with: {plan.PROG} --out {shlex.quote(str(folder))} --resume"
@@ -68,7 +81,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 run.resume()
             recorder.start_progress(config.num_updates * config.batch_size)
             run.run(interrupts)
-        except BadInput as error:
+        except (BadInput, processes.Elsewhere) as error:
             command_line.refuse(error)
         except training.Broken:
             return EXIT_BROKEN
@@ -80,6 +93,39 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             print(line, file=sys.stderr)
             return EXIT_NOT_KEPT
     return 0
+
+
+def _choose_folder(wanted: plan.Plan) -> tuple[Path, bool]:
+    """The folder of the run, and whether this process, of those that train it, speaks for all.
+
+    Joins them, if there are several.
+
+    Raises:
+      BadInput: the folder cannot be used, or the processes do not come together.
+    """
+    from experiments import results
+
+    options = wanted.options
+    choose = functools.partial(
+        results.choose_folder, options.out, wanted.name, options.overwrite, options.resume
+    )
+    if options.coordinator is None:
+        return choose(), True
+    from rgpo_jax import processes
+
+    address = None if options.coordinator == "auto" else options.coordinator
+    try:
+        processes.join(address, options.num_processes, options.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(f"--coordinator {options.coordinator}: {error}") from None
+    try:
+        with processes.together():
+            if processes.is_first():
+                choose()
+    except processes.Elsewhere as error:
+        raise BadInput(str(error)) from None
+    assert options.out is not None
+    return Path(options.out).expanduser(), processes.is_first()
 
 
 if __name__ == "__main__":

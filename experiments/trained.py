@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import plan
 from experiments.command_line import BadInput
@@ -53,7 +54,13 @@ def load(folder: str, flag: str) -> Trained:
         return agent.learner.init(key, agent.learner.hyperparameters)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), read.options.num_seeds))
-    like = jax.eval_shape(jax.vmap(init), keys)
+    # Where to, since the devices that the run had may not be here.
+    devices = [jax.local_devices(process_index=i)[0] for i in range(jax.process_count())]
+    here = NamedSharding(Mesh(devices, ("process",)), PartitionSpec())
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(jax.vmap(init), keys),
+    )
     try:
         restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like})
     except CheckpointError as error:

@@ -15,9 +15,10 @@ from jax.sharding import SingleDeviceSharding
 from experiments import command_line
 from experiments.devices import Layout
 from experiments.host_programs import HostPrograms
-from experiments.interrupts import Interrupts
+from experiments.interrupts import Interrupted, Interrupts
 from experiments.programs import CompiledPrograms, Members, Programs
-from experiments.results import CHECKPOINTS, Recorder
+from experiments.results import CHECKPOINTS, Recorder, require_space
+from rgpo_jax import processes
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.config import Config
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from experiments.plan import Plan
 
 _LONGEST_CHUNK = 5.0  # seconds; how long Ctrl-C and a due checkpoint wait
+_FILE_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays
 _LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
 
 
@@ -200,7 +202,7 @@ class Training:
         self._progress = self._programs.start(self._states)
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
-        spread = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
+        spread = f" for {layout.describe()}" if layout.num_devices > 1 else ""
         self._say(f"compiled in {self._compile_seconds:.1f} s{spread}")
 
     @property
@@ -248,8 +250,9 @@ class Training:
         parts, self._position = restored.parts, Position(**restored.position)
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
         self._progress = parts["progress"]
-        for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
-            cell.recorder.rewind(size, self._env_steps, self._position.seconds)
+        with processes.together():
+            for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
+                cell.recorder.rewind(size, self._env_steps, self._position.seconds)
         restarted = self._programs.restart_episodes(self._position.updates)
         self._say(
             f"going on after {self._env_steps:,} steps"
@@ -284,8 +287,9 @@ class Training:
                 )
                 advanced = self._programs.advance(self._states, self._progress, stop - done)
                 self._states, self._progress = advanced
-                broken_at = np.asarray(self._progress.broken_at)
-                seconds = time.perf_counter() - begun
+                broken_at = processes.fetch(self._progress.broken_at)
+                # All must make the same number of updates next: one clock decides.
+                seconds = float(processes.agree(time.perf_counter() - begun))
                 longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
                 position.updates = stop
                 position.training_seconds += seconds
@@ -303,11 +307,12 @@ class Training:
                     logged, since = stop, time.perf_counter()
                 if self._all_broken or is_last:
                     break
-                if interrupts.pending or self._checkpoint_is_due():
+                asked = processes.largest(interrupts.pending)
+                if processes.agree(self._checkpoint_is_due()) or asked:
                     self._save()
-                if interrupts.pending:
+                if asked:
                     self._write_summaries(interrupted=True)
-                interrupts.check()
+                    raise Interrupted(asked)
             if not self._all_broken:
                 self._save()
             self._write_summaries()
@@ -332,7 +337,8 @@ class Training:
         """Logs the updates since the last report."""
         position = self._position
         report = self._programs.finish(self._progress)
-        metrics = {name: np.asarray(values).tolist() for name, values in report.metrics.items()}
+        fetched = processes.fetch(report.metrics)
+        metrics = {name: values.tolist() for name, values in fetched.items()}
         # NumPy's maximum: NaN wins, and a broken run does not look perfect.
         position.first_ratio_deviation = np.maximum(
             position.first_ratio_deviation, metrics["first_ratio_deviation"]
@@ -374,14 +380,16 @@ class Training:
         position.seconds = self._run_seconds()
         position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
         parts = self._parts_to_keep()
+        sizes = [leaf.nbytes for leaf in jax.tree.leaves(parts)]
+        require_space(self._cells[0].recorder.folder, sum(sizes) + _FILE_OVERHEAD)
         self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
         if position.updates == self._config.num_updates:
-            # One device: an array that lies on a mesh cannot be cut anywhere.
-            learners = jax.device_put(parts["learner"], SingleDeviceSharding(jax.devices()[0]))
             for cell, part in zip(self._cells, self._parts, strict=True):
                 folder = cell.recorder.folder / CHECKPOINTS
                 if folder != self._folder and not Checkpoints(folder).saved():
-                    own = jax.tree.map(operator.itemgetter(part), learners)
+                    # One device: an array that lies on a mesh cannot be cut anywhere.
+                    own = jax.device_put(parts["learner"], SingleDeviceSharding(jax.devices()[0]))
+                    own = jax.tree.map(operator.itemgetter(part), own)
                     Checkpoints(folder).save(position.updates, {"learner": own}, {})
         self._saved = time.perf_counter()
         self._save_cost = self._saved - begun

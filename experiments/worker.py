@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from experiments import command_line, devices, plan
+from experiments import command_line, devices, loggers, plan
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -59,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 for cell in cells
             ]
             options = plans[0].options
+            loggers.require(options.loggers)
             num_members, on_host = (
                 sum(p.options.num_seeds for p in plans),
                 envs.is_on_host(options.env),
@@ -89,7 +90,14 @@ def _train(
     learners = trained.load_start(start, agent) if start is not None else None
     cells = [
         training.Cell(
-            p, Recorder(Path(str(p.options.out)), resume=True, terminal=False, patience=_PATIENCE)
+            p,
+            Recorder(
+                Path(str(p.options.out)),
+                resume=True,
+                terminal=False,
+                patience=_PATIENCE,
+                log_to=p.options.loggers,
+            ),
         )
         for p in plans
     ]

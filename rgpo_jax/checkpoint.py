@@ -1,4 +1,8 @@
-"""The full training state on disk, by orbax: replaced atomically, and verified when it is read."""
+"""The full training state on disk, by orbax: replaced atomically, and verified when it is read.
+
+Several processes write and read one checkpoint together, in a folder that all of them see: each its
+share of the arrays, the first one everything else.
+"""
 
 import hashlib
 import json
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as orbax
+
+from rgpo_jax import processes
 
 _CHECKSUMS = "checksums.json"
 
@@ -80,12 +86,13 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._manager.save(updates, args=arguments, force=True)
-            if jax.process_index() == 0:
-                folder = self._folder / str(updates)
-                content = json.dumps(dict(_checksums(folder)), indent=1)
-                temporary = folder / f".{_CHECKSUMS}"
-                temporary.write_text(content)
-                temporary.replace(folder / _CHECKSUMS)
+            with processes.together():
+                if processes.is_first():
+                    folder = self._folder / str(updates)
+                    content = json.dumps(dict(_checksums(folder)), indent=1)
+                    temporary = folder / f".{_CHECKSUMS}"
+                    temporary.write_text(content)
+                    temporary.replace(folder / _CHECKSUMS)
         except Exception as error:  # orbax passes on whatever its storage raises
             self.close()
             raise CheckpointError(
@@ -102,33 +109,47 @@ class Checkpoints:
         Raises:
           CheckpointError: all that there are, are damaged; or it is the state of something else.
         """
-        damaged: list[str] = []
-        for updates in self.saved():
-            folder = self._folder / str(updates)
-            wrong = _damage(folder)
-            if wrong is not None:
-                damaged.append(f"{folder}: {wrong}")
-                continue
+        updates, damaged = self._newest_whole()
+        if updates is None:
             if damaged:
-                self._forget_after(updates)
-            arguments = orbax.args.Composite(
-                position=orbax.args.JsonRestore(),
-                **{name: orbax.args.StandardRestore(_leaves(part)) for name, part in like.items()},
-            )
-            try:
-                content = self._manager.restore(updates, args=arguments)
-            except Exception as error:
-                raise CheckpointError(f"{folder}: cannot be restored: {_reason(error)}") from error
-            parts = {
-                name: jax.tree.unflatten(
-                    jax.tree.structure(part), [leaf for _, leaf in sorted(content[name].items())]
-                )
-                for name, part in like.items()
-            }
-            return Restored(updates, parts, content.position, damaged)
+                raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
+            return None
         if damaged:
-            raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
-        return None
+            self._forget_after(updates)
+        arguments = orbax.args.Composite(
+            position=orbax.args.JsonRestore(),
+            **{name: orbax.args.StandardRestore(_leaves(part)) for name, part in like.items()},
+        )
+        try:
+            content = self._manager.restore(updates, args=arguments)
+        except Exception as error:
+            folder = self._folder / str(updates)
+            raise CheckpointError(f"{folder}: cannot be restored: {_reason(error)}") from error
+        parts = {
+            name: jax.tree.unflatten(
+                jax.tree.structure(part), [leaf for _, leaf in sorted(content[name].items())]
+            )
+            for name, part in like.items()
+        }
+        return Restored(updates, parts, content.position, damaged)
+
+    def _newest_whole(self) -> tuple[int | None, list[str]]:
+        """The newest checkpoint that is whole, if there is one, and what is wrong with newer ones.
+
+        All processes take what the first one finds; the others know only how many are damaged.
+        """
+        newest, damaged = -1, []
+        with processes.together():
+            for updates in self.saved() if processes.is_first() else ():
+                folder = self._folder / str(updates)
+                wrong = _damage(folder)
+                if wrong is None:
+                    newest = updates
+                    break
+                damaged.append(f"{folder}: {wrong}")
+        newest, count = map(int, processes.agree((newest, len(damaged))))
+        damaged += ["a newer one"] * (count - len(damaged))
+        return (newest if newest >= 0 else None), damaged
 
     def saved(self) -> list[int]:
         """The numbers of updates of which there are checkpoints, whole or not, newest first."""
@@ -140,10 +161,11 @@ class Checkpoints:
     def _forget_after(self, updates: int) -> None:
         """Takes damaged checkpoints out of the way, since their numbers will be needed again."""
         self.close()
-        for newer in self.saved():
-            if newer > updates:
-                path = self._folder / str(newer)
-                path.replace(_free(path.with_name(f"damaged-{newer}")))
+        with processes.together():
+            for newer in self.saved() if processes.is_first() else ():
+                if newer > updates:
+                    path = self._folder / str(newer)
+                    path.replace(_free(path.with_name(f"damaged-{newer}")))
 
     def close(self) -> None:
         """Ends what orbax has running; a later call starts it again."""

@@ -1,10 +1,14 @@
 """Environments whose values and best actions are known: each can be failed in one way only."""
 
 import functools
+import json
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from rgpo_jax.environment import Box, Discrete, TimeStep
 
@@ -233,3 +237,24 @@ class Recall:
             observation, reward, done & self.dies, done & (not self.dies), observation
         )
         return (clock, code), timestep
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """A run's lines of metrics."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_numbers(folder: Path, reference: Path, seeds: slice = slice(None)) -> None:
+    """Holds a run's metrics against those of a reference's seeds, to what README promises."""
+
+    def numbers(values: list[float | None]) -> list[float]:
+        return [math.nan if value is None else value for value in values]
+
+    for ours, other in zip(records(folder), records(reference), strict=True):
+        assert ours.keys() == other.keys()
+        assert ours["env_steps"] == other["env_steps"]
+        for name in ours.keys() - {"env_steps", "updates", "wall_seconds"}:
+            expected = numbers(other[name][seeds])
+            assert numbers(ours[name]) == pytest.approx(
+                expected, rel=1e-3, abs=1e-5, nan_ok=True
+            ), name

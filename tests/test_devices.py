@@ -1,14 +1,16 @@
 """How runs are spread over devices; that it does not change their numbers."""
 
-import json
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from probes import assert_same_numbers
 
-from experiments import devices
+from experiments import devices, trained
+from experiments.command_line import BadInput
 from experiments.devices import Layout, choose
 from rgpo_jax.config import Config
 
@@ -27,6 +29,8 @@ LARGE = Config(num_envs=64, num_steps=128, total_steps=10**6)  # of 2048
         (LARGE, 1, 8, (1, 2)),
         (LARGE, 8, 8, (8, 1)),  # seeds need not talk at all
         (LARGE, 2, 4, (2, 2)),
+        (dataclasses.replace(LARGE, num_minibatches=1), 4, 8, (4, 2)),
+        (dataclasses.replace(LARGE, num_minibatches=1), 1, 8, (1, 8)),
         (LARGE, 3, 4, (3, 1)),
         (Config(num_envs=63, num_steps=128, total_steps=10**6), 1, 2, (1, 1)),
     ],
@@ -35,6 +39,26 @@ def test_seeds_are_spread_first_and_environments_where_it_pays(
     config, num_seeds, num_devices, layout
 ):
     assert choose(config, num_seeds, num_devices) == Layout(*layout)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_seeds", "num_devices", "layout"),
+    [
+        (SMALL, 8, 2, (4, 1)),
+        (SMALL, 2, 4, (2, 1)),
+        (SMALL, 1, 4, (1, 2)),  # it does not pay, but two processes were asked for
+        (SMALL, 3, 1, (1, 2)),
+        (LARGE, 3, 2, (1, 2)),
+        (LARGE, 6, 2, (2, 2)),
+    ],
+)
+def test_each_of_two_processes_has_as_many_devices(config, num_seeds, num_devices, layout):
+    assert choose(config, num_seeds, num_devices, num_processes=2) == Layout(*layout)
+
+
+def test_what_cannot_be_shared_out_among_processes_is_refused():
+    with pytest.raises(BadInput, match="--num-processes 3: 1 seeds, 4 environments"):
+        choose(SMALL, 1, 8, num_processes=3)
 
 
 def test_the_users_flags_for_xla_stay(monkeypatch):
@@ -56,26 +80,36 @@ def test_microbatches_divide_every_share_and_stay_the_users():
     assert devices.fit_to_caches(SMALL, 1, Layout()) is SMALL
 
 
-def test_one_seeds_environments_on_two_devices_give_the_same_numbers(tmp_path):
-    flags = ["--agent", "rgpo", "--env", "CartPole-v1", "--num-envs", "64", "--num-steps", "64"]
-    flags += ["--num-minibatches", "2", "--num-epochs", "1", "--total-steps", "20480"]
-    flags += ["--hidden-sizes", "8", "--eval-episodes", "2"]
-    lines = {}
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        result = subprocess.run(
-            [sys.executable, "-m", "experiments.run", *flags, "--out", str(out)],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        assert ("for 2 devices" in result.stdout) == (count == 2)
-        text = (out / "metrics.jsonl").read_text()
-        lines[count] = [json.loads(line) for line in text.splitlines()]
-    for one, two in zip(lines[1], lines[2], strict=True):
-        assert one["env_steps"] == two["env_steps"]
-        for name in ("episode_return", "episodes", "entropy", "value_loss", "weight_mean"):
-            if one[name][0] is not None:
-                assert two[name][0] == pytest.approx(one[name][0], rel=1e-3), name
+def train(out, num_seeds, num_devices):
+    """Runs the program on so many virtual devices; returns what it said."""
+    # Few and large minibatches, so that spreading pays: 8192 samples over up to 8 devices.
+    flags = ["--agent", "rgpo", "--env", "CartPole-v1", "--num-envs", "64", "--num-steps", "128"]
+    flags += ["--num-minibatches", "1", "--num-epochs", "2", "--total-steps", "32768"]
+    flags += ["--hidden-sizes", "8", "--eval-episodes", "2", "--num-seeds", str(num_seeds)]
+    xla = f"--xla_force_host_platform_device_count={num_devices}"
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.run", *flags, "--out", str(out)],
+        cwd=Path(__file__).parents[1],
+        # Tests compile longer than they run.
+        env={**os.environ, "XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    """Eight seeds, vmapped on one device."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert "devices" not in train(folder, 8, 1)
+    return folder
+
+
+@pytest.mark.parametrize(("num_seeds", "layout"), [(8, (8, 1)), (4, (4, 2)), (1, (1, 8))])
+def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device, tmp_path):
+    said = train(tmp_path / "eight", num_seeds, 8)
+    assert f"8 devices: seeds over {layout[0]}, environments over {layout[1]}" in said
+    assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
+    # And what was learnt is read where there are fewer devices.
+    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == 32768
