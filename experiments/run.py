@@ -1,5 +1,6 @@
 """Trains one agent on one environment over several seeds: `python -m experiments.run --help`."""
 
+import contextlib
 import functools
 import shlex
 import sys
@@ -89,8 +90,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             recorder.say(f"stopped; {go_on}")
             return interrupted.exit_status
         except (CheckpointError, OSError) as error:
-            line = f"error: {error}; what was kept before is whole; {go_on}"
-            print(line, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
             return EXIT_NOT_KEPT
     return 0
 

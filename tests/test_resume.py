@@ -142,7 +142,7 @@ def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
     for checksums in (tmp_path / "cut" / "checkpoints").glob("*/checksums.json"):
         checksums.write_text("{}x")
     assert go_on(tmp_path / "cut") == run.EXIT_NOT_KEPT
-    assert "no checkpoint is whole" in capsys.readouterr().err
+    assert "no checkpoint is whole" in capsys.readouterr().out
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
 
 
@@ -203,12 +203,26 @@ def test_a_disk_that_is_full_stops_the_run_in_one_line(tmp_path, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", failing)
         assert run.main([*TINY, "--out", str(tmp_path / "full")]) == run.EXIT_NOT_KEPT
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = capsys.readouterr().out.splitlines()[-1]
     assert "No space left on device" in error
     assert "--resume" in error
     assert go_on(tmp_path / "full") == 0
     assert_same_run(tmp_path / "full", whole)
+
+
+def test_a_disk_that_is_nearly_full_stops_the_run_before_libraries_fail(
+    tmp_path, monkeypatch, capsys
+):
+    usage = shutil.disk_usage(tmp_path)
+    left = [3 * 2**20, 2**19]  # more than a checkpoint takes, and then less
+
+    def shrinking(path):
+        return usage._replace(free=left[min(1, len(list(Path(path).glob("checkpoints/*"))) // 2)])
+
+    monkeypatch.setattr(shutil, "disk_usage", shrinking)
+    assert run.main([*TINY, "--out", str(tmp_path / "full")]) == run.EXIT_NOT_KEPT
+    assert "0.5 MiB are left on its disk" in capsys.readouterr().out.splitlines()[-1]
+    assert len(Checkpoints(tmp_path / "full" / "checkpoints").saved()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
