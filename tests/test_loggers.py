@@ -59,7 +59,7 @@ def read_back(file):
     return run_id, config, rows, summary
 
 
-def record(folder, steps, **options):
+def record(wandb, folder, steps, **options):
     with Recorder(folder, log_to=("tensorboard", "wandb"), **options) as recorder:
         recorder.write_config(SETTINGS)
         if options.get("resume"):
@@ -69,12 +69,13 @@ def record(folder, steps, **options):
                 step, step // 16, {"episode_return": [1.0, 2.0], "eval_return": [8, math.nan]}
             )
         recorder.write_summary(SUMMARY)
+    wandb.teardown()  # as the end of a process does: its service has written all
 
 
 def test_weights_and_biases_is_told_everything_and_goes_on_as_the_same_run(
     wandb, tmp_path, capfd, monkeypatch
 ):
-    record(tmp_path / "run", [16, 3_000_000_000])
+    record(wandb, tmp_path / "run", [16, 3_000_000_000])
     assert "wandb" not in "".join(capfd.readouterr())
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     run_id, config, rows, summary = read_back(file)
@@ -94,7 +95,7 @@ def test_weights_and_biases_is_told_everything_and_goes_on_as_the_same_run(
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    record(tmp_path / "run", [32], resume=True)
+    record(wandb, tmp_path / "run", [32], resume=True)
     files = set((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")) - {file}
     again_id, config, rows, _ = read_back(files.pop())
     assert again_id == run_id
