@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from experiments import plan
 from experiments.command_line import BadInput
@@ -20,7 +21,7 @@ class Trained(NamedTuple):
     Attributes:
       plan: what the run was told to do.
       agent: of one device.
-      learners: one per seed [N, ...].
+      learners: one per seed [N, ...], on one device.
       env_steps: steps that each has seen.
     """
 
@@ -53,9 +54,13 @@ def load(folder: str, flag: str) -> Trained:
         return agent.learner.init(key, agent.learner.hyperparameters)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), read.options.num_seeds))
-    like = jax.eval_shape(jax.vmap(init), keys)
+    device = SingleDeviceSharding(jax.local_devices()[0])  # the run may have had others
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(jax.vmap(init), keys),
+    )
     try:
-        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like})
+        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)
     except CheckpointError as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
     if restored is None:
