@@ -38,7 +38,9 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS = (
     "tensorboard",
     "checkpoints",
 )
-_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS)
+EPISODE = "episode"  # a film of the policy, .gif, .mp4 or .html
+_FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
+_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, EVENTS, CHECKPOINTS, *_FILMS)
 LOCK = ".lock"  # stays: who removes it could remove the lock of the next
 _PACKAGES = (
     "rgpo-jax",
