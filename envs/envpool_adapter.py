@@ -40,13 +40,21 @@ class EnvPoolEnvironment:
             # further off: what ends at ours then ends by its own rules.
             self._params["max_episode_steps"] = self.max_episode_steps + 1
 
-    def make_pool(self, seeds: Sequence[int]) -> "EnvPoolPool":
-        """Environments with these seeds, which step side by side on all cores."""
+    def make_pool(self, seeds: Sequence[int], pictures: bool = False) -> "EnvPoolPool":
+        """Environments with these seeds, which step side by side on all cores.
+
+        With `pictures` they can be drawn, and stay where their episodes end: none restarts.
+        """
+        params = {**self._params, "render_mode": "rgb_array"} if pictures else self._params
         pool = envpool.make(
-            self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **self._params
+            self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **params
         )
         return EnvPoolPool(
-            pool, self.max_episode_steps, self.observation_dtype, self._channels_first
+            pool,
+            self.max_episode_steps,
+            self.observation_dtype,
+            self._channels_first,
+            restarts=not pictures,
         )
 
 
@@ -73,11 +81,14 @@ class EnvPoolPool:
     EnvPool itself spends the next step on that, whose action and reward mean nothing.
     """
 
-    def __init__(self, pool: Any, limit: int | None, dtype: Any, channels_first: bool):
+    def __init__(
+        self, pool: Any, limit: int | None, dtype: Any, channels_first: bool, restarts: bool
+    ):
         self._pool = pool
         self._limit = limit
         self._dtype = dtype
         self._channels_first = channels_first
+        self._restarts = restarts
 
     def _observation(self, observation: np.ndarray) -> Any:
         if self._channels_first:
@@ -96,11 +107,19 @@ class EnvPoolPool:
             truncated = truncated | ((info["elapsed_step"] >= self._limit) & ~terminated)
         final = observation = self._observation(observation)
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
-        if ended.size:
+        if ended.size and self._restarts:
             observation = final.copy()
             observation[ended] = self._observation(self._pool.reset(ended)[0])
         reward = reward.astype(np.float32, copy=False)
         return TimeStep(observation, reward, terminated, truncated, final)
+
+    def picture(self) -> np.ndarray:
+        """The first environment: RGB, uint8 [height, width, 3].
+
+        Raises:
+          RuntimeError: it cannot be drawn; MuJoCo needs OpenGL (EGL), for instance.
+        """
+        return self._pool.render()[0]
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> EnvPoolEnvironment:

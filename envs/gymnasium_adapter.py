@@ -1,5 +1,6 @@
 """Gymnasium's vector environments, stepped one after another in Python, behind the protocol."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,23 +39,32 @@ class GymnasiumEnvironment:
         self._task = task
         self._params = dict(params)
 
-    def make_pool(self, seeds: Sequence[int]) -> "GymnasiumPool":
-        """Environments with these seeds."""
+    def make_pool(self, seeds: Sequence[int], pictures: bool = False) -> "GymnasiumPool":
+        """Environments with these seeds.
+
+        With `pictures` they can be drawn, and stay where their episodes end: none restarts.
+        """
+        mode = AutoresetMode.DISABLED if pictures else AutoresetMode.SAME_STEP
+        if pictures and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # its default needs a screen
         envs = gymnasium.make_vec(
             self._task,
             num_envs=len(seeds),
             vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-            **self._params,
+            vector_kwargs={"autoreset_mode": mode},
+            **({**self._params, "render_mode": "rgb_array"} if pictures else self._params),
         )
-        return GymnasiumPool(envs, seeds, self.observation_dtype)
+        return GymnasiumPool(envs, seeds, self.observation_dtype, restarts=not pictures)
 
 
 class GymnasiumPool:
     """A vector environment in which the next episode starts in the step that ends one."""
 
-    def __init__(self, envs: gymnasium.vector.VectorEnv, seeds: Sequence[int], dtype: Any):
+    def __init__(
+        self, envs: gymnasium.vector.VectorEnv, seeds: Sequence[int], dtype: Any, restarts: bool
+    ):
         self._envs = envs
+        self._restarts = restarts
         self._seeds: Any = list(seeds)
         self._dtype = dtype
         self._action: np.ndarray | None = None
@@ -72,12 +82,26 @@ class GymnasiumPool:
         observation, reward, terminated, truncated, info = self._envs.step(self._action)
         observation = final = observation.astype(self._dtype)
         done = terminated | truncated
-        if done.any():
+        if done.any() and self._restarts:
             final = observation.copy()
             final[done] = np.stack(list(info["final_obs"][done]))
         return TimeStep(
             observation, reward.astype(np.float32), terminated, truncated & ~terminated, final
         )
+
+    def picture(self) -> np.ndarray:
+        """The first environment: RGB, uint8 [height, width, 3].
+
+        Raises:
+          RuntimeError: it cannot be drawn: an extra of Gymnasium's is missing, or OpenGL is.
+        """
+        try:
+            pictures = self._envs.render()
+        except (gymnasium.error.Error, ImportError, AttributeError) as error:
+            raise RuntimeError(" ".join(str(error).split())) from None
+        if not pictures or pictures[0] is None:
+            raise RuntimeError("it does not draw itself")
+        return np.asarray(pictures[0])
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> GymnasiumEnvironment:

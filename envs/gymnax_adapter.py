@@ -84,3 +84,15 @@ class GymnaxEnvironment:
             observation, jnp.asarray(reward, jnp.float32), terminated, truncated, observation
         )
         return carry.like(new_state, state), timestep
+
+    def picture(self, state: Any, observation: Array, size: int) -> np.ndarray:
+        """Draws a state: RGB, uint8 [height, width, 3], of which the longer side has `size` pixels.
+
+        Not to be compiled. It may be a little smaller, where squares must fit.
+        """
+        from envs import pictures
+
+        state, observation = jax.device_get((state, observation))
+        return pictures.draw(
+            self.name, self._env, self._params, state, np.asarray(observation), size
+        )

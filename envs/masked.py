@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rgpo_jax.environment import Environment, TimeStep
 
@@ -45,3 +46,8 @@ class MaskedEnvironment:
             observation=timestep.observation[self._keep],
             final_observation=timestep.final_observation[self._keep],
         )
+
+    def picture(self, state: Any, observation: Array, size: int) -> np.ndarray:
+        """Draws a state as the whole environment does, what is hidden too."""
+        env: Any = self._env
+        return env.picture(state, observation, size)

@@ -38,7 +38,9 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "run.log",
     "checkpoints",
 )
-_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, *loggers.FOLDERS)
+EPISODE = "episode"  # a film of the policy, .gif, .mp4 or .html
+_FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
+_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, *_FILMS, *loggers.FOLDERS)
 LOCK = ".lock"  # stays: who removes it could remove the lock of the next
 _MARGIN = 2**20  # bytes that stay free on the disk
 _PACKAGES = (

@@ -21,7 +21,7 @@ class Trained(NamedTuple):
     Attributes:
       plan: what the run was told to do.
       agent: of one device.
-      learners: one per seed [N, ...].
+      learners: one per seed [N, ...], on one device.
       env_steps: steps that each has seen.
     """
 
@@ -62,7 +62,7 @@ def load(folder: str, flag: str) -> Trained:
         jax.eval_shape(jax.vmap(init), keys),
     )
     try:
-        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like})
+        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)
     except CheckpointError as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
     if restored is None:

@@ -99,12 +99,14 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder}: {_reason(error)}"
             ) from error
 
-    def restore(self, like: dict[str, Any]) -> Restored | None:
+    def restore(self, like: dict[str, Any], *, tidy: bool = True) -> Restored | None:
         """Reads the newest checkpoint that is whole; None if there is none at all.
 
         Args:
           like: the parts to read: name -> pytree of arrays (or `jax.ShapeDtypeStruct`), of whose
             structure, shapes, types and shardings the part is.
+          tidy: take damaged checkpoints out of the way of those to come; not by who only reads, for
+            another process may be writing them.
 
         Raises:
           CheckpointError: all that there are, are damaged; or it is the state of something else.
@@ -114,7 +116,7 @@ class Checkpoints:
             if damaged:
                 raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
             return None
-        if damaged:
+        if damaged and tidy:
             self._forget_after(updates)
         arguments = orbax.args.Composite(
             position=orbax.args.JsonRestore(),
