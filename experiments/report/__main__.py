@@ -39,9 +39,13 @@ class Options(Checked):
     """Heading of the page; None: the names of the folders."""
     figures: bool = True
     """Draw the figures as PNG and PDF too."""
+    episodes: bool = True
+    """Render an episode of each variant on each environment that has none yet, by experiments.play;
+    it stays in the run's folder."""
     watch: Annotated[Positive | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Rewrite the page when files changed, looking every so many seconds (10 where you give no
-    number), until all runs are finished and nothing changed for a minute. Figures come last."""
+    number), until all runs are finished and nothing changed for a minute. Figures and episodes
+    come last."""
 
 
 def read_options(args: Sequence[str]) -> Options:
@@ -122,7 +126,10 @@ def _write_once(options: Options) -> int:
     if not collection.cells:
         raise BadInput(_nothing(options, collection))
     folder = _make_folder(options)
-    write(build(options, collection), folder, None, options.figures)
+    report = build(options, collection)
+    if options.episodes:
+        _render_episodes(collection)
+    write(report, folder, None, options.figures)
     print(f"{_found(collection)} -> {folder / 'index.html'}", flush=True)
     return 0
 
@@ -159,8 +166,23 @@ def _watch(options: Options, seconds: float) -> int:
     except KeyboardInterrupt:
         settle(figures=False)
         raise
+    if options.episodes and report is not None:
+        _render_episodes(report.collection)
     settle(options.figures)
     return 0
+
+
+def _render_episodes(collection: "Collection") -> None:
+    """Renders what has a policy and no episode; what fails is said, and left out of the page."""
+    from experiments.report import episodes
+
+    for (env, variant), cell in collection.cells.items():
+        playable = next(filter(episodes.is_playable, cell.runs), None)
+        if playable is None or any(map(episodes.find, cell.runs)):
+            continue
+        print(f"an episode of {variant} on {env} ...", flush=True)
+        if (problem := episodes.render(playable)) is not None:
+            print(f"  no episode: {problem}", flush=True)
 
 
 def _collect(options: Options) -> "Collection":

@@ -1,10 +1,14 @@
 """Rendered episodes that lie in run folders, where `python -m experiments.play` writes them."""
 
 import base64
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from experiments.launchers import environment
 from experiments.report.runs import Run
+from experiments.results import CHECKPOINTS
 
 _LARGEST = 16 * 2**20  # bytes: a page beyond this opens slowly
 _KINDS: dict[str, tuple[Literal["image", "video", "page"], str]] = {
@@ -31,6 +35,29 @@ def find(run: Run) -> Episode | None:
             return Episode(kind, content.decode(errors="replace"))
         return Episode(kind, f"data:{media};base64,{base64.b64encode(content).decode()}")
     return None
+
+
+def is_playable(run: Run) -> bool:
+    """Whether a run has kept a policy of which an episode can be rendered."""
+    return any((run.folder / CHECKPOINTS).glob("*/checksums.json"))
+
+
+def command(run: Run) -> list[str]:
+    """What renders an episode of a run."""
+    return ["python", "-m", "experiments.play", "--run", str(run.folder)]
+
+
+def render(run: Run) -> str | None:
+    """Renders an episode of a run in a process of its own; returns what went wrong, if it did."""
+    play = subprocess.run(
+        [sys.executable, *command(run)[1:]],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    return None if play.returncode == 0 else (play.stderr.strip().splitlines() or ["failed"])[-1]
 
 
 def _read(file: Path) -> bytes | None:

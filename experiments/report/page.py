@@ -298,7 +298,7 @@ def _episodes(collection: Collection) -> tuple[list[dict[str, str]], list[dict[s
         caption = f"{variant} on {env}"
         found = next(filter(None, map(episodes.find, cell.runs)), None)
         if found is None:
-            command = f"python -m experiments.play {shlex.quote(str(cell.runs[0].folder))}"
+            command = shlex.join(episodes.command(cell.runs[0]))
             missing.append({"caption": caption, "command": command})
         else:
             embedded.append({"caption": caption, "kind": found.kind, "content": found.content})
