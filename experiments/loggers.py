@@ -112,8 +112,8 @@ class TensorBoard(Logger):
 class WeightsAndBiases(Logger):
     """A run with settings, means and values per seed, and the summary; steps are W&B's steps.
 
-    Its id stays in the folder, so that a run that goes on is the same there. W&B keeps what it has
-    of a step that comes a second time; a run that goes on repeats it to the bit.
+    Its id stays in the folder, so that a run that goes on is the same there. It is not rewound:
+    steps after the checkpoint come a second time, and W&B, whose steps only rise, may drop them.
     `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` and the others are obeyed.
     """
 
