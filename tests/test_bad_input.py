@@ -87,6 +87,8 @@ def test_an_option_without_its_value_or_twice_wrong_is_refused(name, tmp_path, m
     flag = command_line.flag(name)
     if isinstance(getattr(Options(), name), bool):
         refusal("run", [f"{flag}=perhaps"], capsys)
+    elif isinstance(getattr(Options(), name), tuple):  # may be empty
+        refusal("run", [flag, "perhaps"], capsys)
     else:
         refusal("run", [flag], capsys)
         refusal("run", [flag, "--env", "NoSuch-v9"], capsys)
