@@ -1,13 +1,19 @@
 """EnvPool (Gym's MuJoCo tasks, Atari and others, stepped by C++ threads) behind the protocol."""
 
+import contextlib
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import envpool
 import numpy as np
 
 from envs import spaces
 from rgpo_jax.environment import TimeStep
+
+with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
+    # EnvPool 1.2.5, the newest for Python 3.11, finds OpenGL only if it was there before.
+    ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
+import envpool
 
 _FOR_ALL_TASKS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}  # ours to choose
 
