@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import command_line, grid, launchers, worker
+from experiments import command_line, grid, launchers, plan, worker
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -139,8 +139,21 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
             found.append(program)
             for name in names:
                 unfinished.pop(name, None)
-    groups = grid.programs(list(unfinished.values()), max_members)
+    alone = [cell for cell in unfinished.values() if not _can_go_on(cell, out)]
+    for cell in alone:  # in a program with others it would take them along
+        del unfinished[cell.name]
+    groups = grid.programs(list(unfinished.values()), max_members) + [[cell] for cell in alone]
     return found + [Program(group) for group in groups]
+
+
+def _can_go_on(cell: Cell, out: Path) -> bool:
+    """Whether a cell's folder is empty, or holds a run with the cell's settings."""
+    settings = json.loads(to_json(command_line.as_settings(cell.plan.options, cell.plan.config)))
+    try:
+        plan.read_plan(["--out", str(out / cell.name), "--resume"], given=settings)
+    except BadInput:
+        return False
+    return True
 
 
 def _newest_checkpoint(spec: Path) -> int:

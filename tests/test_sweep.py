@@ -244,6 +244,15 @@ def test_a_program_without_a_checkpoint_is_planned_anew(tmp_path):
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 1
 
 
+@pytest.mark.parametrize("config", ['{"torn', '{"settings": {"seed": 7}}'])
+def test_a_cell_that_cannot_go_on_fails_without_the_others(config, tmp_path):
+    cells = expand("sharpness: [1, 2, 4]\n", folder=tmp_path)
+    (tmp_path / cells[1].name).mkdir()
+    (tmp_path / cells[1].name / "config.json").write_text(config)
+    planned = sweep.plan_programs(cells, tmp_path, 64)
+    assert [p.cells for p in planned] == [[cells[0], cells[2]], [cells[1]]]
+
+
 def test_other_settings_in_the_same_folder_are_a_failed_cell(finished, tmp_path, capsys):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
