@@ -179,7 +179,7 @@ def _named(found: list[tuple[dict[str, Any], Plan]]) -> list[Cell]:
     groups: dict[str, list[tuple[dict[str, Any], Plan]]] = {}
     for settings, cell in found:
         groups.setdefault(cell.name, []).append((settings, cell))
-    cells = []
+    cells: dict[str, Cell] = {}
     for name, group in groups.items():
         differing = [
             key for key in group[0][0] if len({str(settings[key]) for settings, _ in group}) > 1
@@ -189,8 +189,10 @@ def _named(found: list[tuple[dict[str, Any], Plan]]) -> list[Cell]:
             if len(suffix) > _LONGEST_SUFFIX:
                 suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
             safe = "".join(c if c.isalnum() or c in "-+_.=" else "-" for c in name + suffix)
-            cells.append(Cell(safe, {key: settings[key] for key in differing}, cell))
-    return cells
+            if safe in cells:  # they differ in what a name does not show
+                safe += "-" + hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
+            cells[safe] = Cell(safe, {key: settings[key] for key in differing}, cell)
+    return list(cells.values())
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,6 +28,7 @@ from rich.progress import (
 
 from experiments import loggers
 from experiments.command_line import BadInput
+from experiments.terminal import Terminal
 
 CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "config.json",
@@ -60,7 +60,7 @@ _PACKAGES = (
 def choose_folder(
     out: str | None, name: str, overwrite: bool = False, resume: bool = False
 ) -> Path:
-    """Where a run's results go; where `out` is None, a new folder with this name in it.
+    """Where a run's results go; where `out` is None, a folder with this name in it, made here.
 
     Raises:
       BadInput: the folder holds a run that may not be overwritten, or is no folder.
@@ -70,10 +70,13 @@ def choose_folder(
         stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
         base = folder = Path("runs") / f"{stem}-{stamp}"
         count = 1
-        while folder.exists():
+        while True:
+            # Made at once: runs that a loop starts in the same second find one each.
+            with refusing(folder), contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
             folder = base.with_name(f"{base.name}-{count}")
             count += 1
-        return folder
     folder = Path(out).expanduser()
     with refusing(folder):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -225,7 +228,7 @@ class Recorder:
                 raise BadInput(f"--out {folder}: holds a run; choose another folder")
             self._log: TextIO = (folder / LOG).open("a")
             self._metrics: TextIO = (folder / METRICS).open("a")
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not terminal)
+        self._console = Terminal(highlight=False, soft_wrap=True, quiet=not terminal)
         self._progress: Progress | None = None
         self._loggers = loggers.make(log_to, folder)
         self._started = time.perf_counter()
@@ -412,7 +415,7 @@ def is_finished(folder: Path) -> bool:
         summary = json.loads((folder / SUMMARY).read_text())
     except (OSError, ValueError):
         return False
-    return not (summary.get("interrupted") or summary.get("broken"))
+    return isinstance(summary, dict) and not (summary.get("interrupted") or summary.get("broken"))
 
 
 def _remove_run(folder: Path) -> None:

@@ -11,6 +11,7 @@ import envs
 from experiments import command_line, devices, loggers, plan
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
+from experiments.terminal import Terminal
 
 EXIT_BROKEN = 3
 EXIT_NOT_KEPT = 4  # a full disk, or one that fails
@@ -40,21 +41,23 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     finished = options.resume and results.is_finished(folder)
     if speaks:
         found = f": finished already, in {folder}" if finished else f" -> {folder}"
-        print(f"{wanted.title}{found}", flush=True)
+        title = f"{wanted.title}{found}"
+        Terminal(highlight=False, soft_wrap=True).print(title, markup=False)
     if finished:
         return 0
 
     # Loads JAX: two seconds that a typing mistake need not wait.
     from experiments import trained, training
     from rgpo_jax import processes
-    from rgpo_jax.checkpoint import CheckpointError
+    from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 
     try:
         layout = devices.Layout.choose(wanted.config, num_seeds, on_host)
         config = devices.fit_to_caches(wanted.config, num_seeds, layout)
         agent = plan.make_agent(wanted, config, layout.axis_name)
         start = None
-        if options.init_from is not None and not (folder / results.CHECKPOINTS).exists():
+        begun = options.resume and Checkpoints(folder / results.CHECKPOINTS).begun()
+        if options.init_from is not None and not begun:
             start = trained.load_start(options.init_from, agent)
         with processes.together():
             if speaks:
@@ -65,6 +68,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             if not speaks:
                 recorder = results.Bystander(folder)
     except (BadInput, processes.Elsewhere) as error:
+        if options.out is None:
+            _remove_empty(folder)
         command_line.refuse(error)
     with recorder:
         go_on = f"go on with: {plan.PROG} --out {shlex.quote(str(folder))} --resume"
@@ -94,6 +99,13 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
             return EXIT_NOT_KEPT
     return 0
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that a run would have filled, and its parent, if nothing is in them."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _choose_folder(wanted: plan.Plan) -> tuple[Path, bool]:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import command_line, grid, launchers, worker
+from experiments import command_line, grid, launchers, plan, worker
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
-from experiments.results import SUMMARY, hold, refusing, to_json, write_atomically
+from experiments.results import CHECKPOINTS, SUMMARY, hold, refusing, to_json, write_atomically
 from experiments.run import EXIT_BROKEN
+from experiments.terminal import Terminal
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
 
@@ -117,27 +118,55 @@ def _summary(folder: Path) -> dict[str, Any]:
 def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Program]:
     """The programs that are still to be run.
 
-    A program that was cut off keeps its cells, whatever else the sweep has now: its checkpoint is
-    of them all together.
+    A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now:
+    its checkpoint is of them all together. So it does where it was cut off at its very end, when
+    some of its cells had been closed.
     """
-    unfinished = {cell.name: cell for cell in cells if not _summary(out / cell.name)}
+    by_name = {cell.name: cell for cell in cells}
+    unfinished = {name: cell for name, cell in by_name.items() if not _summary(out / name)}
     found = []
     for spec in sorted((out / PROGRAMS).glob("*.json")):
         try:
             names = worker.read_cells(spec)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if names and all(name in unfinished for name in names):
-            found.append(Program([unfinished.pop(name) for name in names]))
-    groups = grid.programs(list(unfinished.values()), max_members)
+        if not (unfinished.keys() & names) or not by_name.keys() >= set(names):
+            continue
+        program = Program([by_name[name] for name in names])
+        updates = _newest_checkpoint(spec)
+        at_end = updates == program.cells[0].plan.config.num_updates
+        if at_end or (updates >= 0 and unfinished.keys() >= set(names)):
+            found.append(program)
+            for name in names:
+                unfinished.pop(name, None)
+    alone = [cell for cell in unfinished.values() if not _can_go_on(cell, out)]
+    for cell in alone:  # in a program with others it would take them along
+        del unfinished[cell.name]
+    groups = grid.programs(list(unfinished.values()), max_members) + [[cell] for cell in alone]
     return found + [Program(group) for group in groups]
+
+
+def _can_go_on(cell: Cell, out: Path) -> bool:
+    """Whether a cell's folder is empty, or holds a run with the cell's settings."""
+    settings = json.loads(to_json(command_line.as_settings(cell.plan.options, cell.plan.config)))
+    try:
+        plan.read_plan(["--out", str(out / cell.name), "--resume"], given=settings)
+    except BadInput:
+        return False
+    return True
+
+
+def _newest_checkpoint(spec: Path) -> int:
+    """The number of updates of a program's newest checkpoint; -1 if there is none."""
+    folders = (spec.with_suffix("") / CHECKPOINTS).glob("*/")
+    return max((int(path.name) for path in folders if path.name.isdecimal()), default=-1)
 
 
 class Screen:
     """Says lines on the terminal and in `sweep.log`, and shows a bar on a terminal."""
 
     def __init__(self, log: Path | None):
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Terminal(highlight=False, soft_wrap=True)
         self._log = log
 
     def say(self, line: Any) -> None:

@@ -82,12 +82,13 @@ def _train(
     path: Path, plans: Sequence[plan.Plan], agent: Any, layout: Any, interrupts: Interrupts
 ) -> int:
     from experiments import trained, training
-    from rgpo_jax.checkpoint import CheckpointError
+    from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     start = plans[0].options.init_from
-    learners = trained.load_start(start, agent) if start is not None else None
+    begun = Checkpoints(folder / CHECKPOINTS).begun()
+    learners = trained.load_start(start, agent) if start is not None and not begun else None
     cells = [
         training.Cell(
             p,

@@ -100,7 +100,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: dict[str, Any], *, tidy: bool = True) -> Restored | None:
-        """Reads the newest checkpoint that is whole; None if there is none at all.
+        """Reads the newest checkpoint that is whole; None if none was ever finished.
 
         Args:
           like: the parts to read: name -> pytree of arrays (or `jax.ShapeDtypeStruct`), of whose
@@ -111,10 +111,13 @@ class Checkpoints:
         Raises:
           CheckpointError: all that there are, are damaged; or it is the state of something else.
         """
+        begun = bool(processes.agree(self.begun()))
         updates, damaged = self._newest_whole()
         if updates is None:
-            if damaged:
+            if begun:
                 raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
+            if damaged and tidy:
+                self._forget_after(-1)
             return None
         if damaged and tidy:
             self._forget_after(updates)
@@ -159,6 +162,16 @@ class Checkpoints:
             return []
         names = [path.name for path in self._folder.iterdir() if path.is_dir()]
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def begun(self) -> bool:
+        """Whether a checkpoint was ever finished, be it damaged now.
+
+        The only one there is, without checksums, is a first one that was cut off.
+        """
+        saved = self.saved()
+        return len(saved) > 1 or any(
+            (self._folder / str(updates) / _CHECKSUMS).exists() for updates in saved
+        )
 
     def _forget_after(self, updates: int) -> None:
         """Takes damaged checkpoints out of the way, since their numbers will be needed again."""

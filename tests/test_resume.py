@@ -146,6 +146,33 @@ def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_killed_in_its_first_checkpoint_begins_anew(whole, tmp_path, monkeypatch):
+    args = [*TINY, "--init-from", str(whole)]
+    assert run.main([*args, "--out", str(tmp_path / "reference")]) == 0
+    cut(monkeypatch, tmp_path / "cut", 1, args=args)
+    (checksums,) = (tmp_path / "cut" / "checkpoints").glob("*/checksums.json")
+    checksums.unlink()
+    shutil.copytree(tmp_path / "cut", tmp_path / "earlier")
+    (only,) = (tmp_path / "earlier" / "checkpoints").iterdir()
+    only.rename(f"{only}.orbax-checkpoint-tmp")
+    assert go_on(tmp_path / "earlier") == 0
+    assert_same_run(tmp_path / "earlier", tmp_path / "reference")
+    assert go_on(tmp_path / "cut") == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "reference")
+    # What it starts from counts where a run with checkpoints is replaced, too.
+    assert run.main([*TINY, "--out", str(tmp_path / "cut"), "--overwrite"]) == 0
+    assert run.main([*args, "--out", str(tmp_path / "cut"), "--overwrite"]) == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "reference")
+
+
+def test_a_run_killed_while_it_wrote_its_summary_goes_on(whole, tmp_path, monkeypatch):
+    cut(monkeypatch, tmp_path / "cut", 10)
+    (tmp_path / "cut" / "summary.json").write_text("[]")
+    assert go_on(tmp_path / "cut") == 0
+    assert_same_run(tmp_path / "cut", whole)
+    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["agent"] == "ppo"
+
+
 def test_a_finished_run_stays_as_it_is(whole, capsys):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     assert go_on(whole) == 0

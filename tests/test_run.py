@@ -1,5 +1,6 @@
 """The program: flags, files, refusals. Runs are tiny; what they learn is tested elsewhere."""
 
+import datetime
 import json
 import os
 import subprocess
@@ -152,6 +153,28 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
     assert not (folder / "summary.json").exists()
     assert not (folder / "tensorboard").exists()
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(results.datetime, "datetime", Clock)
+    folders = [results.choose_folder(None, "a/b") for _ in range(3)]
+    assert [folder.name for folder in folders] == [
+        f"a-b-20260101-000000{number}" for number in ("", "-1", "-2")
+    ]
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run.main(["--init-from", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_cannot_take_the_same_folder(tmp_path):

@@ -80,6 +80,13 @@ def test_a_list_setting_is_one_value_unless_it_holds_lists(tmp_path):
     assert [cell.plan.config.hidden_sizes for cell in two] == [(32, 16), (8,)]
 
 
+def test_cells_that_differ_in_what_a_name_does_not_show_have_folders_of_their_own(tmp_path):
+    content = "learning_rate: [0.00012345678, 0.00012345679]\ninit_from: [runs/a, runs-a]\n"
+    cells = expand(content, folder=tmp_path)
+    assert len({cell.name for cell in cells}) == len(cells) == 4
+    assert [c.name for c in cells] == [c.name for c in expand(content, folder=tmp_path)]
+
+
 def test_only_traced_numbers_and_seeds_share_a_program(tmp_path):
     content = "agents: [rgpo, ppo]\nsharpness: [1, 2]\nnum_steps: [8, 16]\nseed: [0, 10]\n"
     cells = expand(content, ["--num-seeds", "2", "--total-steps", "320"], tmp_path)
@@ -163,6 +170,7 @@ def finished(tmp_path_factory):
     return out
 
 
+RGPO = "sharpness: [1, 8]\n"
 CELLS = ["CartPole-v1-ppo", "CartPole-v1-rgpo-sharpness=1", "CartPole-v1-rgpo-sharpness=8"]
 
 
@@ -207,6 +215,42 @@ def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsy
     assert "1 cells done already" in said
     assert is_finished(out / "CartPole-v1-reinforce")
     assert (out / CELLS[1] / "metrics.jsonl").stat().st_mtime == kept.st_mtime
+
+
+def test_a_program_killed_while_it_closed_its_cells_goes_on(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    plans = [cell for cell in expand(RGPO, folder=tmp_path) if cell.name in CELLS]
+    program = sweep.Program(plans)
+    spec = out / "programs" / f"{program.name}.json"
+    sweep.worker.write_spec(spec, out, program.cells)
+    (spec.with_suffix("") / "checkpoints" / "20").mkdir(parents=True)
+    (out / CELLS[2] / "summary.json").unlink()
+    assert [p.name for p in sweep.plan_programs(plans, out, 64)] == [program.name]
+    # Before its end, a closed cell is none of its: somebody else has finished it.
+    (spec.with_suffix("") / "checkpoints" / "20").rename(spec.with_suffix("") / "checkpoints/19")
+    (rest,) = sweep.plan_programs(plans, out, 64)
+    assert [cell.name for cell in rest.cells] == CELLS[2:]
+
+
+def test_a_program_without_a_checkpoint_is_planned_anew(tmp_path):
+    cells = expand(RGPO, folder=tmp_path)
+    (program,) = sweep.plan_programs(cells, tmp_path, 64)
+    spec = tmp_path / "programs" / f"{program.name}.json"
+    spec.parent.mkdir()
+    sweep.worker.write_spec(spec, tmp_path, cells)
+    assert len(sweep.plan_programs(cells, tmp_path, 2)) == 2  # it was too large for the memory
+    (spec.with_suffix("") / "checkpoints" / "3").mkdir(parents=True)
+    assert len(sweep.plan_programs(cells, tmp_path, 2)) == 1
+
+
+@pytest.mark.parametrize("config", ['{"torn', '{"settings": {"seed": 7}}'])
+def test_a_cell_that_cannot_go_on_fails_without_the_others(config, tmp_path):
+    cells = expand("sharpness: [1, 2, 4]\n", folder=tmp_path)
+    (tmp_path / cells[1].name).mkdir()
+    (tmp_path / cells[1].name / "config.json").write_text(config)
+    planned = sweep.plan_programs(cells, tmp_path, 64)
+    assert [p.cells for p in planned] == [[cells[0], cells[2]], [cells[1]]]
 
 
 def test_other_settings_in_the_same_folder_are_a_failed_cell(finished, tmp_path, capsys):
