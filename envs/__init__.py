@@ -149,6 +149,11 @@ def is_on_host(name: str) -> bool:
     return split(name)[0] in ON_HOST
 
 
+def is_on_mjx(name: str, **params: Any) -> bool:
+    """Whether MJX computes the physics of the environment that `make` builds from these."""
+    return split(name)[0] == "playground" or params.get("backend") == "mjx"
+
+
 def listing() -> str:
     """The compiled environments in words, each prefix once."""
     groups = [

@@ -88,7 +88,8 @@ def build(
     from rgpo_jax.spread import Spread
 
     config = settings_of(name, options, num_envs)
-    layout = devices.Layout.choose(config, num_seeds)
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
+    layout = devices.Layout.choose(config, num_seeds, spread=spread)
     config = devices.fit_to_caches(config, num_seeds, layout)
     agent = agents.load(name).make(env, config, axis_name=layout.axis_name)
     mesh = layout.mesh()
@@ -230,7 +231,8 @@ def main(args: Sequence[str] | None = None) -> int:
         command_line.refuse(error)
     print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
     largest = settings_of(options.agent, options, max(options.num_envs))
-    devices.use_all_cores(largest, max(options.num_seeds))
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
+    devices.use_all_cores(largest, max(options.num_seeds), spread=spread)
     try:
         env = envs.make(options.env)
     except ValueError as error:

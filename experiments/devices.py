@@ -1,6 +1,7 @@
 """How a run's seeds and environments are spread over devices. Importing this loads no JAX."""
 
 import dataclasses
+import importlib.metadata
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -49,11 +50,13 @@ class Layout:
         )
 
     @classmethod
-    def choose(cls, config: Config, num_seeds: int, on_host: bool = False) -> "Layout":
-        """The layout for the devices that JAX has."""
+    def choose(
+        cls, config: Config, num_seeds: int, on_host: bool = False, spread: bool = True
+    ) -> "Layout":
+        """The layout for the devices that JAX has; one of them if nothing may be `spread`."""
         import jax
 
-        return choose(config, num_seeds, jax.local_device_count(), on_host)
+        return choose(config, num_seeds, jax.local_device_count() if spread else 1, on_host)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -98,12 +101,25 @@ def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
     return dataclasses.replace(config, microbatch_size=size) if size > 16 else config
 
 
-def use_all_cores(config: Config, num_seeds: int, on_host: bool = False) -> None:
+def can_spread(on_mjx: bool) -> bool:
+    """Whether programs may be spread over devices, of environments that run on MJX or do not.
+
+    XLA as of jax 0.11 crashes when it partitions MJX: Shardy on constants without elements, of
+    which MJX is full, and its predecessor on sorts.
+    """
+    version = tuple(map(int, importlib.metadata.version("jax").split(".")[:2]))
+    return not on_mjx or version < (0, 10)
+
+
+def use_all_cores(
+    config: Config, num_seeds: int, on_host: bool = False, spread: bool = True
+) -> None:
     """On a CPU the cores are devices too: what is spread over them trains faster.
 
     Says so to XLA, before JAX is loaded. GPUs and TPUs are not concerned.
     """
-    count = choose(config, num_seeds, os.cpu_count() or 1, on_host).num_devices
+    num_cores = (os.cpu_count() or 1) if spread else 1
+    count = choose(config, num_seeds, num_cores, on_host).num_devices
     chosen = {
         "xla_force_host_platform_device_count": str(count),
         # Small operations gain nothing from threads, and some versions of XLA deadlock with them.

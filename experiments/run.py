@@ -248,11 +248,12 @@ def main(args: Sequence[str] | None = None) -> int:
     print(f"{plan.title} -> {folder}", flush=True)
 
     num_seeds, on_host = plan.options.num_seeds, envs.is_on_host(plan.options.env)
-    devices.use_all_cores(plan.config, num_seeds, on_host)
+    spread = devices.can_spread(envs.is_on_mjx(plan.options.env, **plan.options.env_params))
+    devices.use_all_cores(plan.config, num_seeds, on_host, spread)
     from experiments import training  # loads JAX: two seconds that a typing mistake need not wait
 
     try:
-        layout = devices.Layout.choose(plan.config, num_seeds, on_host)
+        layout = devices.Layout.choose(plan.config, num_seeds, on_host, spread)
         config = devices.fit_to_caches(plan.config, num_seeds, layout)
         agent = make_agent(plan, config, layout.axis_name)
         recorder = results.Recorder(folder, plan.options.overwrite)

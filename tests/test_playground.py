@@ -307,16 +307,22 @@ def test_robots_are_cloned_by_playground_with_one_line(playground, monkeypatch, 
 
 
 def test_a_run_says_nothing_of_playground_and_leaves_no_file(tmp_path):
+    # Two seeds: on two cores XLA must not be asked to partition MJX, on which jax 0.11 crashes.
     # cheetah: of its model file MuJoCo itself has something to say, past Python's streams.
     program = (
         "import envs; envs.make('playground/CheetahRun')\nfrom experiments import run\n"
-        f"run.main({['--env', PENDULUM, *TINY, '--out', 'run']!r})"
+        f"run.main({['--env', PENDULUM, *TINY, '--num-seeds', '2', '--out', 'run']!r})"
     )
     done = in_a_fresh_interpreter(program, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("rgpo on playground/PendulumSwingup")
     assert "arp" not in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_runs_on_mjx():
+    assert envs.is_on_mjx(PENDULUM) and envs.is_on_mjx("brax/ant", backend="mjx")
+    assert not envs.is_on_mjx("brax/ant") and not envs.is_on_mjx("CartPole-v1")
 
 
 def test_importing_envs_leaves_playground_alone(tmp_path):
