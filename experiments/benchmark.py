@@ -75,7 +75,9 @@ class Program:
         return max(1, round(count * seconds / elapsed))
 
 
-def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str) -> Program:
+def build(
+    name: str, env: Any, options: Options, num_envs: int, num_seeds: int, part: str
+) -> Program:
     """Compiles "rollout", "update" or "step" of an agent, over seeds and devices."""
     import jax
     import jax.numpy as jnp
@@ -86,9 +88,10 @@ def build(name: str, options: Options, num_envs: int, num_seeds: int, part: str)
     from rgpo_jax.spread import Spread
 
     config = settings_of(name, options, num_envs)
-    layout = devices.Layout.choose(config, num_seeds)
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
+    layout = devices.Layout.choose(config, num_seeds, spread=spread)
     config = devices.fit_to_caches(config, num_seeds, layout)
-    agent = agents.load(name).make(envs.make(options.env), config, axis_name=layout.axis_name)
+    agent = agents.load(name).make(env, config, axis_name=layout.axis_name)
     mesh = layout.mesh()
     keys = devices.seed_keys(mesh, range(num_seeds))
     trajectories = PartitionSpec("seed", None, "env")
@@ -223,7 +226,12 @@ def main(args: Sequence[str] | None = None) -> int:
         command_line.refuse(error)
     print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
     largest = settings_of(options.agent, options, max(options.num_envs))
-    devices.use_all_cores(largest, max(options.num_seeds))
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
+    devices.use_all_cores(largest, max(options.num_seeds), spread=spread)
+    try:
+        env = envs.make(options.env)
+    except ValueError as error:
+        command_line.refuse(f"--env {options.env}: {error}")
 
     from rich.console import Console
     from rich.progress import track
@@ -243,7 +251,7 @@ def main(args: Sequence[str] | None = None) -> int:
         for part in ("rollout", "update", "step")
     ]
     for num_seeds, num_envs, part in track(cells, "measuring", console=console, transient=True):
-        program = build(options.agent, options, num_envs, num_seeds, part)
+        program = build(options.agent, env, options, num_envs, num_seeds, part)
         result = measure(program, options)
         rows.append({"num_seeds": num_seeds, "num_envs": num_envs, "part": part, **result})
         table.add_row(
@@ -260,7 +268,7 @@ def main(args: Sequence[str] | None = None) -> int:
     comparison = {}
     for part in ("update", "step"):
         measured, reference = (
-            build(name, options, min(options.num_envs), min(options.num_seeds), part)
+            build(name, env, options, min(options.num_envs), min(options.num_seeds), part)
             for name in (options.agent, options.against)
         )
         comparison[part] = ratio = compare(measured, reference, options)

@@ -1,6 +1,7 @@
 """How a run's seeds and environments are spread over devices. Importing this loads no JAX."""
 
 import dataclasses
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,17 +53,18 @@ class Layout:
         )
 
     @classmethod
-    def choose(cls, config: Config, num_seeds: int, on_host: bool = False) -> "Layout":
-        """The layout for the devices that JAX has.
+    def choose(
+        cls, config: Config, num_seeds: int, on_host: bool = False, spread: bool = True
+    ) -> "Layout":
+        """The layout for the devices that JAX has; one of a process's if nothing may be `spread`.
 
         Raises:
           BadInput: processes were joined, among which the run cannot be shared out.
         """
         import jax
 
-        return choose(
-            config, num_seeds, jax.local_device_count(), on_host, num_processes=jax.process_count()
-        )
+        num_devices = jax.local_device_count() if spread else 1
+        return choose(config, num_seeds, num_devices, on_host, num_processes=jax.process_count())
 
     def describe(self) -> str:
         """The grid in words."""
@@ -140,8 +142,22 @@ def fit_to_caches(config: Config, num_seeds: int, layout: Layout) -> Config:
     return dataclasses.replace(config, microbatch_size=size) if size > 16 else config
 
 
+def can_spread(on_mjx: bool) -> bool:
+    """Whether programs may be spread over devices, of environments that run on MJX or do not.
+
+    XLA as of jax 0.11 crashes when it partitions MJX: Shardy on constants without elements, of
+    which MJX is full, and its predecessor on sorts.
+    """
+    version = tuple(map(int, importlib.metadata.version("jax").split(".")[:2]))
+    return not on_mjx or version < (0, 10)
+
+
 def use_all_cores(
-    config: Config, num_seeds: int, on_host: bool = False, num_processes: int = 1
+    config: Config,
+    num_seeds: int,
+    on_host: bool = False,
+    num_processes: int = 1,
+    spread: bool = True,
 ) -> None:
     """On a CPU the cores are devices too: what is spread over them trains faster.
 
@@ -150,7 +166,8 @@ def use_all_cores(
     Raises:
       BadInput: seeds and environments cannot be shared out among so many processes.
     """
-    layout = choose(config, num_seeds, os.cpu_count() or 1, on_host, num_processes)
+    num_cores = (os.cpu_count() or 1) if spread else 1
+    layout = choose(config, num_seeds, num_cores, on_host, num_processes)
     count = layout.num_devices // num_processes
     chosen = {
         "xla_force_host_platform_device_count": str(count),

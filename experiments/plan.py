@@ -33,7 +33,7 @@ _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
 )
 _ENV_HELP = (
-    f"One of {', '.join(envs.NAMES)}; or envpool/NAME or gymnasium/NAME, which live on the host. "
+    f"One of {envs.listing()}; or envpool/NAME or gymnasium/NAME, which live on the host. "
     "Settings that you do not give come from its family."
 )
 
@@ -327,5 +327,5 @@ def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Age
     try:
         env = envs.make(options.env, **options.env_params)
         return module.make(env, config, gate, axis_name)
-    except (ValueError, ModuleNotFoundError) as error:
+    except ValueError as error:
         raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None

@@ -31,7 +31,9 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         wanted = plan.read_plan(args)
         options = wanted.options
         num_seeds, on_host = options.num_seeds, envs.is_on_host(options.env)
-        devices.use_all_cores(wanted.config, num_seeds, on_host, options.num_processes or 1)
+        spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
+        processes_wanted = options.num_processes or 1
+        devices.use_all_cores(wanted.config, num_seeds, on_host, processes_wanted, spread)
         loggers.require(options.loggers)
         from experiments import results
 
@@ -52,7 +54,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 
     try:
-        layout = devices.Layout.choose(wanted.config, num_seeds, on_host)
+        layout = devices.Layout.choose(wanted.config, num_seeds, on_host, spread)
         config = devices.fit_to_caches(wanted.config, num_seeds, layout)
         agent = plan.make_agent(wanted, config, layout.axis_name)
         start = None

@@ -72,6 +72,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "normalize_observations": True,
         "reset_pool_size": 4,
     },
+    # Playground's own for PPO, in the batches of two cores. Its rewards differ from task to task by
+    # more than a factor of ten: they are normalised, where it has a scale per task.
+    "playground": {
+        "total_steps": 2_000_000,
+        "num_envs": 64,
+        "num_steps": 32,
+        "num_epochs": 4,
+        "num_minibatches": 8,
+        "learning_rate": 1e-3,
+        "discount": 0.995,
+        "entropy_coefficient": 1e-2,
+        "hidden_sizes": (128, 128),
+        "normalize_observations": True,
+        "normalize_rewards": True,
+        "reset_pool_size": 4,
+    },
     # CleanRL's for continuous control; the 2048 steps of a rollout come from eight environments.
     "MuJoCo": {
         "total_steps": 1_000_000,

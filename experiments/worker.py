@@ -64,8 +64,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 sum(p.options.num_seeds for p in plans),
                 envs.is_on_host(options.env),
             )
-            devices.use_all_cores(plans[0].config, num_members, on_host)
-            layout = devices.Layout.choose(plans[0].config, num_members, on_host)
+            spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
+            devices.use_all_cores(plans[0].config, num_members, on_host, spread=spread)
+            layout = devices.Layout.choose(plans[0].config, num_members, on_host, spread)
             config = devices.fit_to_caches(plans[0].config, num_members, layout)
             agent = plan.make_agent(plans[0], config, layout.axis_name)
             if "--probe" in flags:

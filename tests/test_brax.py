@@ -2,25 +2,23 @@
 
 import functools
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapters import check_types, in_a_fresh_interpreter
 from probes import quick_jit
 
 import envs
 from agents import rgpo
-from experiments import plan, run, settings
+from experiments import benchmark, plan, run, settings
 from experiments.command_line import BadInput
 from rgpo_jax import rollout
 
 pytest.importorskip("brax", reason="needs the extra `brax`")
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 16
 WALKERS = 3
 PENDULUM = "brax/inverted_pendulum"  # the cheapest to compile
@@ -61,22 +59,6 @@ def random_actions(name):
 
 
 PUSH = np.ones((LIMIT, WALKERS, 1), np.float32)  # topples the pendulum
-
-
-def types(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
-
-
-def check_types(env):
-    state, observation = jax.eval_shape(env.reset, jax.random.key(0))
-    action = jnp.zeros(env.action_space.shape)
-    new_state, timestep = jax.eval_shape(env.step, jax.random.key(0), state, action)
-    assert types(new_state) == types(state)  # or a scan refuses it
-    assert observation.shape == env.observation_shape
-    for seen in (observation, timestep.observation, timestep.final_observation):
-        assert types(seen) == (env.observation_shape, jnp.float32, False)
-    assert types(timestep.reward) == ((), jnp.float32, False)
-    assert types(timestep.terminated)[:2] == types(timestep.truncated)[:2] == ((), bool)
 
 
 def test_the_list_is_brax_without_the_one_that_does_not_load():
@@ -158,10 +140,10 @@ def test_a_step_leaves_the_state_that_it_is_given_alone():
     env = make(REACHER)
     shapes, _ = jax.eval_shape(env.reset, jax.random.key(0))
     state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-    before = dict(state.brax.metrics)
+    before = dict(state.inner.metrics)
     assert before
     jax.eval_shape(lambda action: env.step(jax.random.key(0), state, action), jnp.zeros(2))
-    assert all(state.brax.metrics[name] is value for name, value in before.items())
+    assert all(state.inner.metrics[name] is value for name, value in before.items())
 
 
 @functools.cache
@@ -253,16 +235,6 @@ def test_a_run_says_nothing_of_brax_and_keeps_its_backend(tmp_path, capfd):
     assert read.name == "brax/fast-mjx-rgpo"
 
 
-def in_a_fresh_interpreter(program, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=cwd,
-    )
-
-
 def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
     # halfcheetah: of its model file MuJoCo itself has something to say, past Python's streams.
     done = in_a_fresh_interpreter("import envs; envs.make('brax/halfcheetah')", tmp_path)
@@ -278,22 +250,16 @@ def test_importing_envs_leaves_brax_alone(tmp_path):
     assert in_a_fresh_interpreter(program, tmp_path).returncode == 0
 
 
-def without_brax(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "brax", None)
-    monkeypatch.delitem(sys.modules, "envs.brax_adapter", raising=False)
-
-
-def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
-    without_brax(monkeypatch)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rgpo-jax\[brax\]'"):
+    with pytest.raises(ValueError, match=r"brax is not installed: pip install 'rgpo-jax\[brax\]'"):
         envs.make("brax/ant")
-    with pytest.raises(SystemExit) as refused:
-        run.main([*TINY, "--out", str(tmp_path / "run")])
-    assert refused.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: --env brax/fast") and error.count("\n") == 1
-    assert "pip install 'rgpo-jax[brax]'" in error
-    assert not (tmp_path / "run").exists()
+    for program in (run, benchmark):
+        with pytest.raises(SystemExit) as refused:
+            program.main(["--env", "brax/fast"])
+        assert refused.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --env brax/fast: brax is not") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

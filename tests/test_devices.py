@@ -1,6 +1,7 @@
 """How runs are spread over devices; that it does not change their numbers."""
 
 import dataclasses
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -67,6 +68,17 @@ def test_the_users_flags_for_xla_stay(monkeypatch):
     flags = os.environ["XLA_FLAGS"].split()
     assert flags[:2] == ["--xla_force_host_platform_device_count=3", "--xla_foo=1"]
     assert sum("device_count" in flag for flag in flags) == 1
+
+
+def test_mjx_stays_on_one_device_where_xla_cannot_partition_it(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for version, spread in (("0.9.2", True), ("0.11.2", False)):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        assert devices.can_spread(on_mjx=False)
+        assert devices.can_spread(on_mjx=True) == spread
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    devices.use_all_cores(SMALL, 8, spread=False)
+    assert "device_count=1" in os.environ["XLA_FLAGS"]
 
 
 def test_microbatches_divide_every_share_and_stay_the_users():

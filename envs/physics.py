@@ -1,0 +1,113 @@
+"""What Brax and MuJoCo Playground share: their states are alike, and neither's wrappers are used.
+
+Those restart every episode from one cached state, and lose the observation in which it ended.
+"""
+
+import contextlib
+import io
+import operator
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs import carry
+from rgpo_jax.environment import Box, Discrete, TimeStep
+
+Array = jax.Array
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Holds back what imports print and warn of; exceptions pass."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+with quietly():  # tells of optional packages that are not there
+    import mujoco
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Holds back also what MuJoCo says of a model file.
+
+    It would go past Python to stderr, and to a MUJOCO_LOG.TXT in the working directory.
+    """
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        with quietly():
+            yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def check_params(name: str, params: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for a parameter that the environment does not have."""
+    known = list(known)
+    for param in params:
+        if param not in known:
+            raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+
+
+def time_limit(value: Any) -> int:
+    """Checks `max_steps_in_episode`; raises ValueError."""
+    try:
+        limit = operator.index(value)
+    except TypeError:
+        raise ValueError(f"max_steps_in_episode = {value!r}: expected an int") from None
+    if limit < 1:
+        raise ValueError(f"max_steps_in_episode = {limit}: expected at least 1")
+    return limit
+
+
+class PhysicsState(NamedTuple):
+    """Where an environment stands.
+
+    Attributes:
+      inner: the library's own state.
+      time: steps since the reset, int32 [].
+    """
+
+    inner: Any
+    time: Array
+
+
+class PhysicsEnvironment:
+    """An environment of such a library, cut after `limit` steps.
+
+    Actions are in [-1, 1] per element, which the library scales to the actuators where they differ.
+    What it calls `done` is a death: `terminated`, and it wins where it falls together with the
+    limit.
+    """
+
+    def __init__(self, name: str, env: Any, limit: int):
+        self._env = env
+        self._limit = limit
+        self.name = name
+        size = env.action_size
+        self.action_space: Discrete | Box = Box((size,), (-1.0,) * size, (1.0,) * size)
+        self.observation_shape = jax.eval_shape(self.reset, jax.random.key(0))[1].shape
+        self.max_episode_steps: int | None = limit
+
+    def _observation(self, inner: Any) -> Array:
+        return inner.obs
+
+    def reset(self, key: Array) -> tuple[PhysicsState, Array]:
+        inner = carry.definite(self._env.reset(jax.random.key_data(key)))  # it splits raw keys
+        return PhysicsState(inner, jnp.int32(0)), self._observation(inner)
+
+    def step(self, key: Array, state: PhysicsState, action: Array) -> tuple[PhysicsState, TimeStep]:
+        # Dicts in the state are written into: the library gets copies.
+        after = self._env.step(jax.tree.map(lambda leaf: leaf, state.inner), action)
+        after = carry.like(after, state.inner)
+        time = state.time + 1
+        terminated = after.done > 0
+        truncated = (time >= self._limit) & ~terminated
+        observation = self._observation(after)
+        timestep = TimeStep(observation, after.reward, terminated, truncated, observation)
+        return PhysicsState(after, time), timestep
