@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as orbax
 
 from rgpo_jax import processes
@@ -130,12 +131,7 @@ class Checkpoints:
         except Exception as error:
             folder = self._folder / str(updates)
             raise CheckpointError(f"{folder}: cannot be restored: {_reason(error)}") from error
-        parts = {
-            name: jax.tree.unflatten(
-                jax.tree.structure(part), [leaf for _, leaf in sorted(content[name].items())]
-            )
-            for name, part in like.items()
-        }
+        parts = {name: _unflatten(part, content[name]) for name, part in like.items()}
         return Restored(updates, parts, content.position, damaged)
 
     def _newest_whole(self) -> tuple[int | None, list[str]]:
@@ -190,8 +186,22 @@ class Checkpoints:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by number: static parts, such as functions, are the template's business."""
-    return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+    """The leaves by number: static parts, such as functions, are the template's business.
+
+    Those without elements too, of which physics engines have many: orbax does not save them.
+    """
+    return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
+
+
+def _unflatten(like: Any, leaves: dict[str, Any]) -> Any:
+    """The tree of which these are the leaves with elements; the others are the template's."""
+
+    def empty(leaf: Any) -> jax.Array:
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    templates = enumerate(jax.tree.leaves(like))
+    filled = [leaves[f"{i:06d}"] if leaf.size else empty(leaf) for i, leaf in templates]
+    return jax.tree.unflatten(jax.tree.structure(like), filled)
 
 
 def _files(folder: Path) -> Iterator[Path]:

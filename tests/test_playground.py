@@ -131,7 +131,8 @@ def test_follows_playground_step_by_step(name):
     env = make(name)._env
     reset, step = quick_jit(env.reset), quick_jit(env.step)
     state = reset(jax.random.key_data(KEYS[1]))
-    np.testing.assert_allclose(first[1], state.obs, rtol=1e-5, atol=1e-6)
+    # CheetahRun's reset settles for 200 steps: rounding of velocities shows.
+    np.testing.assert_allclose(first[1], state.obs, rtol=1e-5, atol=1e-5)
     for t in range(LIMIT):
         state = step(state, actions[t, 1])
         np.testing.assert_allclose(timestep.observation[t, 1], state.obs, rtol=1e-3, atol=1e-4)

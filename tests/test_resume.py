@@ -173,6 +173,17 @@ def test_a_run_killed_while_it_wrote_its_summary_goes_on(whole, tmp_path, monkey
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["agent"] == "ppo"
 
 
+def test_arrays_without_elements_are_kept_too(tmp_path):
+    state = {"empty": jnp.zeros((2, 0, 3)), "key": jax.random.key(1), "x": jnp.arange(3.0)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"state": state}, {})
+    restored = checkpoints.restore({"state": state}).parts["state"]
+    assert restored["empty"].shape == (2, 0, 3)
+    assert restored["empty"].sharding == state["empty"].sharding
+    np.testing.assert_array_equal(restored["x"], state["x"])
+    assert restored["key"] == state["key"]
+
+
 def test_a_finished_run_stays_as_it_is(whole, capsys):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     assert go_on(whole) == 0
