@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.run"
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-_MAY_CHANGE = ("checkpoint_every", "loggers")
+MAY_CHANGE = ("checkpoint_every", "loggers")
 
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
@@ -285,7 +285,7 @@ def _refuse_other_settings(stored: dict[str, Any], plan: Plan) -> None:
     """Raises BadInput if a run that is to go on was begun with other settings."""
     wanted = json.loads(json.dumps(command_line.as_settings(plan.options, plan.config)))
     for name, value in stored.items():
-        if name not in _MAY_CHANGE and wanted.get(name) != value:
+        if name not in MAY_CHANGE and wanted.get(name) != value:
             raise BadInput(
                 f"{command_line.flag(name)} {wanted.get(name)}: the run in {plan.options.out} was "
                 f"begun with {value}; go on with its own settings, or start one in another folder"

@@ -245,8 +245,12 @@ class Recorder:
           BadInput: the metrics are no longer those that were there then.
         """
         path = self.folder / METRICS
-        if path.stat().st_size < metrics_bytes:
+        with path.open("rb") as file:
+            kept = file.read(metrics_bytes)
+        if len(kept) < metrics_bytes:
             raise BadInput(f"--resume: {path} is shorter than at the checkpoint")
+        if kept and not kept.endswith(b"\n"):
+            raise BadInput(f"--resume: {path} is not what it was at the checkpoint")
         self._metrics.truncate(metrics_bytes)
         for name in (SUMMARY, CURVE):
             (self.folder / name).unlink(missing_ok=True)

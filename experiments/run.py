@@ -14,6 +14,7 @@ from experiments.interrupts import Interrupted, Interrupts
 from experiments.terminal import Terminal
 
 EXIT_BROKEN = 3
+SWEEP = "sweep.json"  # marks the folder of a sweep
 EXIT_NOT_KEPT = 4  # a full disk, or one that fails
 
 
@@ -41,6 +42,9 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     except BadInput as error:
         command_line.refuse(error)
     finished = options.resume and results.is_finished(folder)
+    if options.resume and not finished and (folder.parent / SWEEP).exists():
+        # Its checkpoints are those of all cells that are trained with it.
+        command_line.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
     if speaks:
         found = f": finished already, in {folder}" if finished else f" -> {folder}"
         title = f"{wanted.title}{found}"

@@ -22,8 +22,16 @@ from experiments import command_line, grid, launchers, plan, worker
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
-from experiments.results import CHECKPOINTS, SUMMARY, hold, refusing, to_json, write_atomically
-from experiments.run import EXIT_BROKEN
+from experiments.results import (
+    CHECKPOINTS,
+    CONFIG,
+    SUMMARY,
+    hold,
+    refusing,
+    to_json,
+    write_atomically,
+)
+from experiments.run import EXIT_BROKEN, SWEEP
 from experiments.terminal import Terminal
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
     from experiments.launchers import Launcher
 
 PROG = "python -m experiments.sweep"
-SWEEP, PROGRAMS, LOG = "sweep.json", "programs", "sweep.log"
+PROGRAMS, LOG = "programs", "sweep.log"
 _POLL = 0.2  # seconds
 
 
@@ -113,6 +121,28 @@ def _summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and not content.get("interrupted") else {}
+
+
+def _identity(settings: dict[str, Any]) -> str:
+    """By what settings two cells are the same."""
+    content = {name: value for name, value in settings.items() if name not in plan.MAY_CHANGE}
+    return json.dumps(json.loads(to_json(content)), sort_keys=True)
+
+
+def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """The cells, where an earlier call made one under another name by that name.
+
+    Names tell the settings in which a sweep's cells differ, and a sweep that grows has more.
+    """
+    there = {}
+    for path in sorted(out.glob(f"*/{CONFIG}")):
+        with contextlib.suppress(BadInput):
+            there[_identity(command_line.settings_from_file(str(path)))] = path.parent.name
+    found = []
+    for cell in cells:
+        settings = command_line.as_settings(cell.plan.options, cell.plan.config)
+        found.append(dataclasses.replace(cell, name=there.get(_identity(settings), cell.name)))
+    return found
 
 
 def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Program]:
@@ -346,6 +376,7 @@ def main(args: Sequence[str] | None = None) -> int:
             cells = grid.expand(options.agents, options.envs, flags, options.file, PROG)
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path(options.out or f"sweeps/{stamp}").expanduser()
+            cells = keep_names(cells, out)
             programs = plan_programs(cells, out, options.max_members)
             if options.dry_run:
                 _estimate(programs, out, Screen(None))

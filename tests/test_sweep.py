@@ -253,6 +253,28 @@ def test_a_cell_that_cannot_go_on_fails_without_the_others(config, tmp_path):
     assert [p.cells for p in planned] == [[cells[0], cells[2]], [cells[1]]]
 
 
+def test_a_sweep_that_grows_knows_its_cells_by_their_settings(finished, tmp_path):
+    content = "agents: [rgpo]\nsharpness: [1, 8]\ngae_lambda: [0.9, 0.95]\n"
+    cells = expand(content, folder=tmp_path)
+    kept = [cell.name for cell in sweep.keep_names(cells, finished)]
+    # 0.95 is the default, with which the first sweep went; it did not differ there.
+    new = [cell.name for cell in cells if cell.plan.config.gae_lambda == 0.9]
+    assert sorted(kept) == sorted([*CELLS[1:], *new])
+    assert len(sweep.plan_programs(sweep.keep_names(cells, finished), finished, 64)) == 1
+
+
+def test_an_unfinished_cell_is_the_sweeps_to_go_on_with(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "copy")
+    cell = tmp_path / "copy" / CELLS[0]
+    (cell / "summary.json").unlink()
+    before = (cell / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--out", str(cell), "--resume"])
+    assert refused.value.code == 2
+    assert "belongs to a sweep" in capsys.readouterr().err
+    assert (cell / "metrics.jsonl").read_bytes() == before
+
+
 def test_other_settings_in_the_same_folder_are_a_failed_cell(finished, tmp_path, capsys):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
