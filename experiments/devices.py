@@ -148,8 +148,10 @@ def can_spread(on_mjx: bool) -> bool:
     XLA as of jax 0.11 crashes when it partitions MJX: Shardy on constants without elements, of
     which MJX is full, and its predecessor on sorts.
     """
+    if not on_mjx:
+        return True
     version = tuple(map(int, importlib.metadata.version("jax").split(".")[:2]))
-    return not on_mjx or version < (0, 10)
+    return version < (0, 10)
 
 
 def use_all_cores(

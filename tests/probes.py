@@ -258,3 +258,16 @@ def assert_same_numbers(folder: Path, reference: Path, seeds: slice = slice(None
             assert numbers(ours[name]) == pytest.approx(
                 expected, rel=1e-3, abs=1e-5, nan_ok=True
             ), name
+
+
+# What a run leaves in its folder, if nothing else is asked for.
+RUN_FILES = [
+    ".lock",
+    "checkpoints",
+    "config.json",
+    "learning_curve.png",
+    "metrics.jsonl",
+    "run.log",
+    "summary.json",
+    "tensorboard",
+]

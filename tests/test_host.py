@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import quick_jit
+from probes import RUN_FILES, quick_jit
 
 import envs
 from agents import ppo
-from experiments import results, run, settings
+from experiments import run, settings
 from rgpo_jax import host, update
 from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_units
 
@@ -318,7 +318,7 @@ def lines(folder):
 def test_a_run_writes_its_files_and_repeats(env, tmp_path):
     folder = tmp_path / "run"
     assert run.main([*TINY, "--env", env, "--out", str(folder)]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*results._FILES, results.LOCK])
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
     records = lines(folder)
     assert [record["env_steps"] for record in records] == [0, 64, 128, 192, 256]
     for record in records[1:]:

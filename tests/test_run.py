@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from probes import RUN_FILES
 
 import agents
 from experiments import command_line, plan, results, run, settings
@@ -58,9 +59,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_its_files_and_no_others(finished):
-    assert sorted(path.name for path in finished.iterdir()) == sorted(
-        {*results._FILES, results.LOCK} - {"wandb"}
-    )
+    assert sorted(path.name for path in finished.iterdir()) == RUN_FILES
     assert list((finished / "tensorboard").glob("events*"))
     assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

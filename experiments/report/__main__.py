@@ -12,6 +12,7 @@ import tyro
 
 from experiments import command_line
 from experiments.command_line import BadInput
+from experiments.interrupts import Interrupted, Interrupts
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Positive
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from experiments.report.runs import Collection
 
 PROG = "python -m experiments.report"
-EXIT_INTERRUPTED = 130
 _WATCH = "10"  # seconds, where --watch does not say
 _QUIET = 60.0  # seconds without news after which finished runs are taken to be all
 
@@ -113,12 +113,17 @@ def write(report: "Report", folder: Path, refresh: float | None, figures: bool) 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Writes the report; returns the exit status."""
-    try:
-        options = read_options(sys.argv[1:] if args is None else args)
-        with _naming_the_extra():
-            return _write_once(options) if options.watch is None else _watch(options, options.watch)
-    except BadInput as error:
-        command_line.refuse(error)
+    with Interrupts():
+        try:
+            options = read_options(sys.argv[1:] if args is None else args)
+            with _naming_the_extra():
+                if options.watch is None:
+                    return _write_once(options)
+                return _watch(options, options.watch)
+        except BadInput as error:
+            command_line.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
 
 
 def _write_once(options: Options) -> int:
@@ -233,7 +238,4 @@ def _naming_the_extra() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(main())
