@@ -110,7 +110,8 @@ class EnvPoolPool:
     def receive(self) -> TimeStep:
         observation, reward, terminated, truncated, info = self._pool.recv()
         if self._limit is not None:
-            truncated = truncated | ((info["elapsed_step"] >= self._limit) & ~terminated)
+            truncated = truncated | (info["elapsed_step"] >= self._limit)
+        truncated = truncated & ~terminated  # a death at the limit is a death
         final = observation = self._observation(observation)
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
         if ended.size and self._restarts:

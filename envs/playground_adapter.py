@@ -54,14 +54,20 @@ class PlaygroundEnvironment(physics.PhysicsEnvironment):
     ) -> tuple[physics.PhysicsState, TimeStep]:
         state, timestep = super().step(key, state, action)
 
-        # Playground ends an episode whose physics has become NaN: nothing of that is learned from.
+        # Not every task ends an episode whose physics has become NaN; and nothing is learned of it.
+        inner = (state.inner.data.qpos, state.inner.data.qvel, timestep.observation)
+        whole = [jnp.isfinite(x).all() for x in (*inner, timestep.reward)]
+        broken = ~jnp.stack(whole).all()
+
         def finite(x: Array) -> Array:
-            return jnp.where(timestep.terminated & ~jnp.isfinite(x), 0.0, x)
+            return jnp.where(jnp.isfinite(x), x, 0.0)
 
         observation = finite(timestep.observation)
         return state, timestep._replace(
             observation=observation,
             reward=finite(timestep.reward),
+            terminated=timestep.terminated | broken,
+            truncated=timestep.truncated & ~broken,
             final_observation=observation,
         )
 

@@ -159,10 +159,15 @@ def make_stage(agent: Agent, size: int) -> Stage:
 
     It shows pictures, RGB, uint8 [height, width, 3]: of `size` pixels where they are drawn here. Of
     Brax it shows where the bodies are.
+
+    Raises:
+      BadInput: the environment cannot be drawn.
     """
     env: Any = agent.env
     if isinstance(env, HostEnvironment):
         return HostStage(env)
     if env.name in envs.BRAX:
         return CompiledStage(env, lambda state, _: env.place(state))
+    if not hasattr(env, "picture"):
+        raise BadInput(f"--run: {env.name} cannot be drawn yet")
     return CompiledStage(env, functools.partial(env.picture, size=size))

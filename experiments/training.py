@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
@@ -196,6 +197,7 @@ class Training:
         self._say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
         started = time.perf_counter()
         self._checkpoints = Checkpoints(folder)
+        self._kept: int | None = None  # updates of the newest checkpoint
         self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
         self._programs = compile_programs(agent, layout, self._members, self._options.eval_episodes)
         self._states = self._programs.initial_states
@@ -218,7 +220,10 @@ class Training:
             cell.recorder.say(line)
 
     def start_from(self, learners: LearnerState) -> None:
-        """Takes parameters and observation statistics from other learners [N], over and over."""
+        """Takes parameters and statistics from other learners [N], over and over.
+
+        Those of returns too, where both scale rewards: the critic's unit is theirs.
+        """
         own = self._states.learner
         which = np.arange(self._num_members) % jax.tree.leaves(learners.params)[0].shape[0]
 
@@ -229,6 +234,9 @@ class Training:
             field: jax.tree.map(take, getattr(learners, field), getattr(own, field))
             for field in ("params", "observation_moments")
         }
+        if own.return_scale is not None and learners.return_scale is not None:
+            moments = jax.tree.map(take, learners.return_scale.moments, own.return_scale.moments)
+            taken["return_scale"] = own.return_scale._replace(moments=moments)
         self._states = self._states._replace(learner=own._replace(**taken))
 
     def resume(self) -> None:
@@ -248,16 +256,27 @@ class Training:
         for line in restored.damaged:
             self._say(f"warning: a damaged checkpoint is passed over: {line}")
         parts, self._position = restored.parts, Position(**restored.position)
+        self._kept = restored.updates
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
         self._progress = parts["progress"]
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
                 cell.recorder.rewind(size, self._env_steps, self._position.seconds)
         restarted = self._programs.restart_episodes(self._position.updates)
+        if restarted:
+            self._forget_running_returns()
         self._say(
             f"going on after {self._env_steps:,} steps"
             + ("; environments on the host cannot be saved: new episodes begin" * restarted)
         )
+
+    def _forget_running_returns(self) -> None:
+        """Lets reward scaling know that no episode goes on: nothing leaks into the new ones."""
+        learner = self._states.learner
+        if learner.return_scale is not None:
+            none = jnp.zeros_like(learner.return_scale.running_return)
+            scale = learner.return_scale._replace(running_return=none)
+            self._states = self._states._replace(learner=learner._replace(return_scale=scale))
 
     def run(self, interrupts: Interrupts) -> None:
         """Trains to the end, and writes the results.
@@ -382,7 +401,9 @@ class Training:
         parts = self._parts_to_keep()
         sizes = [leaf.nbytes for leaf in jax.tree.leaves(parts)]
         require_space(self._cells[0].recorder.folder, sum(sizes) + _FILE_OVERHEAD)
-        self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
+        if position.updates != self._kept:  # as it is where a run was killed after its last one
+            self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
+            self._kept = position.updates
         if position.updates == self._config.num_updates:
             for cell, part in zip(self._cells, self._parts, strict=True):
                 folder = cell.recorder.folder / CHECKPOINTS

@@ -147,7 +147,8 @@ def to_environment_units(space: Discrete | Box, action: Array) -> Array:
 
     Discrete actions pass. A continuous action [..., d] takes the space's shape; policies act in
     [-1, 1] per element: the action is clipped to that interval (squashed ones are inside) and
-    mapped affinely onto [low, high]. Unbounded elements pass unchanged.
+    mapped affinely onto [low, high]. Elements without two bounds are clipped to the one they have,
+    if any.
     """
     if isinstance(space, Discrete):
         return action
@@ -158,5 +159,5 @@ def to_environment_units(space: Discrete | Box, action: Array) -> Array:
     centre = jnp.where(bounded, (low + high) / 2, 0.0)
     half_width = jnp.where(bounded, (high - low) / 2, 1.0)
     mapped = centre + half_width * jnp.clip(action, -1.0, 1.0)
-    # Rounding may lead a last bit beyond a bound.
-    return jnp.where(bounded, jnp.clip(mapped, low, high), action)
+    # Of bounded elements, too: rounding may lead a last bit beyond a bound.
+    return jnp.clip(jnp.where(bounded, mapped, action), low, high)

@@ -399,3 +399,30 @@ def test_a_task_has_its_familys_settings_under_every_prefix():
     assert settings.for_environment("gymnasium/Hopper-v5") == settings.FAMILIES["MuJoCo"]
     assert settings.for_environment("gymnasium/CartPole-v1") == settings.FAMILIES["CartPole-v1"]
     assert settings.for_environment("Swimmer-misc") == {}  # gymnax's own, another task
+
+
+def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkeypatch):
+    from experiments import training
+
+    class Killed(BaseException):
+        pass
+
+    def die(self):
+        raise Killed
+
+    folder, flags = tmp_path / "run", ["--checkpoint-every", "0", "--normalize-rewards"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Training, "_write_summaries", die)
+        run.main([*TINY, *flags, "--env", f"envpool/{PENDULUM}", "--out", str(folder)])
+    seen = []
+    goes_on = training.Training.run
+
+    def look(self, interrupts):
+        seen.append(self._states.learner.return_scale)
+        goes_on(self, interrupts)
+
+    monkeypatch.setattr(training.Training, "run", look)
+    assert run.main(["--out", str(folder), "--resume"]) == 0
+    (scale,) = seen
+    assert (np.asarray(scale.running_return) == 0).all()
+    assert "environments on the host cannot be saved" in (folder / "run.log").read_text()

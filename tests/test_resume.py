@@ -110,6 +110,18 @@ def test_a_killed_run_goes_on_to_the_bit(saves, before, whole, tmp_path, monkeyp
     assert [entry["versions"]["jax"] for entry in resumed] == [jax.__version__]
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_path, monkeypatch):
+    def die(self):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Training, "_write_summaries", die)
+        run.main([*TINY, "--out", str(tmp_path / "cut")])
+    assert go_on(tmp_path / "cut") == 0
+    assert_same_run(tmp_path / "cut", whole)
+    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["total_steps"] == 480
+
+
 def test_a_checkpoint_between_two_lines_of_metrics_changes_neither(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_LONGEST_CHUNK", 0.0)  # an update at a time: 2 of 3 save midway
     cut(monkeypatch, tmp_path / "cut", 16)
