@@ -18,6 +18,7 @@ import envs
 from experiments import command_line, results
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
+from experiments.run import EXIT_NOT_KEPT
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.environment import Discrete
 from rgpo_jax.ranges import Count, CountOrZero, Positive
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from experiments.trained import Trained
 
 PROG = "python -m experiments.play"
-EXIT_NOT_KEPT = 4  # a full disk, or one that fails
 FILMS, PAGES = (".gif", ".mp4"), (".html",)
 # Frames a second: of environments whose steps are no fractions of a second.
 _PACE = {"bsuite": 4.0, "MinAtar": 12.0, "misc": 12.0}

@@ -245,11 +245,12 @@ class Recorder:
           BadInput: the metrics are no longer those that were there then.
         """
         path = self.folder / METRICS
-        with path.open("rb") as file:
-            kept = file.read(metrics_bytes)
-        if len(kept) < metrics_bytes:
+        if path.stat().st_size < metrics_bytes:
             raise BadInput(f"--resume: {path} is shorter than at the checkpoint")
-        if kept and not kept.endswith(b"\n"):
+        with path.open("rb") as file:
+            file.seek(max(0, metrics_bytes - 1))
+            last = file.read(1)
+        if metrics_bytes and last != b"\n":
             raise BadInput(f"--resume: {path} is not what it was at the checkpoint")
         self._metrics.truncate(metrics_bytes)
         for name in (SUMMARY, CURVE):

@@ -405,16 +405,22 @@ class Training:
             self._checkpoints.save(position.updates, parts, dataclasses.asdict(position))
             self._kept = position.updates
         if position.updates == self._config.num_updates:
-            for cell, part in zip(self._cells, self._parts, strict=True):
-                folder = cell.recorder.folder / CHECKPOINTS
-                if folder != self._folder and not Checkpoints(folder).saved():
-                    # One device: an array that lies on a mesh cannot be cut anywhere.
-                    own = jax.device_put(parts["learner"], SingleDeviceSharding(jax.devices()[0]))
-                    own = jax.tree.map(operator.itemgetter(part), own)
-                    Checkpoints(folder).save(position.updates, {"learner": own}, {})
+            self._share_out(parts["learner"])
         self._saved = time.perf_counter()
         self._save_cost = self._saved - begun
         position.checkpoint_seconds += self._save_cost
+
+    def _share_out(self, learners: LearnerState) -> None:
+        """Gives each cell's folder its learners, where the checkpoints are not there."""
+        folders = [cell.recorder.folder / CHECKPOINTS for cell in self._cells]
+        if folders == [self._folder]:
+            return
+        # One device: an array that lies on a mesh cannot be cut anywhere.
+        learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
+        for folder, part in zip(folders, self._parts, strict=True):
+            if not Checkpoints(folder).saved():
+                own = jax.tree.map(operator.itemgetter(part), learners)
+                Checkpoints(folder).save(self._position.updates, {"learner": own}, {})
 
     def _run_seconds(self) -> float:
         """That the run has taken, with what it took before it went on, but without compiling."""

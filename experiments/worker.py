@@ -60,10 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
             ]
             options = plans[0].options
             loggers.require(options.loggers)
-            num_members, on_host = (
-                sum(p.options.num_seeds for p in plans),
-                envs.is_on_host(options.env),
-            )
+            num_members = sum(p.options.num_seeds for p in plans)
+            on_host = envs.is_on_host(options.env)
             spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
             devices.use_all_cores(plans[0].config, num_members, on_host, spread=spread)
             layout = devices.Layout.choose(plans[0].config, num_members, on_host, spread)
