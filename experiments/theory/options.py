@@ -1,0 +1,47 @@
+"""What a user can ask of the bench. Imports no JAX: flags are read before it is loaded."""
+
+import dataclasses
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from experiments import command_line
+from rgpo_jax.config import Checked
+from rgpo_jax.ranges import Count, CountOrZero, Range
+
+StudyName = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
+STUDIES: tuple[StudyName, ...] = get_args(StudyName)
+
+AtLeastTwo = Annotated[
+    int, Range(lambda x: x >= 2, "a whole number of at least 2, for an interval", whole=True)
+]
+Samples = Annotated[
+    int, Range(lambda x: x >= 10_000, "a whole number of at least 10000", whole=True)
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Check what RGPO's paper claims, by numbers that have a reference, and write one page."""
+
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for index.html, claims.json, and the figures (PNG) and tables (CSV) of each study;
+    None: a new one in runs/."""
+    overwrite: bool = False
+    """Replace what an earlier call wrote there."""
+    studies: tuple[StudyName, ...] = STUDIES
+    """Which of them to make."""
+    seed: CountOrZero = 0
+    """Of all random draws."""
+    samples: Samples = 10_000_000
+    """Largest sample of the study of variance."""
+    replicates: AtLeastTwo = 8
+    """Independent samples of that size, from which intervals come."""
+    mdps: Count = 1000
+    """Random decision processes of the study of improvement."""
+    pairs: AtLeastTwo = 21
+    """Pairs of timings of the study of cost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        command_line.check_path("out", self.out)
