@@ -12,15 +12,14 @@ and the objective is a function that a line search can evaluate.
 
 A gate is a `Tunable`: its numbers are pytree leaves and may be traced arrays, so a sweep over, say,
 the sharpness is one vmapped program. Value and gradient are finite for every float32 log-ratio in
-[-1e4, 1e4]: beyond e^20 (e^150 in float64) the ratio is continued linearly in l, with its slope
-frozen there. (Numbers of a gate from 1e-6 to 1e10 were tried.)
+[-1e4, 1e4]: beyond e^20 the ratio is continued linearly in l, with its slope frozen at e^20.
+(Numbers of a gate from 1e-6 to 1e10 were tried.)
 
 Only `rgpo` maps into [0, 1]; `reinforce`, `importance` and `ppo`, which the paper names as choices
 of w, belong to the family through their weight and are not acceptance gates.
 """
 
 import difflib
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -33,9 +32,7 @@ from rgpo_jax.tunable import Tunable, as_tunable, require
 Array = jax.Array
 Gate = Tunable | Callable[[Array, Array], Array]
 
-# Their squares, and SPO's gate of them, stay finite.
-_LARGEST_RATIO = math.exp(20.0)
-_LARGEST_RATIO_FLOAT64 = math.exp(150.0)
+_LARGEST_RATIO = 485165195.4  # e^20; its square, and SPO's gate of it, stay finite in float32
 _SMALLEST_RATIO = 1e-30
 
 
@@ -66,9 +63,8 @@ def _clipped_weight(log_ratio: Array, low: Any, high: Any) -> Array:
 
 
 def _ratio(log_ratio: Array) -> Array:
-    """e^l, continued linearly where it, or its square, would leave floating point."""
-    is_double = jnp.result_type(log_ratio) == jnp.float64
-    return _clipped_weight(log_ratio, 0.0, _LARGEST_RATIO_FLOAT64 if is_double else _LARGEST_RATIO)
+    """e^l, continued linearly where it would leave float32."""
+    return _clipped_weight(log_ratio, 0.0, _LARGEST_RATIO)
 
 
 def _rgpo(log_ratio: Array, advantage: Array, sharpness: Any, form: str, normalize: bool) -> Array:
