@@ -79,11 +79,7 @@ def choose_folder(
             count += 1
     folder = Path(out).expanduser()
     with refusing(folder):
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise BadInput(f"--out {out}: {existing} is a file, expected a folder")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise BadInput(f"--out {out}: cannot be written: permission denied")
+        _require_writable(folder, out)
         held = [name for name in _FILES if (folder / name).exists()]
         if held and METRICS not in held and LOG not in held:
             raise BadInput(f"--out {out}: holds {held[0]}, but no run; choose another folder")
@@ -93,6 +89,36 @@ def choose_folder(
                 "replace it by --overwrite"
             )
     return folder
+
+
+def choose_page_folder(out: str | None, name: str, files: Sequence[str], overwrite: bool) -> Path:
+    """Where a program that writes a page, and no run, writes its `files` and what goes with them.
+
+    Raises:
+      BadInput: the folder holds one of the files and may not be overwritten, holds a run, or is no
+        folder.
+    """
+    if out is None:
+        return choose_folder(None, name)
+    folder = Path(out).expanduser()
+    with refusing(folder):
+        _require_writable(folder, out)
+        if any((folder / held).exists() for held in (METRICS, LOG)):
+            raise BadInput(f"--out {out}: holds a run; choose another folder")
+        held = [held for held in files if (folder / held).exists()]
+        if held and not overwrite:
+            raise BadInput(
+                f"--out {out}: holds {held[0]}; choose another folder, or replace it by --overwrite"
+            )
+    return folder
+
+
+def _require_writable(folder: Path, out: str) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise BadInput(f"--out {out}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {out}: cannot be written: permission denied")
 
 
 @contextlib.contextmanager

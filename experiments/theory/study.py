@@ -31,16 +31,20 @@ class Claim:
     source: Source
     holds: bool | None
     evidence: str
-    figures: tuple[str, ...] = ()
+    figures: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not (self.holds is None or isinstance(self.holds, bool)):  # NumPy's is another
+            raise TypeError(f"holds = {self.holds!r}: expected True, False or None")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve, its points where `marker`, with a band where it has bounds.
+    """A curve, its points where `marker`, with a band, or bars at points, where it has bounds.
 
     Attributes:
       label: shared by the lines of a figure that stand for the same thing; "" is not in the legend.
-      style: index of its colour; None: grey.
+      style: index of its colour; None: that of text.
       dash: "-", "--", ":" or "" for points alone.
     """
 
@@ -125,10 +129,9 @@ def say(value: Value, digits: int = 3) -> str:
     if not isinstance(value, float):
         return str(value)
     if math.isinf(value):
-        return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
+        return "∞" if value > 0 else "\N{MINUS SIGN}∞"
     text = f"{value:.{digits}g}"
     if "e" in text and 1e-3 <= abs(value) < 1e6:
         text = f"{float(text):,.0f}"
     text = re.sub(r"e([+-])0*", lambda m: "e" + m[1].replace("+", ""), text)
     return text.replace("-", "\N{MINUS SIGN}")
-

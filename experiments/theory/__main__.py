@@ -1,0 +1,173 @@
+"""The theory bench: `python -m experiments.theory --help`."""
+
+import csv
+import dataclasses
+import importlib
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments import command_line
+from experiments.command_line import BadInput
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.terminal import Terminal
+from experiments.theory.options import STUDIES, Options
+
+if TYPE_CHECKING:
+    from experiments.theory.study import Study
+
+PROG = "python -m experiments.theory"
+CLAIMS, PAGE, LOG = "claims.json", "index.html", "theory.log"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Makes the studies and writes the page; returns the exit status."""
+    with Interrupts():
+        try:
+            options = command_line.read(
+                Options, Options(), sys.argv[1:] if args is None else args, PROG
+            )
+            if not options.studies:
+                raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
+            return _make(options)
+        except BadInput as error:
+            command_line.refuse(error)
+        except Interrupted as interrupted:
+            print("stopped: nothing is written before all studies are done", file=sys.stderr)
+            return interrupted.exit_status
+
+
+def _make(options: Options) -> int:
+    _require_extra()
+    from experiments import results
+
+    folder = results.choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
+    with results.refusing(folder):
+        lock = results.hold(folder)
+        log = (folder / LOG).open("w")
+    with lock, log:
+        speaker = _Speaker(log)
+        studies = _run(options, speaker)
+        with results.refusing(folder):
+            write(folder, studies, options)
+        speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
+    return 0
+
+
+def _require_extra() -> None:
+    try:
+        importlib.import_module("jinja2")
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"{error.name} is not installed; the page needs the extra: pip install -e '.[report]'"
+        ) from None
+
+
+class _Speaker:
+    """Says lines on the terminal and in the log, and shows a bar on a terminal."""
+
+    def __init__(self, log: TextIO):
+        self._console = Terminal(highlight=False, soft_wrap=True)
+        self._log = log
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+        self._log.write(line + "\n")
+        self._log.flush()
+
+    def bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+
+def _run(options: Options, speaker: _Speaker) -> dict[str, "Study"]:
+    studies: dict[str, Study] = {}
+    chosen = [name for name in STUDIES if name in options.studies]
+    for number, name in enumerate(chosen, 1):
+        started = time.monotonic()
+        module = importlib.import_module(f"experiments.theory.{name}")
+        with speaker.bar() as bar:
+            task = bar.add_task(f"{name} ({number} of {len(chosen)})", total=1.0)
+            studies[name] = module.run(
+                options, lambda share, bar=bar, task=task: bar.update(task, completed=share)
+            )
+        seconds = time.monotonic() - started
+        speaker.say(f"{name}: {_verdicts({name: studies[name]})}; {seconds:.0f} s")
+    return studies
+
+
+def _verdicts(studies: Mapping[str, "Study"]) -> str:
+    verdicts = [claim.holds for study in studies.values() for claim in study.claims]
+    open_ = verdicts.count(None)
+    return f"{verdicts.count(True)} of {len(verdicts)} claims hold" + (
+        f", {open_} cannot be told" if open_ else ""
+    )
+
+
+def write(folder: Path, studies: Mapping[str, "Study"], options: Options) -> None:
+    """Writes figures, tables, page and, last, the claims; each file is replaced atomically."""
+    from experiments import results
+    from experiments.theory import drawing, page
+
+    where = results.provenance()
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("out", "overwrite")
+    }
+    files: dict[str, bytes] = {}
+    for study in studies.values():
+        for figure in study.figures:
+            files[f"{figure.name}.png"] = drawing.png(figure)
+            files[f"{figure.name}_curves.csv"] = _csv(*drawing.numbers(figure))
+        for table in study.tables:
+            files[f"{table.name}.csv"] = _csv(table.columns, table.rows)
+    files[PAGE] = page.render(studies, where, settings)
+    files[CLAIMS] = results.to_json(
+        [
+            {"study": name, **dataclasses.asdict(claim)}
+            for name, study in studies.items()
+            for claim in study.claims
+        ],
+        indent=2,
+    )
+    for name, content in files.items():
+        results.write_atomically(folder / name, content)
+    # Of an earlier call: the page no longer shows them.
+    for study_name in STUDIES:
+        for path in folder.glob(f"{study_name}*"):
+            if path.suffix in (".png", ".csv") and path.name not in files:
+                path.unlink()
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(columns)
+    # What is undefined is empty, as None is; infinities are "inf".
+    writer.writerows([["" if value != value else value for value in row] for row in rows])
+    return content.getvalue().encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,418 @@
+"""Bias: what a gate costs in bias, what it saves in variance, and the sharpness that does best."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.theory import ratios
+from experiments.theory.options import Options
+from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
+from rgpo_jax import gates
+from rgpo_jax.tunable import Tunable
+
+KLS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.1, 0.3, 1.0)  # of old to new, in nats
+SIZES = (64, 512, 4096, 32_768)  # samples of a gradient estimate
+SIGNALS = (0.1, 1.0)  # noisy advantages, and advantages that say all there is to say
+_SHARPNESSES = np.geomspace(0.003, 100.0, 121)
+_SHOWN = (1.0, 2.0, 4.0, 8.0, 16.0)
+_NEAR = 0.1  # KL up to which (r - 1)^2 is 2 KL, about
+_WITHIN = 0.05  # an error that is larger by no more than this is as good
+
+
+class Moments(NamedTuple):
+    """Of one sample's gradient estimate.
+
+    Attributes:
+      bias: E_old[w A s] - E_old[r A s].
+      variance: of w A s.
+    """
+
+    bias: float
+    variance: float
+
+    def error(self, n: float) -> float:
+        """Mean squared error of the mean of n samples."""
+        return self.bias**2 + self.variance / n
+
+
+@jax.jit
+def _normalized(sharpness: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    gate = gates.rgpo(sharpness, normalize=True)
+    return gates.weight(gate)(log_ratio, jax.numpy.ones_like(log_ratio))
+
+
+def _moments(w: np.ndarray, samples: ratios.Samples) -> Moments:
+    sample = w * samples.advantage * samples.score
+    truth = np.exp(samples.log_ratio) * samples.advantage * samples.score
+    mean = float(np.sum(samples.mass * sample))
+    variance = float(np.sum(samples.mass * np.square(sample))) - mean**2
+    return Moments(float(np.sum(samples.mass * (sample - truth))), variance)
+
+
+def of_sharpness(sharpness: float, samples: ratios.Samples) -> Moments:
+    """Of the normalised gate, whose w(1) is 1 for every k."""
+    with jax.enable_x64(True):
+        return _moments(np.asarray(_normalized(sharpness, samples.log_ratio)), samples)
+
+
+def of_gate(gate: Tunable, samples: ratios.Samples) -> Moments:
+    """Of any gate."""
+    return _moments(ratios.weights(gate, samples.log_ratio, samples.advantage), samples)
+
+
+def bound(sharpness: float, samples: ratios.Samples) -> float:
+    """(k^2/4) E_pi[(r-1)^2 |A| |s|], which the normalised gate's |bias| does not exceed."""
+    r = np.exp(samples.log_ratio)
+    size = np.abs(samples.advantage * samples.score)
+    return sharpness**2 / 4.0 * float(np.sum(samples.mass * r * np.square(r - 1.0) * size))
+
+
+def identity_error() -> float:
+    """Largest |w - r + r tanh^2(k(r-1)/2)| / r of the normalised gate, over k and r in float64."""
+    log_ratio = np.linspace(-8.0, 5.0, 20_001)
+    r, worst = np.exp(log_ratio), 0.0
+    for sharpness in (0.05, *_SHOWN, 100.0):
+        with jax.enable_x64(True):
+            w = np.asarray(_normalized(sharpness, log_ratio))
+        expected = -r * np.square(np.tanh(sharpness * (r - 1.0) / 2.0))
+        worst = max(worst, float(np.max(np.abs(w - r - expected) / r)))
+    return worst
+
+
+def rule(choices: "Sequence[Choice]") -> tuple[float, float]:
+    """The rule k = C / (signal sqrt(n KL)), fitted where KL and the best k are small.
+
+    For k^2 KL << 1 the squared bias grows as (signal k^2 KL)^2, and the variance falls by a share
+    k^2 KL of it: the sum is least where k^2 KL is in proportion to 1 / (signal^2 n).
+
+    Returns:
+      C, and the largest factor by which a best k is off the rule.
+    """
+    products = [
+        c.best * c.signal * math.sqrt(c.n * c.kl)
+        for c in choices
+        if c.kl <= _NEAR and c.best > 0.0 and c.best * math.sqrt(2.0 * c.kl) < 1.0
+    ]
+    constant = math.exp(float(np.mean(np.log(products))))
+    return constant, max(max(p / constant, constant / p) for p in products)
+
+
+class Choice(NamedTuple):
+    """The sharpness of least error at one distance, sample size and signal.
+
+    Attributes:
+      signal, kl, n: where.
+      best: the sharpness; 0 stands for importance sampling, which no k > 0 beats, and inf for an
+        estimate of 0, which none beats by more.
+      low, high: sharpnesses within 5 % of the least error; high inf where any large one is.
+      error: the least mean squared error, over the squared true gradient.
+      over: that of other estimators, over the least.
+    """
+
+    signal: float
+    kl: float
+    n: int
+    best: float
+    low: float
+    high: float
+    error: float
+    over: dict[str, float]
+
+
+_OTHERS: dict[str, Tunable] = {
+    "rgpo k=4": gates.rgpo(4.0),
+    "importance": gates.importance(),
+    "ppo": gates.ppo(),
+    "reinforce": gates.reinforce(),
+}
+
+
+def choose(signal: float, kl: float, sizes: Sequence[int], samples: ratios.Samples) -> list[Choice]:
+    """The sharpness of least error, for each number of samples."""
+    scanned = [of_sharpness(k, samples) for k in _SHARPNESSES]
+    others = {name: of_gate(gate, samples) for name, gate in _OTHERS.items()}
+    truth = float(
+        np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
+    )
+    found = []
+    for n in sizes:
+        errors = np.array([moments.error(n) for moments in scanned])
+        i = int(np.argmin(errors))
+        least = min(float(errors[i]), others["importance"].error(n))
+        best = float(_SHARPNESSES[i]) if errors[i] <= least and i else 0.0
+        (good,) = np.nonzero(errors <= least * (1.0 + _WITHIN))
+        found.append(
+            Choice(
+                signal,
+                kl,
+                n,
+                math.inf if i == len(_SHARPNESSES) - 1 else best,
+                0.0 if good[0] == 0 else float(_SHARPNESSES[good[0]]),
+                math.inf if good[-1] == len(_SHARPNESSES) - 1 else float(_SHARPNESSES[good[-1]]),
+                least / truth**2,
+                {name: moments.error(n) / least for name, moments in others.items()},
+            )
+        )
+    return found
+
+
+def run(options: Options, progress: Progress) -> Study:
+    """The identity, the bound, and the trade of bias for variance."""
+    rng = np.random.default_rng((options.seed, 3))
+    rows: list[tuple[Value, ...]] = []
+    choices: list[Choice] = []
+    measured: list[float] = []
+    draws = min(options.samples, 1_000_000)
+    for i, kl in enumerate(KLS):
+        for signal in SIGNALS:
+            model = ratios.Normals.at_distance(kl, signal)
+            samples = model.quadrature()
+            choices += choose(signal, kl, SIZES, samples)
+            if signal != SIGNALS[-1]:
+                continue
+            drawn = model.draw(rng, draws)
+            truth = float(
+                np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
+            )
+            for k in _SHOWN:
+                exact = of_sharpness(k, samples)
+                r = np.exp(drawn.log_ratio)
+                with jax.enable_x64(True):
+                    w = np.asarray(_normalized(k, drawn.log_ratio))
+                gaps = (w - r) * drawn.advantage * drawn.score
+                error = float(gaps.std(ddof=1)) / math.sqrt(draws)
+                measured.append((float(gaps.mean()) - exact.bias) / error)
+                rows.append(
+                    (kl, k, truth, exact.bias, float(gaps.mean()), error, bound(k, samples))
+                )
+        progress((i + 1) / len(KLS))
+    identity = identity_error()
+    return Study(
+        "Bias, and what it buys",
+        (
+            "Two normal policies of equal width, moved apart from KL(old || new) = 1e-4 to 1 nat; "
+            "then log r is normal with mean -KL and variance 2 KL, in however many dimensions of "
+            "action. Advantages are +1 or -1, their mean signal \N{MULTIPLICATION SIGN} tanh(x). "
+            "The gate is the normalised one, 4/k times the paper's, whose weight at r = 1 is 1 for "
+            "every k: the paper's own gate multiplies the whole gradient by k/4, which is a step "
+            "size and no bias of direction.",
+            "The error of a gradient estimate is its squared bias plus its variance over n. Few "
+            "samples and noisy advantages want a sharper gate, many samples and policies far apart "
+            "a flatter one; the last table says how far one can go, and the last claim has the "
+            "rule. The bias here is mostly a shrinkage, which an optimiser that rescales its steps "
+            "undoes; not so where the policies are far apart: there the samples that the gate "
+            "accepts, of r near 1, no longer say where the gradient points.",
+        ),
+        _claims(identity, rows, choices, measured, draws),
+        [_bias_figure(rows), _trade_figure(), _guide_figure(choices)],
+        [
+            Table(
+                "bias",
+                f"Bias of the gradient at signal {SIGNALS[-1]:g}: exact, measured on {draws:,} "
+                "draws (and its standard error), and the bound (k²/4) E[(r-1)² |A| |s|] under the "
+                "new policy",
+                ("KL", "k", "true gradient", "bias", "measured", "standard error", "bound"),
+                rows,
+            ),
+            Table(
+                "bias_guide",
+                "Choosing k: the sharpness of least error (0: importance sampling; ∞: nothing "
+                f"beats an estimate of 0), those within {_WITHIN:.0%} of it, the least error over "
+                "the squared true gradient, and the error of other estimators over the least",
+                (
+                    *("signal", "KL", "samples", "best k", "from", "to", "relative error"),
+                    *_OTHERS,
+                ),
+                [
+                    (c.signal, c.kl, c.n, c.best, c.low, c.high, c.error, *c.over.values())
+                    for c in choices
+                ],
+            ),
+        ],
+    )
+
+
+def _claims(
+    identity: float,
+    rows: Sequence[tuple[Value, ...]],
+    choices: Sequence[Choice],
+    measured: Sequence[float],
+    draws: int,
+) -> list[Claim]:
+    table = np.array(rows, float)
+    kl, k, truth, bias, limit = table[:, [0, 1, 2, 3, 6]].T
+    tightest = int(np.argmax(np.abs(bias) / limit))
+    farthest = max(map(abs, measured))
+    share = np.abs(bias / truth)
+    at_four = share[k == 4.0]
+    flat = [
+        abs(of_sharpness(_SHARPNESSES[0], samples).bias) / t
+        for samples, t in (
+            (ratios.Normals.at_distance(one, SIGNALS[-1]).quadrature(), truth[kl == one][0])
+            for one in KLS
+        )
+    ]
+    reversed_from = kl[(bias < -truth) & (k == 4.0)]
+    constant, factor = rule(choices)
+    return [
+        Claim(
+            "RGPO incurs a bounded bias, which its sharpness controls.",
+            "paper",
+            bool(np.all(np.abs(bias) <= limit) and max(flat) < 0.01 and farthest < 5.0),
+            f"of the normalised gate: |bias| is below (k²/4) "
+            f"E[(r-1)² |A| |s|] in all {len(rows)} cells (closest: "
+            f"{say(abs(bias[tightest]) / limit[tightest])} of it, k = {k[tightest]:g}, KL = "
+            f"{kl[tightest]:g}); at k = {_SHARPNESSES[0]:g} it is at most "
+            f"{say(100 * max(flat))} % of the gradient; "
+            f"{draws:,} draws agree with the exact values within {say(farthest)} standard errors. "
+            "The paper's gate is k/4 times this one: where k is not 4 its gradient is off by that "
+            "factor even at r = 1",
+            ("bias", "bias_trade"),
+        ),
+        Claim(
+            "At k = 4 and the distances of usual updates, KL 0.01 to 0.04, the bias is more than "
+            "a tenth of the gradient.",
+            "ours",
+            bool(np.all(at_four[KLS.index(0.01) : KLS.index(0.04) + 1] > 0.1)),
+            "of the true gradient it is "
+            + ", ".join(
+                f"{say(100 * x)} % at KL = {y:g}" for x, y in zip(at_four, KLS, strict=True)
+            )
+            + (
+                f"; from KL = {reversed_from[0]:g} on the gradient has the wrong sign"
+                if len(reversed_from)
+                else ""
+            ),
+            ("bias",),
+        ),
+        Claim(
+            "Identity of the normalised gate: w - r = -r tanh²(k (r - 1)/2).",
+            "ours",
+            identity < 1e-13,
+            f"largest relative difference in float64, over r from e^-8 to e^5 and k from 0.05 to "
+            f"100: {say(identity)}",
+            ("bias",),
+        ),
+        Claim(
+            f"The sharpness of least error is about {constant:.1f} / (signal √(n KL)) "
+            f"for KL up to {_NEAR:g}, where that is small for the distance: k √(2 KL) "
+            "< 1.",
+            "ours",
+            factor < 1.5,
+            f"over signals, distances and samples of the table the best k is within a factor "
+            f"{say(factor)} of the rule; so at KL = 0.02 and signal {SIGNALS[0]:g}: "
+            + ", ".join(
+                f"k = {say(constant / (SIGNALS[0] * math.sqrt(n * 0.02)), 2)} for {n:,} samples"
+                for n in SIZES
+            ),
+            ("bias_guide",),
+        ),
+    ]
+
+
+def _bias_figure(rows: Sequence[tuple[Value, ...]]) -> Figure:
+    table = np.array(rows, float)
+    lines = []
+    for style, k in enumerate(_SHOWN):
+        kl, _, truth, bias, measured, error, limit = table[table[:, 1] == k].T
+        lines.append(Line(f"k = {k:g}", kl, np.abs(bias / truth), style))
+        lines.append(Line("", kl, limit / np.abs(truth), style, ":"))
+        seen = np.abs(measured) > 2.0 * error
+        lines.append(
+            Line("", kl[seen], np.abs(measured / truth)[seen], style, "", marker="o"),
+        )
+    r = np.linspace(0.0, 4.0, 400)
+    identity = [
+        Line(f"k = {k:g}", r, -r * np.square(np.tanh(k * (r - 1.0) / 2.0)), style)
+        for style, k in enumerate(_SHOWN)
+    ]
+    return Figure(
+        "bias",
+        "Left: |bias| over the true gradient, exact (lines), measured (points, where seen above "
+        "two standard errors), and its bound (dotted). Right: w - r of the normalised gate.",
+        [
+            Panel(
+                "bias as policies move apart",
+                "KL(old || new), nats",
+                "|bias| / gradient",
+                lines,
+                log_x=True,
+                log_y=True,
+                limits=(1e-6, 30.0),
+            ),
+            Panel("the identity", "ratio r", "w - r", identity),
+        ],
+    )
+
+
+def _trade_figure() -> Figure:
+    panels = []
+    n = 512
+    for kl in (0.02, 0.1, 1.0):
+        samples = ratios.Normals.at_distance(kl, SIGNALS[0]).quadrature()
+        moments = [of_sharpness(k, samples) for k in _SHARPNESSES]
+        bias = np.array([m.bias**2 for m in moments])
+        variance = np.array([m.variance / n for m in moments])
+        importance = of_gate(gates.importance(), samples).error(n)
+        panels.append(
+            Panel(
+                f"KL = {kl:g}",
+                "sharpness k",
+                "error of the gradient",
+                [
+                    Line("bias²", _SHARPNESSES, bias, 0),
+                    Line(f"variance / {n}", _SHARPNESSES, variance, 1),
+                    Line("mean squared error", _SHARPNESSES, bias + variance, 2),
+                    Line(
+                        "importance sampling's",
+                        _SHARPNESSES[[0, -1]],
+                        np.full(2, importance),
+                        None,
+                        "--",
+                    ),
+                ],
+                log_x=True,
+                log_y=True,
+                limits=(importance * 1e-4, importance * 3.0),
+            )
+        )
+    return Figure(
+        "bias_trade",
+        f"Squared bias, variance of the mean of {n} samples, and their sum against k; signal "
+        f"{SIGNALS[0]:g}.",
+        panels,
+        columns=3,
+    )
+
+
+def _guide_figure(choices: Sequence[Choice]) -> Figure:
+    panels = []
+    for signal in SIGNALS:
+        lines = []
+        for style, n in enumerate(SIZES):
+            chosen = [c for c in choices if c.signal == signal and c.n == n]
+            kl = np.array([c.kl for c in chosen])
+            best = np.array([c.best if 0.0 < c.best < math.inf else np.nan for c in chosen])
+            high = np.array([min(c.high, _SHARPNESSES[-1]) for c in chosen])
+            lines.append(Line(f"{n:,} samples", kl, best, style, marker="o"))
+            lines.append(Line("", kl, high, style, ":"))
+        panels.append(
+            Panel(
+                f"signal {signal:g}",
+                "KL(old || new), nats",
+                "sharpness k",
+                lines,
+                log_x=True,
+                log_y=True,
+                guides=(4.0,),
+            )
+        )
+    return Figure(
+        "bias_guide",
+        f"The k of least error (points) and the largest within {_WITHIN:.0%} of it (dotted), by "
+        "distance of the policies and samples of an estimate; the thin line is k = 4.",
+        panels,
+    )

@@ -1,0 +1,39 @@
+"""The gates that are looked at, by the name that the page gives them: published defaults."""
+
+from rgpo_jax import gates
+from rgpo_jax.tunable import Tunable
+
+SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def rgpo_name(sharpness: float) -> str:
+    """The name of RGPO's gate as the paper has it, which is not normalised."""
+    return f"rgpo k={sharpness:g}"
+
+
+# One of each constructor, with its defaults: those that are drawn together.
+DEFAULTS: dict[str, Tunable] = {
+    rgpo_name(4.0): gates.rgpo(4.0),
+    "ppo": gates.ppo(),
+    "reinforce": gates.reinforce(),
+    "importance": gates.importance(),
+    "truncated c=1": gates.truncated_importance(1.0),
+    "cispo": gates.cispo(),
+    "sapo": gates.sapo(),
+    "p3o": gates.p3o(),
+    "spo": gates.spo(),
+    "rollback": gates.rollback(),
+    "topr": gates.topr(),
+    "smooth erf": gates.smooth("erf"),
+}
+GATES: dict[str, Tunable] = {
+    **{rgpo_name(k): gates.rgpo(k) for k in SHARPNESSES},
+    **DEFAULTS,
+    "rgpo k=16, normalised": gates.rgpo(16.0, normalize=True),
+    "rgpo k=4, log form": gates.rgpo(4.0, form="log"),
+    "ppo dual-clip": gates.ppo(dual_clip=3.0),
+    "ppo clip-higher": gates.ppo(clip_high=0.28),
+    "truncated c=2": gates.truncated_importance(2.0),
+    "smooth arctan": gates.smooth("arctan"),
+    "smooth softsign": gates.smooth("softsign"),
+}
