@@ -19,7 +19,8 @@ from experiments.theory.study import Figure, Line, Panel
 _DASHES = ("-", "--", ":", "-.")
 _GREY = "#808080"
 _INK = "#010203"  # of text and axes: in the page it becomes the colour of the text around it
-_PANEL = (3.6, 2.7)  # inches
+# Inches of a panel, by how many stand side by side: text is of one size in all figures.
+_WIDTHS = {1: 4.2, 2: 3.6, 3: 3.1, 4: 2.6}
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -52,8 +53,16 @@ def svg(figure: Figure) -> str:
     # Names are the page's own, of which each stands once.
     text = re.sub(r'\bid="', f'id="{figure.name}-', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{figure.name}-", text)
-    # The size is the page's business; the shape stays.
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1, flags=re.S)
+    # It fills the page's width, but for text that would be too large, or too small to be read.
+    inches = canvas.get_figwidth()
+    style = f"max-width: {7 * inches:.0f}rem; min-width: {4.5 * inches:.0f}rem"
+    return re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
+        rf'<svg \1 style="{style}">',
+        text,
+        count=1,
+        flags=re.S,
+    )
 
 
 def _draw(figure: Figure) -> Canvas:
@@ -64,9 +73,10 @@ def _draw(figure: Figure) -> Canvas:
         for line in panel.lines:
             labels.setdefault(line.label, line)
     labels.pop("", None)
-    legend_columns = max(1, min(len(labels), round(2.3 * columns)))
+    legend_columns = max(1, min(len(labels), 2 * columns))
     legend_rows = -(-len(labels) // legend_columns)
-    size = (columns * _PANEL[0], rows * _PANEL[1] + 0.17 * legend_rows + 0.1)
+    width = _WIDTHS[columns]
+    size = (columns * width, rows * 0.75 * width + 0.17 * legend_rows + 0.1)
     canvas = Canvas(figsize=size, dpi=200, layout="constrained")
     all_axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(all_axes, figure.panels, strict=False):

@@ -43,7 +43,7 @@ def supremum(gate: Tunable, advantage: float) -> tuple[float, float, float]:
         method="bounded",
         options={"xatol": 1e-12},
     )
-    best = max(-found.fun, on_grid[i])
+    best = max(-float(found.fun), float(on_grid[i]))
     (reached,) = np.nonzero(on_grid >= best * (1.0 - 1e-9))
     if len(reached) < 3:
         at = math.exp(found.x)
@@ -126,7 +126,7 @@ def run(options: Options, progress: Progress) -> Study:
         progress((i + 1) / len(catalogue.GATES))
 
     # With r = 0 itself, where the log-ratio is -inf, left out.
-    r, l = np.linspace(1e-6, 4.0, 400), np.linspace(-3.0, 3.0, 400)
+    r, l = np.linspace(1e-6, 4.0, 201), np.linspace(-3.0, 3.0, 201)
     sharp = {catalogue.rgpo_name(k): gates.rgpo(k) for k in catalogue.SHARPNESSES}
     figures = [
         Figure(

@@ -312,10 +312,10 @@ def _claims(
             "RGPO's gradient variance is finite and bounded even where importance ratios are "
             "heavy-tailed.",
             "paper",
-            all(max(c.exact, c.moments[:, -1].max()) <= c.bound for c in rgpo),
+            all(max(c.exact, float(c.moments[:, -1].max())) <= c.bound for c in rgpo),
             f"in all {len(rgpo)} cells (k, form, tail from {TAILS[0]:g}) the exact second moment, "
-            f"and that of every sample of {options.samples:,}, is below (sup w)² E[A² s²]; it comes "
-            f"closest at {closest.estimator}, {closest.form}, a = {closest.tail:g}, with "
+            f"and that of every sample of {options.samples:,}, is below (sup w)² E[A² s²]; it "
+            f"comes closest at {closest.estimator}, {closest.form}, a = {closest.tail:g}, with "
             f"{say(closest.exact)} of {say(closest.bound)}; samples' medians are within "
             f"{say(100 * off)} % of exact",
             figures,
