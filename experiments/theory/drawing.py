@@ -73,9 +73,10 @@ def _draw(figure: Figure) -> Canvas:
         for line in panel.lines:
             labels.setdefault(line.label, line)
     labels.pop("", None)
-    legend_columns = max(1, min(len(labels), 2 * columns))
-    legend_rows = -(-len(labels) // legend_columns)
     width = _WIDTHS[columns]
+    longest = max(map(len, labels), default=0) + 8  # characters, with the mark before them
+    legend_columns = max(1, min(len(labels), int(columns * width * 14 / longest)))
+    legend_rows = -(-len(labels) // legend_columns)
     size = (columns * width, rows * 0.75 * width + 0.17 * legend_rows + 0.1)
     canvas = Canvas(figsize=size, dpi=200, layout="constrained")
     all_axes = canvas.subplots(rows, columns, squeeze=False).ravel()
