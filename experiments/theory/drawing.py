@@ -75,7 +75,7 @@ def _draw(figure: Figure) -> Canvas:
     labels.pop("", None)
     width = _WIDTHS[columns]
     longest = max(map(len, labels), default=0) + 8  # characters, with the mark before them
-    legend_columns = max(1, min(len(labels), int(columns * width * 14 / longest)))
+    legend_columns = max(1, min(len(labels), int(columns * width * 17 / longest)))
     legend_rows = -(-len(labels) // legend_columns)
     size = (columns * width, rows * 0.75 * width + 0.17 * legend_rows + 0.1)
     canvas = Canvas(figsize=size, dpi=200, layout="constrained")

@@ -317,7 +317,11 @@ def _figure(outcome: Outcome) -> Figure:
         Line("|r - f|", r, np.abs(r - 0.5 - g), 7),
         Line("|r - 1|", r, np.abs(r - 1.0), None),
         Line(
-            "cubic", r, np.minimum(np.abs(r - 1.0), 16.0 / 12.0 * np.abs(r - 1.0) ** 3), None, ":"
+            "min(|r - 1|, k²|r - 1|³/12)",
+            r,
+            np.minimum(np.abs(r - 1.0), 16.0 / 12.0 * np.abs(r - 1.0) ** 3),
+            None,
+            ":",
         ),
     ]
     return Figure(
