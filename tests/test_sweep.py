@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid, run, sweep
+from experiments import grid, run, sweep, training
 from experiments.command_line import BadInput
 from experiments.results import is_finished
 
@@ -241,7 +241,35 @@ def test_a_program_without_a_checkpoint_is_planned_anew(tmp_path):
     sweep.worker.write_spec(spec, tmp_path, cells)
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 2  # it was too large for the memory
     (spec.with_suffix("") / "checkpoints" / "3").mkdir(parents=True)
+    for cell in cells:
+        (tmp_path / cell.name).mkdir()
+        (tmp_path / cell.name / "metrics.jsonl").write_text("{}\n")
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 1
+
+
+def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(tmp_path):
+    content = "agents: [ppo]\nlearning_rate: [1e-3, 2e-3]\n"
+    (tmp_path / "sweep.yaml").write_text(content)
+    args = ["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), *TINY]
+    (planned,) = sweep.plan_programs(expand(content, folder=tmp_path), tmp_path / "out", 64)
+    gone, other = (tmp_path / "out" / cell.name for cell in planned.cells)
+    spec = tmp_path / "out" / "programs" / f"{planned.name}.json"
+    spec.parent.mkdir(parents=True)
+    sweep.worker.write_spec(spec, tmp_path / "out", planned.cells)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Training, "_write_summaries", die)
+        sweep.worker.main([str(spec)])
+    assert list(spec.with_suffix("").glob("checkpoints/20/checksums.json"))
+    shutil.rmtree(gone)
+    assert sweep.main(args) == 0
+    assert [r["env_steps"] for r in records(gone)] == [r["env_steps"] for r in records(other)]
+    assert records(gone)[0]["env_steps"] == 0
+    assert "starting again: " in (tmp_path / "out" / "sweep.log").read_text()
+    assert list(spec.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("config", ['{"torn', '{"settings": {"seed": 7}}'])
