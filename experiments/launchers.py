@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -65,6 +66,7 @@ class Local:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=functools.partial(_end_with_parent, signal.SIGTERM),
             )
 
     def ended(self) -> list[tuple[Path, int]]:
@@ -105,6 +107,7 @@ class Ray:
             raise BadInput(f"--address {address}: {error}") from None
         task = ray.remote(max_retries=-1, max_calls=1, num_cpus=cpus, num_gpus=gpus)
         self._work: Any = task(_work)
+        self._cpus = cpus
         self._running: dict[Any, Path] = {}
 
     def has_room(self) -> bool:
@@ -113,7 +116,7 @@ class Ray:
     def start(self, spec: Path) -> None:
         folder = spec.with_suffix("")
         folder.mkdir(exist_ok=True)
-        reference = self._work.remote(str(spec.absolute()), str(Path.cwd()))
+        reference = self._work.remote(str(spec.absolute()), str(Path.cwd()), self._cpus)
         self._running[reference] = spec
 
     def ended(self) -> list[tuple[Path, int]]:
@@ -139,17 +142,21 @@ class Ray:
         self._ray.shutdown()
 
 
-def _work(spec: str, folder: str) -> int:
+def _work(spec: str, folder: str, cpus: int) -> int:
     """Runs a worker on a node, from the same folder as the sweep; returns its exit status."""
+    env, devices = environment(), "--xla_force_host_platform_device_count"
+    if devices not in env.get("XLA_FLAGS", ""):  # the other cores are other programs'
+        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {devices}={max(1, cpus)}".strip()
     with (Path(spec).with_suffix("") / LOG).open("a") as log:
         process = subprocess.Popen(
             command(Path(spec)),
-            env=environment(),
+            env=env,
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            # At once: the one that takes its place on another node waits for that.
+            preexec_fn=functools.partial(_end_with_parent, signal.SIGKILL),
         )
         try:
             return process.wait()
@@ -158,11 +165,11 @@ def _work(spec: str, folder: str) -> int:
             return process.wait()
 
 
-def _die_with_parent() -> None:
-    """Lets a worker end with its node: the one that takes its place waits for that."""
+def _end_with_parent(number: signal.Signals) -> None:
+    """Lets a worker be signalled when the process that started it is gone, in whatever way."""
     if sys.platform == "linux":
         set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(set_death_signal, number)
 
 
 def make(launcher: str, jobs: int, address: str | None, cpus: int, gpus: int) -> Launcher:

@@ -32,7 +32,7 @@ from experiments.results import (
     to_json,
     write_atomically,
 )
-from experiments.run import EXIT_BROKEN, SWEEP
+from experiments.run import EXIT_BROKEN, EXIT_NOT_KEPT, SWEEP
 from experiments.terminal import Terminal
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
@@ -75,7 +75,7 @@ class Options(Checked):
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Of the Ray cluster; None: that of this machine, or a new one."""
     program_cpus: Count = 1
-    """CPUs that Ray reserves for a program."""
+    """CPUs that Ray reserves for a program, and over which it is spread."""
     program_gpus: CountOrZero = 0
     """GPUs that Ray reserves for a program."""
 
@@ -344,9 +344,10 @@ def _run(
                     f"{len(specs) - len(waiting) - len(running)} of {len(specs)} programs done",
                 )
                 time.sleep(_POLL)
-    except Interrupted:
-        screen.say("stopping: what runs is kept first ...")
+    except (Interrupted, OSError) as error:  # or a folder that can no longer be written
         with interrupts.deferred():
+            if isinstance(error, Interrupted):
+                screen.say("stopping: what runs is kept first ...")
             launcher.stop()
         raise
     return failed
@@ -443,18 +444,21 @@ def main(args: Sequence[str] | None = None) -> int:
             "command": again,
             "cells": {cell.name: cell.settings for cell in cells},
         }
-        write_atomically(out / SWEEP, to_json(content, indent=2))
         screen = Screen(out / LOG)
         done = len(cells) - sum(len(program.cells) for program in programs)
-        screen.say(
-            f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
-            + (f", {done} cells done already" if done else "")
-        )
         try:
+            write_atomically(out / SWEEP, to_json(content, indent=2))
+            screen.say(
+                f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
+                + (f", {done} cells done already" if done else "")
+            )
             failed = _run(programs, out, launcher, screen, interrupts)
         except Interrupted as interrupted:
             screen.say(f"stopped; go on with: {again}")
             return interrupted.exit_status
+        except OSError as error:
+            print(f"error: {error}; go on with: {again}", file=sys.stderr)
+            return EXIT_NOT_KEPT
         broken = {cell.name for cell in cells if _summary(out / cell.name).get("broken")}
         troubled = sorted(broken | failed)
         screen.say(

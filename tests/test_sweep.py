@@ -134,6 +134,8 @@ def test_a_bad_file_is_refused(content, message, tmp_path):
         (["--agents", "rgp0"], "unknown agent"),
         (["--num-seed", "3"], "did you mean --num-seeds"),
         (["--agent", "ppo"], "--agent: not for a sweep"),
+        (["--resume"], "--resume: not for a sweep"),
+        (["--num-seeds", "2", "--overwrite"], "--overwrite: not for a sweep"),
         (["--file", str(LISTS), "--sharpness", "3"], "--sharpness: "),
         (["--file", "/"], "--file /: Is a directory"),
         (["--file", "/nope"], "--file /nope: No such file"),
@@ -379,6 +381,54 @@ def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
     assert [r["env_steps"] for r in records(begun)] == list(range(0, 16001, 160))
     assert lines < 101
     assert is_finished(out / "CartPole-v1-ppo")
+
+
+def test_a_sweep_that_cannot_write_ends_what_runs_and_says_so_in_one_line(
+    tmp_path, monkeypatch, capsys
+):
+    class Endless:
+        stopped = False
+
+        def has_room(self):
+            return True
+
+        def start(self, spec):
+            shutil.rmtree(tmp_path / "out")
+
+        def stop(self):
+            self.stopped = True
+
+        def ended(self):
+            raise FileNotFoundError(2, "No such file or directory", "out")
+
+    launcher = Endless()
+    monkeypatch.setattr(sweep.launchers, "make", lambda *_: launcher)
+    assert sweep.main(["--out", str(tmp_path / "out"), *TINY]) == run.EXIT_NOT_KEPT
+    assert launcher.stopped
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No such file or directory" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers outlive the sweep")
+def test_a_killed_sweep_takes_its_workers_along(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from experiments import launchers\n"
+        "launchers.command = lambda spec: [sys.executable, '-c',"
+        " 'import os, time; print(os.getpid(), flush=True); time.sleep(600)']\n"
+        "launchers.Local(1).start(Path(sys.argv[1])); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.json")], cwd=ROOT)
+    log, end = tmp_path / "x" / "worker.log", time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    worker = Path(f"/proc/{int(log.read_text())}/stat")
+    while worker.exists() and worker.read_text().split()[2] != "Z":  # ended, but for its parent
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):
