@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import envs
-from experiments import command_line, devices, loggers, plan
+from experiments import command_line, loggers, plan
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -61,12 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
             options = plans[0].options
             loggers.require(options.loggers)
             num_members = sum(p.options.num_seeds for p in plans)
-            on_host = envs.is_on_host(options.env)
-            spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
-            devices.use_all_cores(plans[0].config, num_members, on_host, spread=spread)
-            layout = devices.Layout.choose(plans[0].config, num_members, on_host, spread)
-            config = devices.fit_to_caches(plans[0].config, num_members, layout)
-            agent = plan.make_agent(plans[0], config, layout.axis_name)
+            plan.use_all_cores(plans[0], num_members)
+            agent, layout = plan.make_spread_agent(plans[0], num_members)
             if "--probe" in flags:
                 print(json.dumps(_probe(plans, agent, layout)))
                 return 0
