@@ -1,8 +1,6 @@
 """Where a sweep's programs run: worker processes of this machine, or tasks of a Ray cluster."""
 
 import contextlib
-import ctypes
-import functools
 import logging
 import os
 import signal
@@ -60,13 +58,12 @@ class Local:
         with (folder / LOG).open("a") as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
             self._running[spec] = subprocess.Popen(
-                command(spec),
+                command(spec, f"--parent={os.getpid()}"),
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=functools.partial(_end_with_parent, signal.SIGTERM),
             )
 
     def ended(self) -> list[tuple[Path, int]]:
@@ -149,27 +146,18 @@ def _work(spec: str, folder: str, cpus: int) -> int:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {devices}={max(1, cpus)}".strip()
     with (Path(spec).with_suffix("") / LOG).open("a") as log:
         process = subprocess.Popen(
-            command(Path(spec)),
+            command(Path(spec), f"--parent={os.getpid()}"),
             env=env,
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            # At once: the one that takes its place on another node waits for that.
-            preexec_fn=functools.partial(_end_with_parent, signal.SIGKILL),
         )
         try:
             return process.wait()
         except KeyboardInterrupt:  # the sweep was told to stop
             process.send_signal(signal.SIGTERM)
             return process.wait()
-
-
-def _end_with_parent(number: signal.Signals) -> None:
-    """Lets a worker be signalled when the process that started it is gone, in whatever way."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, number)
 
 
 def make(launcher: str, jobs: int, address: str | None, cpus: int, gpus: int) -> Launcher:

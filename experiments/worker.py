@@ -3,7 +3,10 @@
 The spec is a JSON file; beside it, in a folder of its name, are checkpoints and progress.
 """
 
+import ctypes
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
     spec, *flags = sys.argv[1:] if args is None else args
     path = Path(spec)
+    for flag in flags:
+        if flag.startswith("--parent="):
+            _end_with(int(flag.partition("=")[2]))
     with Interrupts() as interrupts:
         try:
             cells = json.loads(path.read_text())["cells"]
@@ -70,6 +76,17 @@ def main(args: Sequence[str] | None = None) -> int:
             command_line.refuse(error)
         except Interrupted as interrupted:
             return interrupted.exit_status
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process be killed when its parent is gone, in whatever way: who takes their place,
+    a later call or another node, waits for its folders.
+    """
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"error: process {parent}, which started this one, is gone")
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -411,21 +412,22 @@ def test_a_sweep_that_cannot_write_ends_what_runs_and_says_so_in_one_line(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers outlive the sweep")
-def test_a_killed_sweep_takes_its_workers_along(tmp_path):
+@pytest.mark.parametrize("wait", [0, 5])  # before the worker knows its parent, and after
+def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
+    spec = tmp_path / "x.json"
+    os.mkfifo(spec)  # the worker waits for its content
     code = (
-        "import sys, time; from pathlib import Path; from experiments import launchers\n"
-        "launchers.command = lambda spec: [sys.executable, '-c',"
-        " 'import os, time; print(os.getpid(), flush=True); time.sleep(600)']\n"
-        "launchers.Local(1).start(Path(sys.argv[1])); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from experiments.launchers import Local\n"
+        "local, spec = Local(1), Path(sys.argv[1]); local.start(spec)\n"
+        "print(local._running[spec].pid, flush=True); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.json")], cwd=ROOT)
-    log, end = tmp_path / "x" / "worker.log", time.monotonic() + 60
-    while not (log.exists() and log.read_text().endswith("\n")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    command = [sys.executable, "-c", code, str(spec)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker, end = Path(f"/proc/{int(process.stdout.readline())}/stat"), time.monotonic() + 60
+    time.sleep(wait)
+    assert worker.exists()
     process.kill()
-    process.wait()
-    worker = Path(f"/proc/{int(log.read_text())}/stat")
+    process.communicate()
     while worker.exists() and worker.read_text().split()[2] != "Z":  # ended, but for its parent
         assert time.monotonic() < end
         time.sleep(0.05)
