@@ -72,6 +72,13 @@ class Layout:
         return f"{self.num_devices} devices: seeds over {seeds}, environments over {environments}"
 
 
+def _num_cores() -> int:
+    """Cores that this process may use: a scheduler, or `taskset`, may have left it a few of all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _largest_divisor(number: int, limit: int) -> int:
     return max(n for n in range(1, limit + 1) if number % n == 0)
 
@@ -168,8 +175,7 @@ def use_all_cores(
     Raises:
       BadInput: seeds and environments cannot be shared out among so many processes.
     """
-    num_cores = (os.cpu_count() or 1) if spread else 1
-    layout = choose(config, num_seeds, num_cores, on_host, num_processes)
+    layout = choose(config, num_seeds, _num_cores() if spread else 1, on_host, num_processes)
     count = layout.num_devices // num_processes
     chosen = {
         "xla_force_host_platform_device_count": str(count),

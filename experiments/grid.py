@@ -150,8 +150,9 @@ def expand(
     envs = envs or _names_in(content, "envs", source) or ["CartPole-v1"]
     fixed = ("agent", "env", *command_line.NOT_IN_FILES)
     for name in fixed:
-        if command_line.peek(command_line.flag(name), flags) is not None:
-            raise BadInput(f"{command_line.flag(name)}: not for a sweep; see {prog} --help")
+        flag = command_line.flag(name)
+        if any(arg == flag or arg.startswith(flag + "=") for arg in flags):
+            raise BadInput(f"{flag}: not for a sweep; see {prog} --help")
     for name, value in content.items():
         if isinstance(value, list | dict) and command_line.peek(command_line.flag(name), flags):
             raise BadInput(f"{command_line.flag(name)}: {file} goes through it, too")

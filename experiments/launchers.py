@@ -1,7 +1,6 @@
 """Where a sweep's programs run: worker processes of this machine, or tasks of a Ray cluster."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -59,7 +58,7 @@ class Local:
         with (folder / LOG).open("a") as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
             self._running[spec] = subprocess.Popen(
-                command(spec),
+                command(spec, f"--parent={os.getpid()}"),
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,6 +104,7 @@ class Ray:
             raise BadInput(f"--address {address}: {error}") from None
         task = ray.remote(max_retries=-1, max_calls=1, num_cpus=cpus, num_gpus=gpus)
         self._work: Any = task(_work)
+        self._cpus = cpus
         self._running: dict[Any, Path] = {}
 
     def has_room(self) -> bool:
@@ -113,7 +113,7 @@ class Ray:
     def start(self, spec: Path) -> None:
         folder = spec.with_suffix("")
         folder.mkdir(exist_ok=True)
-        reference = self._work.remote(str(spec.absolute()), str(Path.cwd()))
+        reference = self._work.remote(str(spec.absolute()), str(Path.cwd()), self._cpus)
         self._running[reference] = spec
 
     def ended(self) -> list[tuple[Path, int]]:
@@ -139,30 +139,25 @@ class Ray:
         self._ray.shutdown()
 
 
-def _work(spec: str, folder: str) -> int:
+def _work(spec: str, folder: str, cpus: int) -> int:
     """Runs a worker on a node, from the same folder as the sweep; returns its exit status."""
+    env, devices = environment(), "--xla_force_host_platform_device_count"
+    if devices not in env.get("XLA_FLAGS", ""):  # the other cores are other programs'
+        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {devices}={max(1, cpus)}".strip()
     with (Path(spec).with_suffix("") / LOG).open("a") as log:
         process = subprocess.Popen(
-            command(Path(spec)),
-            env=environment(),
+            command(Path(spec), f"--parent={os.getpid()}"),
+            env=env,
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
         )
         try:
             return process.wait()
         except KeyboardInterrupt:  # the sweep was told to stop
             process.send_signal(signal.SIGTERM)
             return process.wait()
-
-
-def _die_with_parent() -> None:
-    """Lets a worker end with its node: the one that takes its place waits for that."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def make(launcher: str, jobs: int, address: str | None, cpus: int, gpus: int) -> Launcher:

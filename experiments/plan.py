@@ -16,7 +16,7 @@ import tyro
 import agents
 import envs
 import rgpo_jax
-from experiments import command_line, settings
+from experiments import command_line, devices, settings
 from experiments.command_line import BadInput
 from experiments.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, Config, ConfigError
@@ -329,3 +329,33 @@ def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Age
         return module.make(env, config, gate, axis_name)
     except ValueError as error:
         raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
+
+
+def _places(plan: Plan) -> dict[str, bool]:
+    """Whether its environments live on the host, and whether its programs may be spread."""
+    options = plan.options
+    return {
+        "on_host": envs.is_on_host(options.env),
+        "spread": devices.can_spread(envs.is_on_mjx(options.env, **options.env_params)),
+    }
+
+
+def use_all_cores(plan: Plan, num_members: int) -> None:
+    """Makes devices of the cores, for so many members of a plan side by side; before JAX is loaded.
+
+    Raises:
+      BadInput: they cannot be shared out among the processes that are to train them.
+    """
+    num_processes = plan.options.num_processes or 1
+    devices.use_all_cores(plan.config, num_members, num_processes=num_processes, **_places(plan))
+
+
+def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Layout]":
+    """Builds the agent for so many members side by side on the devices there are, and its layout.
+
+    Raises:
+      BadInput: environment, gate and agent, or members and processes, do not fit together.
+    """
+    layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
+    config = devices.fit_to_caches(plan.config, num_members, layout)
+    return make_agent(plan, config, layout.axis_name), layout

@@ -83,6 +83,8 @@ def choose_folder(
         held = [name for name in _FILES if (folder / name).exists()]
         if held and METRICS not in held and LOG not in held:
             raise BadInput(f"--out {out}: holds {held[0]}, but no run; choose another folder")
+        if resume and CHECKPOINTS in held and CONFIG not in held:
+            raise BadInput(f"--resume: {folder} has lost its {CONFIG}: its settings are not known")
         if held and not (overwrite or resume):
             raise BadInput(
                 f"--out {out}: holds a run; choose another folder, go on with it by --resume, or "
@@ -433,7 +435,7 @@ def hold(folder: Path, patience: float = 0.0) -> TextIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
-        except OSError:
+        except BlockingIOError:  # other errors are of a disk that knows no locks
             if time.monotonic() >= deadline:
                 file.close()
                 raise BadInput(f"--out {folder}: another process is writing to it") from None

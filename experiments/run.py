@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import envs
-from experiments import command_line, devices, loggers, plan
+from experiments import command_line, loggers, plan
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.terminal import Terminal
@@ -31,10 +30,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     try:
         wanted = plan.read_plan(args)
         options = wanted.options
-        num_seeds, on_host = options.num_seeds, envs.is_on_host(options.env)
-        spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
-        processes_wanted = options.num_processes or 1
-        devices.use_all_cores(wanted.config, num_seeds, on_host, processes_wanted, spread)
+        plan.use_all_cores(wanted, options.num_seeds)
         loggers.require(options.loggers)
         from experiments import results
 
@@ -58,9 +54,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 
     try:
-        layout = devices.Layout.choose(wanted.config, num_seeds, on_host, spread)
-        config = devices.fit_to_caches(wanted.config, num_seeds, layout)
-        agent = plan.make_agent(wanted, config, layout.axis_name)
+        agent, layout = plan.make_spread_agent(wanted, options.num_seeds)
         start = None
         begun = options.resume and Checkpoints(folder / results.CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
@@ -91,7 +85,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 run.start_from(start)
             if options.resume:
                 run.resume()
-            recorder.start_progress(config.num_updates * config.batch_size)
+            recorder.start_progress(wanted.config.num_updates * wanted.config.batch_size)
             run.run(interrupts)
         except (BadInput, processes.Elsewhere) as error:
             command_line.refuse(error)

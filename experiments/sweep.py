@@ -25,13 +25,14 @@ from experiments.interrupts import Interrupted, Interrupts
 from experiments.results import (
     CHECKPOINTS,
     CONFIG,
+    METRICS,
     SUMMARY,
     hold,
     refusing,
     to_json,
     write_atomically,
 )
-from experiments.run import EXIT_BROKEN, SWEEP
+from experiments.run import EXIT_BROKEN, EXIT_NOT_KEPT, SWEEP
 from experiments.terminal import Terminal
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
@@ -74,7 +75,7 @@ class Options(Checked):
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Of the Ray cluster; None: that of this machine, or a new one."""
     program_cpus: Count = 1
-    """CPUs that Ray reserves for a program."""
+    """CPUs that Ray reserves for a program, and over which it is spread."""
     program_gpus: CountOrZero = 0
     """GPUs that Ray reserves for a program."""
 
@@ -87,9 +88,15 @@ class Options(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Cells that are trained side by side."""
+    """Cells that are trained side by side.
+
+    Attributes:
+      cells: at least one.
+      goes_on: from the checkpoint of an earlier call, if that made one.
+    """
 
     cells: list[Cell]
+    goes_on: bool = False
 
     @property
     def name(self) -> str:
@@ -150,20 +157,19 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
 
     A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now:
     its checkpoint is of them all together. So it does where it was cut off at its very end, when
-    some of its cells had been closed.
+    some of its cells had been closed. Where the folder of one of them is gone, all start again.
     """
     by_name = {cell.name: cell for cell in cells}
     unfinished = {name: cell for name, cell in by_name.items() if not _summary(out / name)}
     found = []
     for spec in sorted((out / PROGRAMS).glob("*.json")):
-        try:
-            names = worker.read_cells(spec)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        names = _names_of(spec)
         if not (unfinished.keys() & names) or not by_name.keys() >= set(names):
             continue
-        program = Program([by_name[name] for name in names])
+        program = Program([by_name[name] for name in names], goes_on=True)
         updates = _newest_checkpoint(spec)
+        if not all(_has_metrics(out / name) for name in names):
+            continue
         at_end = updates == program.cells[0].plan.config.num_updates
         if at_end or (updates >= 0 and unfinished.keys() >= set(names)):
             found.append(program)
@@ -176,6 +182,14 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
     return found + [Program(group) for group in groups]
 
 
+def _names_of(spec: Path) -> list[str]:
+    """The cells of an earlier call's program; none if its spec cannot be read."""
+    try:
+        return worker.read_cells(spec)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _can_go_on(cell: Cell, out: Path) -> bool:
     """Whether a cell's folder is empty, or holds a run with the cell's settings."""
     settings = json.loads(to_json(command_line.as_settings(cell.plan.options, cell.plan.config)))
@@ -184,6 +198,14 @@ def _can_go_on(cell: Cell, out: Path) -> bool:
     except BadInput:
         return False
     return True
+
+
+def _has_metrics(folder: Path) -> bool:
+    """Whether a cell has what it logged before its program's first checkpoint."""
+    try:
+        return (folder / METRICS).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _newest_checkpoint(spec: Path) -> int:
@@ -293,6 +315,7 @@ def _run(
     """Runs all programs; returns the names of the cells that failed."""
     specs = {}
     (out / PROGRAMS).mkdir(exist_ok=True)
+    _forget_superseded(programs, out, screen)
     for program in programs:
         spec = out / PROGRAMS / f"{program.name}.json"
         worker.write_spec(spec, out, program.cells)
@@ -321,12 +344,31 @@ def _run(
                     f"{len(specs) - len(waiting) - len(running)} of {len(specs)} programs done",
                 )
                 time.sleep(_POLL)
-    except Interrupted:
-        screen.say("stopping: what runs is kept first ...")
+    except (Interrupted, OSError) as error:  # or a folder that can no longer be written
         with interrupts.deferred():
+            if isinstance(error, Interrupted):
+                screen.say("stopping: what runs is kept first ...")
             launcher.stop()
         raise
     return failed
+
+
+def _forget_superseded(programs: Sequence[Program], out: Path, screen: Screen) -> None:
+    """Removes earlier programs whose cells are in others now: a later call must not go on there."""
+    planned = {cell.name for program in programs for cell in program.cells}
+    going_on = {program.name for program in programs if program.goes_on}
+    for spec in sorted((out / PROGRAMS).glob("*.json")):
+        names = planned.intersection(_names_of(spec))
+        if spec.stem in going_on or not names:
+            continue
+        if _newest_checkpoint(spec) >= 0:
+            screen.say(f"starting again: {', '.join(sorted(names))}")
+        _remove_program(spec)
+
+
+def _remove_program(spec: Path) -> None:
+    shutil.rmtree(spec.with_suffix(""), ignore_errors=True)
+    spec.unlink()
 
 
 def _progress(spec: Path) -> dict[str, Any]:
@@ -359,8 +401,7 @@ def _close(
             f"  failed: {', '.join(sorted(failed))}: {said or f'exit status {status}'}; see {log}"
         )
     if all(_summary(out / cell.name) for cell in program.cells):
-        shutil.rmtree(folder, ignore_errors=True)
-        spec.unlink()
+        _remove_program(spec)
     return failed
 
 
@@ -403,18 +444,21 @@ def main(args: Sequence[str] | None = None) -> int:
             "command": again,
             "cells": {cell.name: cell.settings for cell in cells},
         }
-        write_atomically(out / SWEEP, to_json(content, indent=2))
         screen = Screen(out / LOG)
         done = len(cells) - sum(len(program.cells) for program in programs)
-        screen.say(
-            f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
-            + (f", {done} cells done already" if done else "")
-        )
         try:
+            write_atomically(out / SWEEP, to_json(content, indent=2))
+            screen.say(
+                f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
+                + (f", {done} cells done already" if done else "")
+            )
             failed = _run(programs, out, launcher, screen, interrupts)
         except Interrupted as interrupted:
             screen.say(f"stopped; go on with: {again}")
             return interrupted.exit_status
+        except OSError as error:
+            print(f"error: {error}; go on with: {again}", file=sys.stderr)
+            return EXIT_NOT_KEPT
         broken = {cell.name for cell in cells if _summary(out / cell.name).get("broken")}
         troubled = sorted(broken | failed)
         screen.say(

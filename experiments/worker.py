@@ -3,15 +3,17 @@
 The spec is a JSON file; beside it, in a folder of its name, are checkpoints and progress.
 """
 
+import ctypes
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import envs
-from experiments import command_line, devices, loggers, plan
+from experiments import command_line, loggers, plan
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -51,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
     spec, *flags = sys.argv[1:] if args is None else args
     path = Path(spec)
+    for flag in flags:
+        if flag.startswith("--parent="):
+            _end_with(int(flag.partition("=")[2]))
     with Interrupts() as interrupts:
         try:
             cells = json.loads(path.read_text())["cells"]
@@ -61,12 +66,8 @@ def main(args: Sequence[str] | None = None) -> int:
             options = plans[0].options
             loggers.require(options.loggers)
             num_members = sum(p.options.num_seeds for p in plans)
-            on_host = envs.is_on_host(options.env)
-            spread = devices.can_spread(envs.is_on_mjx(options.env, **options.env_params))
-            devices.use_all_cores(plans[0].config, num_members, on_host, spread=spread)
-            layout = devices.Layout.choose(plans[0].config, num_members, on_host, spread)
-            config = devices.fit_to_caches(plans[0].config, num_members, layout)
-            agent = plan.make_agent(plans[0], config, layout.axis_name)
+            plan.use_all_cores(plans[0], num_members)
+            agent, layout = plan.make_spread_agent(plans[0], num_members)
             if "--probe" in flags:
                 print(json.dumps(_probe(plans, agent, layout)))
                 return 0
@@ -75,6 +76,17 @@ def main(args: Sequence[str] | None = None) -> int:
             command_line.refuse(error)
         except Interrupted as interrupted:
             return interrupted.exit_status
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process be killed when its parent is gone, in whatever way: who takes their place,
+    a later call or another node, waits for its folders.
+    """
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"error: process {parent}, which started this one, is gone")
 
 
 def _train(

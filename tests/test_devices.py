@@ -70,13 +70,22 @@ def test_the_users_flags_for_xla_stay(monkeypatch):
     assert sum("device_count" in flag for flag in flags) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone pins processes")
+def test_only_the_cores_that_a_process_may_use_are_devices(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    devices.use_all_cores(SMALL, 8)
+    assert "device_count=2" in os.environ["XLA_FLAGS"]
+
+
 def test_mjx_stays_on_one_device_where_xla_cannot_partition_it(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     for version, spread in (("0.9.2", True), ("0.11.2", False)):
         monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
         assert devices.can_spread(on_mjx=False)
         assert devices.can_spread(on_mjx=True) == spread
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(devices, "_num_cores", lambda: 8)
     devices.use_all_cores(SMALL, 8, spread=False)
     assert "device_count=1" in os.environ["XLA_FLAGS"]
 

@@ -232,6 +232,17 @@ def test_resume_needs_a_folder(capsys):
     assert "--out DIR" in capsys.readouterr().err
 
 
+def test_a_run_that_lost_its_settings_is_not_gone_on_with_by_others(tmp_path, monkeypatch, capsys):
+    cut(monkeypatch, tmp_path / "cut", 3)
+    before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    (tmp_path / "cut" / "config.json").unlink()
+    with pytest.raises(SystemExit) as refused:
+        go_on(tmp_path / "cut")
+    assert refused.value.code == 2
+    assert "has lost its config.json" in capsys.readouterr().err
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
+
+
 def test_metrics_that_were_cut_by_hand_are_refused(tmp_path, monkeypatch, capsys):
     cut(monkeypatch, tmp_path / "cut", 3)
     (tmp_path / "cut" / "metrics.jsonl").write_text("")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid, run, sweep
+from experiments import grid, run, sweep, training
 from experiments.command_line import BadInput
 from experiments.results import is_finished
 
@@ -134,6 +135,8 @@ def test_a_bad_file_is_refused(content, message, tmp_path):
         (["--agents", "rgp0"], "unknown agent"),
         (["--num-seed", "3"], "did you mean --num-seeds"),
         (["--agent", "ppo"], "--agent: not for a sweep"),
+        (["--resume"], "--resume: not for a sweep"),
+        (["--num-seeds", "2", "--overwrite"], "--overwrite: not for a sweep"),
         (["--file", str(LISTS), "--sharpness", "3"], "--sharpness: "),
         (["--file", "/"], "--file /: Is a directory"),
         (["--file", "/nope"], "--file /nope: No such file"),
@@ -241,7 +244,35 @@ def test_a_program_without_a_checkpoint_is_planned_anew(tmp_path):
     sweep.worker.write_spec(spec, tmp_path, cells)
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 2  # it was too large for the memory
     (spec.with_suffix("") / "checkpoints" / "3").mkdir(parents=True)
+    for cell in cells:
+        (tmp_path / cell.name).mkdir()
+        (tmp_path / cell.name / "metrics.jsonl").write_text("{}\n")
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 1
+
+
+def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(tmp_path):
+    content = "agents: [ppo]\nlearning_rate: [1e-3, 2e-3]\n"
+    (tmp_path / "sweep.yaml").write_text(content)
+    args = ["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), *TINY]
+    (planned,) = sweep.plan_programs(expand(content, folder=tmp_path), tmp_path / "out", 64)
+    gone, other = (tmp_path / "out" / cell.name for cell in planned.cells)
+    spec = tmp_path / "out" / "programs" / f"{planned.name}.json"
+    spec.parent.mkdir(parents=True)
+    sweep.worker.write_spec(spec, tmp_path / "out", planned.cells)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Training, "_write_summaries", die)
+        sweep.worker.main([str(spec)])
+    assert list(spec.with_suffix("").glob("checkpoints/20/checksums.json"))
+    shutil.rmtree(gone)
+    assert sweep.main(args) == 0
+    assert [r["env_steps"] for r in records(gone)] == [r["env_steps"] for r in records(other)]
+    assert records(gone)[0]["env_steps"] == 0
+    assert "starting again: " in (tmp_path / "out" / "sweep.log").read_text()
+    assert list(spec.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("config", ['{"torn', '{"settings": {"seed": 7}}'])
@@ -351,6 +382,55 @@ def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
     assert [r["env_steps"] for r in records(begun)] == list(range(0, 16001, 160))
     assert lines < 101
     assert is_finished(out / "CartPole-v1-ppo")
+
+
+def test_a_sweep_that_cannot_write_ends_what_runs_and_says_so_in_one_line(
+    tmp_path, monkeypatch, capsys
+):
+    class Endless:
+        stopped = False
+
+        def has_room(self):
+            return True
+
+        def start(self, spec):
+            shutil.rmtree(tmp_path / "out")
+
+        def stop(self):
+            self.stopped = True
+
+        def ended(self):
+            raise FileNotFoundError(2, "No such file or directory", "out")
+
+    launcher = Endless()
+    monkeypatch.setattr(sweep.launchers, "make", lambda *_: launcher)
+    assert sweep.main(["--out", str(tmp_path / "out"), *TINY]) == run.EXIT_NOT_KEPT
+    assert launcher.stopped
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No such file or directory" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers outlive the sweep")
+@pytest.mark.parametrize("wait", [0, 5])  # before the worker knows its parent, and after
+def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
+    spec = tmp_path / "x.json"
+    os.mkfifo(spec)  # the worker waits for its content
+    code = (
+        "import sys, time; from pathlib import Path; from experiments.launchers import Local\n"
+        "local, spec = Local(1), Path(sys.argv[1]); local.start(spec)\n"
+        "print(local._running[spec].pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(spec)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker, end = Path(f"/proc/{int(process.stdout.readline())}/stat"), time.monotonic() + 60
+    time.sleep(wait)
+    assert worker.exists()
+    process.kill()
+    process.communicate()
+    while worker.exists() and worker.read_text().split()[2] != "Z":  # ended, but for its parent
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):
