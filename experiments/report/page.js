@@ -105,6 +105,7 @@
       xaxis: {
         ...axis, title: { text: chart.x_label, standoff: 8 }, nticks: 7,
         tickformat: sideways ? "" : { steps: "~s", share: ".0%", score: "" }[chart.along],
+        ...(chart.along === "share" && { tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1] }), // to the end
       },
       yaxis: sideways ? {
         ...axis, range: [chart.rows.length - 0.5, -0.5], tickvals: chart.rows.map((_, i) => i),
