@@ -537,6 +537,16 @@ def test_comparisons_and_diagnostics_are_drawn(chromium, page):
     assert chromium.complaints == []
 
 
+def test_the_end_of_training_is_labelled(chromium, page):
+    chromium.open(page)
+    show(chromium)
+    chart = plot("sample_efficiency")
+    last = f"[...{chart}.querySelectorAll('.xtick text')].at(-1)"
+    assert chromium.evaluate(f"{last}.textContent") == "100%"
+    right = "getBoundingClientRect().right"  # beyond it plotly.js hides a label
+    assert chromium.evaluate(f"{last}.{right} <= {chart}.{right}")
+
+
 def test_the_legend_hides_and_shows_variants(chromium, page):
     chromium.open(page)
     show(chromium)

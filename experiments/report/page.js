@@ -93,7 +93,7 @@
       uirevision: chart.key, // what was zoomed stays so
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--muted") },
-      margin: { l: 50, r: 14, t: 10, b: 44 },
+      margin: { l: 50, r: 22, t: 10, b: 44 }, // a last label is hidden where its half does not fit
       hovermode: "closest", hoverdistance: 30, dragmode: zoom.checked ? "zoom" : false,
       hoverlabel: {
         align: "left", bgcolor: css("--card"), bordercolor: css("--muted"),
@@ -105,7 +105,6 @@
       xaxis: {
         ...axis, title: { text: chart.x_label, standoff: 8 }, nticks: 7,
         tickformat: sideways ? "" : { steps: "~s", share: ".0%", score: "" }[chart.along],
-        ...(chart.along === "share" && { tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1] }), // to the end
       },
       yaxis: sideways ? {
         ...axis, range: [chart.rows.length - 0.5, -0.5], tickvals: chart.rows.map((_, i) => i),
