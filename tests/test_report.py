@@ -539,7 +539,7 @@ def test_comparisons_and_diagnostics_are_drawn(chromium, page):
 
 def test_the_end_of_training_is_labelled(chromium, page):
     chromium.open(page)
-    show(chromium)
+    show(chromium, "#comparison")
     chart = plot("sample_efficiency")
     last = f"[...{chart}.querySelectorAll('.xtick text')].at(-1)"
     assert chromium.evaluate(f"{last}.textContent") == "100%"
