@@ -18,34 +18,23 @@ _COLORS = 128  # of a frame in a GIF
 
 
 class _Kept(NamedTuple, Generic[T]):
-    step: int
     is_end: bool
     frame: T
 
 
 class Film(Generic[T]):
-    """Keeps about so many frames at most: of long episodes every second, fourth, ... step.
+    """Keeps the frame of every `stride`-th step, and of each end of an episode."""
 
-    The end of an episode is always kept.
-
-    Attributes:
-      stride: steps from one frame to the next.
-    """
-
-    def __init__(self, max_frames: int):
-        self.stride = 1
-        self._max_frames = max_frames
+    def __init__(self, stride: int):
+        self.stride = stride
         self._step = 0
         self._kept: list[_Kept[T]] = []
 
     def offer(self, make: Callable[[], T], is_end: bool) -> None:
         """Takes the frame of the next step, which is made only if it is kept."""
         if self._step % self.stride == 0 or is_end:
-            self._kept.append(_Kept(self._step, is_end, make()))
+            self._kept.append(_Kept(is_end, make()))
         self._step += 1
-        if len(self._kept) > self._max_frames:
-            self.stride *= 2
-            self._kept = [k for k in self._kept if k.step % self.stride == 0 or k.is_end]
 
     @property
     def frames(self) -> list[T]:

@@ -8,7 +8,7 @@ import functools
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,8 +56,9 @@ class Options(Checked):
     """Cut episodes after so many steps; None: they end by themselves."""
     size: Annotated[Count, tyro.conf.arg(metavar="PIXELS")] = 400
     """Longer side of the picture; a page fills its window."""
-    max_frames: Count = 600
-    """Where there would be more frames, every second step is shown, or every fourth, ..."""
+    max_frames: Count = 300
+    """Where there would be more frames, every second step is shown, or every third, ..., and the
+    ends. MuJoCo without a GPU draws some ten frames a second."""
     fps: Annotated[Positive | None, tyro.conf.arg(metavar="FRAMES")] = None
     """Frames a second, up to 50; None: 4 for bsuite, 12 for MinAtar and misc, 30 for others, and
     for Brax as time goes there."""
@@ -164,12 +165,8 @@ def _play(
             return line, stage.picture()
         return film.frame(stage.picture(), options.size, (title, line))
 
-    whole: Film[Any] = film.Film(options.max_frames)
-    ends = []
-    is_discrete = isinstance(agent.env.action_space, Discrete)
-    with _Progress() as progress:
+    def perform() -> Iterator[tuple[int, "Moment"]]:
         for number in range(options.episodes):
-            label = "" if options.episodes == 1 else f"episode {number + 1}   "
             for moment in episodes.play(
                 agent,
                 learner,
@@ -178,10 +175,24 @@ def _play(
                 stochastic=options.stochastic,
                 max_steps=options.max_steps,
             ):
-                line = label + _line(moment, is_discrete)
-                whole.offer(functools.partial(shoot, line), bool(moment.end))
-                progress.say(line)
-            ends.append(moment)
+                yield number, moment
+
+    ends = []
+    is_discrete = isinstance(agent.env.action_space, Discrete)
+    with _Progress() as progress:
+        limits = filter(None, (options.max_steps, agent.env.max_episode_steps))
+        moments = options.episodes * (min(limits) + 1)  # with the start of each
+        if moments > options.max_frames:
+            # Steps take less than pictures: those that would not be shown are not drawn.
+            moments = sum(1 for _ in perform())
+        whole: Film[Any] = film.Film(-(-moments // options.max_frames))
+        for number, moment in perform():
+            label = "" if options.episodes == 1 else f"episode {number + 1}   "
+            line = label + _line(moment, is_discrete)
+            whole.offer(functools.partial(shoot, line), bool(moment.end))
+            progress.say(line)
+            if moment.end:
+                ends.append(moment)
     return whole, ends
 
 

@@ -135,10 +135,23 @@ def test_of_long_episodes_fewer_steps_are_shown_and_the_ends_always():
 
     for step in range(12):
         kept.offer(lambda step=step: make(step), is_end=step in (5, 11))
-    assert kept.frames == [0, 5, 8, 11]
-    assert kept.ends == [False, True, False, True]
-    assert kept.stride == 8
-    assert made == [0, 1, 2, 3, 4, 5, 6, 8, 11]
+    assert kept.frames == made == [0, 4, 5, 8, 11]
+    assert kept.ends == [False, False, True, False, True]
+
+
+def test_only_frames_that_are_shown_are_drawn(cartpole, tmp_path, monkeypatch):
+    _, length = step_by_hand(*policy_of(cartpole, 0), 0)
+    drawn, frame = [], film.frame
+
+    def spy(picture, size, lines):
+        drawn.append(lines[1].split("   ")[0])
+        return frame(picture, size, lines)
+
+    monkeypatch.setattr(film, "frame", spy)
+    played(cartpole, "--out", tmp_path / "x.gif", "--size", 160, "--max-frames", 4)
+    stride = -(-(length + 1) // 4)
+    shown = sorted({*range(0, length, stride), length})
+    assert drawn == [f"step {step}" for step in shown]
 
 
 @pytest.mark.parametrize("shape", [(210, 160), (40, 30), (300, 400), (73, 200)])

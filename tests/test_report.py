@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.report import __main__ as program
 from experiments.report import charts, episodes, paper, runs, scores
 from experiments.report.page import Report, number, render
+from rgpo_jax import statistics
 from tests import browser, run_folders
 
 ROOT = Path(__file__).parents[1]
@@ -127,12 +128,26 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert run.env_steps[-1] == 5000
 
 
+_SETTINGS = {"agent": "ppo", "env": "CartPole-v1", "seed": 0, "num_seeds": 1, "total_steps": 9}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("config.json", "{", "config.json: "),
         ("config.json", "[1]", "config.json holds no object"),
         ("config.json", '{"name": "a package"}', "its config.json is not that of a run"),
+        *(
+            ("config.json", json.dumps(content), "its config.json is not that of a run")
+            for content in (
+                {"settings": {**_SETTINGS, "total_steps": 0}},
+                {"settings": _SETTINGS, "versions": [1]},
+            )
+        ),
+        *(
+            ("summary.json", content, "its summary.json is not that of a run")
+            for content in ('{"broken": 5}', '{"broken": [3]}', '{"broken": [{}]}')
+        ),
         ("metrics.jsonl", "{}\n", "line 1 of its metrics.jsonl is damaged"),
         ("metrics.jsonl", "\xff\n", "line 1 of its metrics.jsonl is damaged"),
         (
@@ -199,6 +214,11 @@ def test_score_table_in_closed_form(report):
     assert row.variation == pytest.approx(20 * math.sqrt(2.5) / 300)
     assert row.sampled.value == pytest.approx(290)
     assert row.iqm.low < 300 < row.iqm.high
+
+
+def test_intervals_of_scores_are_those_of_the_runs_own_summary(report):
+    for row in report.rows.values():
+        assert (row.iqm.low, row.iqm.high) == statistics.bootstrap_interval(row.scores)
 
 
 def test_improvement_counts_pairs_of_seeds(report, collection):
@@ -515,6 +535,15 @@ def test_comparisons_and_diagnostics_are_drawn(chromium, page):
         assert count(chromium, f"{metric}-beside-Acrobot-v1", LINES) == 3
     assert count(chromium, "kl_spikes-beside-Acrobot-v1", ".points path") == 3 * 4
     assert chromium.complaints == []
+
+
+def test_the_end_of_training_is_labelled(chromium, page):
+    chromium.open(page)
+    show(chromium, "#comparison")
+    chart = plot("sample_efficiency")
+    last = f"[...{chart}.querySelectorAll('.xtick text')].at(-1)"
+    assert chromium.evaluate(f"{last}.textContent") == "100%"
+    assert chromium.evaluate(f"{last}.style.display") != "none"  # as where it does not fit
 
 
 def test_the_legend_hides_and_shows_variants(chromium, page):

@@ -186,7 +186,8 @@ def _render_episodes(collection: "Collection") -> None:
         if playable is None or any(map(episodes.find, cell.runs)):
             continue
         print(f"an episode of {variant} on {env} ...", flush=True)
-        if (problem := episodes.render(playable)) is not None:
+        problem = episodes.render(playable)
+        if problem is not None and episodes.find(playable) is None:  # another report may be faster
             print(f"  no episode: {problem}", flush=True)
 
 

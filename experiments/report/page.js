@@ -93,7 +93,7 @@
       uirevision: chart.key, // what was zoomed stays so
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--muted") },
-      margin: { l: 50, r: 14, t: 10, b: 44 },
+      margin: { l: 50, r: 22, t: 10, b: 44 }, // a last label is hidden where its half does not fit
       hovermode: "closest", hoverdistance: 30, dragmode: zoom.checked ? "zoom" : false,
       hoverlabel: {
         align: "left", bgcolor: css("--card"), bordercolor: css("--muted"),

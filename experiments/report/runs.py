@@ -243,8 +243,8 @@ def files(paths: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
     """What can tell that runs changed: path, time and size of each of their files."""
     seen = []
     for folder, _ in run_folders(paths):
-        for file in sorted(folder.iterdir()):
-            with contextlib.suppress(OSError):  # replaced this moment
+        with contextlib.suppress(OSError):  # removed or replaced this moment
+            for file in sorted(folder.iterdir()):
                 if file.is_file() and not file.name.startswith("."):
                     stat = file.stat()
                     seen.append((str(file), stat.st_mtime_ns, stat.st_size))
@@ -296,7 +296,14 @@ def _read_run(folder: Path, name: str) -> Run | None:
         isinstance(settings.get(key), kind) for key, kind in expected.items()
     ):
         raise _NotARun(f"its {CONFIG} is not that of a run")
+    if settings["total_steps"] < 1 or not isinstance(config.get("versions") or {}, dict):
+        raise _NotARun(f"its {CONFIG} is not that of a run")
     summary = _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    broken = summary.get("broken") or []
+    if not isinstance(broken, list) or not all(
+        isinstance(entry, dict) and {"seed", "update"} <= entry.keys() for entry in broken
+    ):
+        raise _NotARun(f"its {SUMMARY} is not that of a run")
     try:
         text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from rgpo_jax.statistics import Estimate
 
 SCORE = "eval_return"
 SAMPLED = "eval_return_stochastic"
-RESAMPLES = 2000
+RESAMPLES = 5000  # as in a run's summary, so that both name the same interval
 _SPIKES = "kl_spike_rate_"
 _MOST_POINTS = 120  # of a curve: more cannot be told apart on a page
 _PROFILE_POINTS = 81
