@@ -8,9 +8,9 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import agents
 import envs
@@ -18,6 +18,10 @@ from experiments import command_line, devices
 from experiments.command_line import BadInput
 from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
+
+if TYPE_CHECKING:
+    from rgpo_jax.agent import Agent, AgentState
+    from rgpo_jax.rollout import Trajectory
 
 PROG = "python -m experiments.benchmark"
 MIB = 2**20
@@ -75,6 +79,31 @@ class Program:
         return max(1, round(count * seconds / elapsed))
 
 
+def collect(
+    agent: "Agent", state: "AgentState", axis_name: str | None = None
+) -> tuple["AgentState", "Trajectory"]:
+    """The rollout of `agent.step` alone: the state after it, with the learner as it was.
+
+    `axis_name`: that of `rgpo_jax.agent.make`.
+    """
+    import jax
+
+    from rgpo_jax import rollout
+    from rgpo_jax.spread import Spread
+
+    key, rollout_key = jax.random.split(state.key)
+    rollout_state, trajectory, _ = rollout.collect(
+        agent.env,  # type: ignore[arg-type]
+        functools.partial(agent.learner.policy, state.learner),
+        state.rollout,
+        rollout_key,
+        agent.config.num_steps,
+        agent.config.reset_pool_size,
+        Spread(axis_name),
+    )
+    return state._replace(rollout=rollout_state, key=key), trajectory
+
+
 def build(
     name: str, env: Any, options: Options, num_envs: int, num_seeds: int, part: str
 ) -> Program:
@@ -84,8 +113,6 @@ def build(
     from jax.sharding import PartitionSpec
 
     from experiments.programs import SEEDS, STATES, memory_of
-    from rgpo_jax import rollout
-    from rgpo_jax.spread import Spread
 
     config = settings_of(name, options, num_envs)
     spread = devices.can_spread(envs.is_on_mjx(options.env))
@@ -97,19 +124,6 @@ def build(
     trajectories = PartitionSpec("seed", None, "env")
     specs = (STATES if part != "update" else (SEEDS, trajectories), SEEDS)
 
-    def collect(state: Any) -> Any:
-        key, rollout_key = jax.random.split(state.key)
-        rollout_state, trajectory, _ = rollout.collect(
-            agent.env,
-            functools.partial(agent.learner.policy, state.learner),
-            state.rollout,
-            rollout_key,
-            config.num_steps,
-            config.reset_pool_size,
-            Spread(layout.axis_name),
-        )
-        return state._replace(rollout=rollout_state, key=key), trajectory
-
     # Each repetition's output feeds the next, or is summed: nothing can be left out as dead.
     def checksum(tree: Any) -> Any:
         return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree))
@@ -118,7 +132,7 @@ def build(
 
         def body(_: Any, carry: Any) -> Any:
             state, total = carry
-            state, trajectory = collect(state)
+            state, trajectory = collect(agent, state, layout.axis_name)
             return state, total + checksum(trajectory)
 
         def once(key: Any) -> Any:
@@ -132,7 +146,8 @@ def build(
 
         def once(key: Any) -> Any:
             state = agent.init(key)
-            return (state.learner, collect(state)[1]), jnp.zeros(())
+            trajectory = collect(agent, state, layout.axis_name)[1]
+            return (state.learner, trajectory), jnp.zeros(())
     else:
 
         def body(_: Any, carry: Any) -> Any:
@@ -173,18 +188,28 @@ def measure(program: Program, options: Options) -> dict[str, float]:
     }
 
 
+def in_turn(
+    programs: Sequence[Program], seconds: float, rounds: int
+) -> Iterator[tuple[float, ...]]:
+    """Times programs in turn: round by round, the seconds that each takes for one repetition.
+
+    Args:
+      programs: neighbours in this order run next to each other in every round.
+      seconds: that a timing takes, about.
+      rounds: number of them.
+    """
+    counts = [program.calibrate(seconds) for program in programs]
+    for i in range(rounds):
+        # The order alternates, so that none always runs on the warmer machine.
+        order = range(len(programs)) if i % 2 == 0 else reversed(range(len(programs)))
+        taken = {j: programs[j].seconds(counts[j]) / counts[j] for j in order}
+        yield tuple(taken[j] for j in range(len(programs)))
+
+
 def compare(a: Program, b: Program, options: Options) -> dict[str, Any]:
     """Cost of `a` over that of `b`: median and quartiles of the ratio, pair by pair."""
-    count = b.calibrate(options.seconds)
-    a.seconds(count)
-    ratios = []
-    for i in range(3 * options.repeats):
-        # The order alternates, so that neither always runs on the warmer machine.
-        if i % 2:
-            seconds_b, seconds_a = b.seconds(count), a.seconds(count)
-        else:
-            seconds_a, seconds_b = a.seconds(count), b.seconds(count)
-        ratios.append(seconds_a / seconds_b)
+    rounds = in_turn((a, b), options.seconds, 3 * options.repeats)
+    ratios = [seconds_a / seconds_b for seconds_a, seconds_b in rounds]
     low, median, high = statistics.quantiles(ratios, n=4)
     return {"median": median, "quartiles": [low, high], "pairs": len(ratios)}
 
