@@ -16,7 +16,7 @@ EXACT = 1e-12
 @pytest.fixture(scope="module", params=["CartPole-v1", "Pendulum-v1"])
 def samples(request):
     # The seed leads to ratios beyond both ends of the clip range.
-    return unification.draw(request.param, 2, 3e-2, num_envs=4, num_steps=16, num_updates=1)
+    return unification.draw(request.param, 2, 1e-2, num_envs=4, num_steps=16, num_updates=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,9 @@ def test_the_published_gradients_are_slopes_of_their_objectives(samples, referen
         assert slope == pytest.approx(reference[name] @ flat_direction, rel=1e-5)
 
 
-def test_a_batch_at_ratio_one_proves_nothing(findings):
-    near = dataclasses.replace(findings, above=0.0)
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_ratios_within_the_clip_range_prove_nothing(findings, side):
+    near = dataclasses.replace(findings, **{side: 0.0})
     assert not near.tells
     claims = unification._claims({"CartPole-v1": near})
     assert [claim.holds for claim in claims] == [None, None]

@@ -29,7 +29,9 @@ _SWEEP = np.geomspace(0.25, 64.0, 13)
 
 # Environment -> Adam's step size on the way from the old policy to the new one: so large that many
 # ratios leave the clip range on both sides, since at r = 1 all these gradients are the same.
-_TASKS = {"CartPole-v1": 1e-2, "Pendulum-v1": 1e-2, "Breakout-MinAtar": 1e-2}
+_TASKS = {"CartPole-v1": 2e-2, "Pendulum-v1": 1e-2, "Breakout-MinAtar": 3e-3}
+
+_FURTHER = 4  # updates on the batch, each of several passes
 
 GATES: dict[str, Gate] = {
     "REINFORCE": gates.reinforce(),
@@ -142,12 +144,12 @@ def draw(
     num_steps: int = 32,
     num_updates: int = 4,
 ) -> Samples:
-    """A rollout of a PPO agent after some updates, and the policy after one long update on it.
+    """A rollout of a PPO agent after some updates, and the policy after more updates on it.
 
     Args:
       task: name of a compiled environment without memory or normalisers in its settings.
       seed: of everything.
-      step_size: Adam's, in the update that leads to the new policy.
+      step_size: Adam's, in the updates that lead to the new policy.
       num_envs: of the rollout.
       num_steps: of the rollout, in each environment.
       num_updates: with the settings of the task's family, before the rollout.
@@ -192,7 +194,9 @@ def draw(
         longer = learner._replace(
             hyperparameters=numbers.replace(learning_rate=jnp.float32(step_size))
         )
-        new, _ = agent.learner.update(longer, trajectory)
+        new, _ = jax.lax.scan(
+            lambda state, _: agent.learner.update(state, trajectory), longer, length=_FURTHER
+        )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         return learner.params["actor"], new.params, batch, batch.log_prob
 
@@ -491,8 +495,8 @@ def _study(found: Mapping[str, Findings]) -> Study:
         title="One formula for REINFORCE, PPO and TRPO",
         text=(
             "A PPO agent trains for a few updates; its policy of then draws a batch, whose "
-            "advantages are estimated and normalised as the agent does. One long update on that "
-            "batch gives the new policy, far enough from the old one that many ratios lie outside "
+            "advantages are estimated and normalised as the agent does. More updates on that very "
+            "batch give the new policy, far enough from the old one that many ratios lie outside "
             "PPO's clip range, on both sides: at r = 1 the three weights are the same, and nothing "
             "would be tested. On this batch the gradient through each gate, by the library's "
             "objective, is held against the surrogate of its source, written without gates: "
