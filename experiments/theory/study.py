@@ -31,7 +31,7 @@ class Claim:
     source: Source
     holds: bool | None
     evidence: str
-    figures: tuple[str, ...]
+    figures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.holds is None or isinstance(self.holds, bool)):  # NumPy's is another
