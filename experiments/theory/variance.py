@@ -266,7 +266,7 @@ def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
         )
     tails = np.linspace(TAILS[0], TAILS[-1], 200)
     lines = [
-        Line("2/a - 1", tails, np.maximum(2.0 / tails - 1.0, 0.0), None),
+        Line("max(2/a - 1, 0)", tails, np.maximum(2.0 / tails - 1.0, 0.0), None),
         *(
             Line(name, np.array(TAILS), *_exponents(form, name, cells), marker="o")
             for name in ESTIMATORS
