@@ -1,6 +1,7 @@
 """The theory bench: its exact parts against closed forms, and what it writes."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -280,6 +281,28 @@ def test_bias_stays_below_its_bound_and_vanishes_with_sharpness():
         for k in (0.01, 1.0, 16.0):
             assert abs(bias.of_sharpness(k, samples).bias) <= bias.bound(k, samples)
         assert abs(bias.of_sharpness(0.001, samples).bias) < 1e-3
+
+
+@pytest.mark.parametrize("tail", ratios.TAILS)
+def test_bias_under_a_tail_stays_below_its_bound_and_falls_as_the_tail_lets_it(tail):
+    found, least = bias.under_tail(tail), (tail - 1) / tail
+
+    def terms(y, k):  # under the new policy, Exp(tail - 1)
+        x = min(k * (least * math.exp(y) - 1) / 2, 300.0)
+        advantage = 0.5 if y > math.log(2) / tail else -0.5
+        score = 1 if y > math.log(2) / (tail - 1) else -1
+        return -(math.tanh(x) ** 2) * advantage * score * (tail - 1) * math.exp(-(tail - 1) * y)
+
+    points = [math.log(2) / tail, math.log(2) / (tail - 1), 5.0, 20.0]
+    for k, value in zip(bias._TAIL_SHARPNESSES[1:], found.bias[1:], strict=True):
+        edges = sorted([0.0, *points, 30.0 / (tail - 1)])
+        parts = [
+            integrate.quad(terms, *ends, args=(k,), limit=200)[0]
+            for ends in itertools.pairwise(edges)
+        ]
+        assert value == pytest.approx(sum(parts), rel=1e-6)
+    assert np.all(np.abs(found.bias) <= found.bound)
+    assert found.power == pytest.approx(min(tail - 1, 2), abs=0.05)
 
 
 def test_the_best_sharpness_beats_its_neighbours():

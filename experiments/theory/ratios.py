@@ -18,6 +18,8 @@ from rgpo_jax.gates import Gate, weight
 
 Array = np.ndarray
 
+TAILS = (1.2, 1.5, 2.0, 2.5, 4.0)  # indices of ratios' tails that are looked at
+
 # Gates follow the ratio up to e^20; beyond, a weight is continued by its power of r.
 _LAST_LOG_RATIO = 19.0
 
@@ -213,6 +215,7 @@ def growth(gate: Gate, advantage: float) -> float:
     """The power p with which |w| grows, w ~ r^p for r to infinity; -inf where w vanishes faster.
 
     The second moment E_old[w^2] is finite under a Pareto tail of index a if and only if 2 p < a.
+    What no power describes, such as an oscillation, it does not see.
     """
     ends = np.array([_LAST_LOG_RATIO - 1.0, _LAST_LOG_RATIO])
     near, far = np.abs(weights(gate, ends, np.full(2, advantage)))

@@ -18,7 +18,7 @@ from rgpo_jax import gates
 from rgpo_jax.gates import Gate, weight
 from rgpo_jax.tunable import Tunable
 
-TAILS = (1.2, 1.5, 2.0, 2.5, 4.0)
+TAILS = ratios.TAILS
 _CHUNK = 1 << 19
 _FIT_FROM = 1000  # smaller samples do not follow the power law yet
 
