@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from experiments import results
 from experiments.theory import (
     __main__ as program,
 )
@@ -448,7 +449,8 @@ def test_the_inequality_under_the_cubic_bound(k):
     limit = np.minimum(np.abs(r - 1), k**2 * np.abs(r - 1) ** 3 / 12)
     assert np.all(np.abs(r - f) <= limit + 1e-14)
     assert np.max(np.abs(r - f) / np.maximum(limit, 1e-6)) > 0.9
-    assert improvement.largest_slope(k) < 1.0
+    assert improvement.largest_slope(k, 4.0 / k) < 1.0
+    assert improvement.largest_slope(k, 1.0) == pytest.approx(max(1.0, k / 4 - 1), rel=2e-3)
 
 
 # --- What is written --------------------------------------------------------------------------
@@ -604,6 +606,25 @@ def test_a_folder_that_holds_a_run_or_is_a_file_is_refused(tmp_path, capsys):
             program.main(["--out", str(tmp_path / name), "--overwrite", *SMALL])
         assert refused.value.code == 2
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_full_disk_is_said(when, tmp_path, capsys, monkeypatch):
+    def refuse(folder, needed):
+        raise OSError("no room")
+
+    if when == "at once":
+        monkeypatch.setattr(results, "require_space", refuse)
+    else:  # the log is replaced by the device that is always full
+        monkeypatch.setattr(program, "LOG", "full")
+        (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as refused:
+        program.main(["--out", str(tmp_path), "--studies", "improvement", "--mdps", "2"])
+    assert refused.value.code == 2
+    captured = capsys.readouterr()
+    assert "cannot be written" in captured.err
+    assert ("improvement" in captured.out) == (when == "later")
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_an_interrupt_leaves_nothing_half_written(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
     BarColumn,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.theory"
 CLAIMS, PAGE, LOG = "claims.json", "index.html", "theory.log"
+_SIZE = 2**24  # bytes; all that is written is less
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -56,9 +57,11 @@ def _make(options: Options) -> int:
     folder = results.choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
     with results.refusing(folder):
         lock = results.hold(folder)
-        log = (folder / LOG).open("w")
-    with lock, log:
-        speaker = _Speaker(log)
+    with lock:
+        with results.refusing(folder):
+            results.require_space(folder, _SIZE)  # now rather than minutes later
+            (folder / LOG).write_text("")
+        speaker = _Speaker(folder)
         studies = _run(options, speaker)
         with results.refusing(folder):
             write(folder, studies, options)
@@ -78,14 +81,16 @@ def _require_extra() -> None:
 class _Speaker:
     """Says lines on the terminal and in the log, and shows a bar on a terminal."""
 
-    def __init__(self, log: TextIO):
+    def __init__(self, folder: Path):
         self._console = Terminal(highlight=False, soft_wrap=True)
-        self._log = log
+        self._folder = folder
 
     def say(self, line: str) -> None:
+        from experiments import results
+
         self._console.print(line, markup=False)
-        self._log.write(line + "\n")
-        self._log.flush()
+        with results.refusing(self._folder), (self._folder / LOG).open("a") as log:
+            log.write(line + "\n")
 
     def bar(self) -> Progress:
         return Progress(
