@@ -11,7 +11,7 @@ def rgpo_name(sharpness: float) -> str:
     return f"rgpo k={sharpness:g}"
 
 
-# One of each constructor, with its defaults: those that are drawn together.
+# One of each constructor, with its defaults.
 DEFAULTS: dict[str, Tunable] = {
     rgpo_name(4.0): gates.rgpo(4.0),
     "ppo": gates.ppo(),

@@ -128,17 +128,23 @@ def run(options: Options, progress: Progress) -> Study:
     # With r = 0 itself, where the log-ratio is -inf, left out.
     r, l = np.linspace(1e-6, 4.0, 201), np.linspace(-3.0, 3.0, 201)
     sharp = {catalogue.rgpo_name(k): gates.rgpo(k) for k in catalogue.SHARPNESSES}
+    # RGPO's other sharpnesses have a figure of their own.
+    drawn = {
+        name: gate
+        for name, gate in catalogue.GATES.items()
+        if name in catalogue.DEFAULTS or name not in sharp
+    }
     figures = [
         Figure(
             "family",
             "Each gate g and its weight w = dg/d log r over the ratio, for both signs of A.",
-            _panels(catalogue.DEFAULTS, r, np.log(r), "ratio r"),
+            _panels(drawn, r, np.log(r), "ratio r"),
             columns=4,
         ),
         Figure(
             "family_log",
             "The same over the log-ratio.",
-            _panels(catalogue.DEFAULTS, l, l, "log-ratio"),
+            _panels(drawn, l, l, "log-ratio"),
             columns=4,
         ),
         Figure(
@@ -176,7 +182,9 @@ def run(options: Options, progress: Progress) -> Study:
         (
             "A policy gradient is E[w(r) A \N{NABLA}log \N{GREEK SMALL LETTER PI}] with "
             "w(r) = g\N{PRIME}(r) r = dg/d log r. All that follows is computed from the gates that "
-            "agents train with, by differentiating them.",
+            "agents train with, by differentiating them. That RGPO's gate is "
+            "\N{GREEK SMALL LETTER SIGMA}(k (r - 1)) is not in the paper's abstract: a reader of "
+            "the paper reports it, but not the paper's k.",
             "RGPO's gate has relatives that came first and must be named with it: P3O's "
             "\N{LEFT DOUBLE QUOTATION MARK}Scopic\N{RIGHT DOUBLE QUOTATION MARK} loss (arXiv "
             "2205.10047) and SAPO (arXiv 2511.20347). Normalising by 4/k, and the log form, are "
