@@ -192,8 +192,8 @@ def run(options: Options, progress: Progress) -> Study:
             "moment is infinite. Bandit: the ratio itself is Pareto's. Normal: a policy wider than "
             "the old one, of variance a/(a - 1) times the old one's, whose ratio has that tail but "
             "for a logarithm. Advantages are +1 or -1, mixed for all actions, so that the tail has "
-            "both signs. All exact values are quadratures of the very gates that agents use. RGPO's "
-            "is the paper's, whose weight at r = 1 is k/4: moments at different k are to be "
+            "both signs. All exact values are quadratures of the very gates that agents use. "
+            "RGPO's is the paper's, whose weight at r = 1 is k/4: moments at different k are to be "
             "divided by its square before they are compared.",
             "Where the exact value is finite (dashed) the sample's settles on it; where it is "
             "infinite the sample's grows with its size as n^(2p/a - 1), which the last panel holds "
