@@ -441,6 +441,13 @@ def test_states_that_are_not_visited_refute_a_bound_without_them():
             assert bound[0] <= truth, name
 
 
+def test_the_traps_tell_a_bound_that_forgets_the_states_from_those_that_do_not():
+    outcome = improvement.traps()
+    for name in improvement.BOUNDS:
+        violations = improvement.judge(outcome, name).violations
+        assert (violations > 10) == name.startswith(improvement.WITHOUT_SHIFT), name
+
+
 @pytest.mark.parametrize("k", catalogue.SHARPNESSES)
 def test_the_inequality_under_the_cubic_bound(k):
     r = np.exp(np.linspace(-12.0, 6.0, 20_001))
