@@ -54,6 +54,13 @@ def _moments(w: np.ndarray, samples: ratios.Samples) -> Moments:
     return Moments(float(np.sum(samples.mass * (sample - truth))), variance)
 
 
+def true_gradient(samples: ratios.Samples) -> float:
+    """E_old[r A s], what importance sampling estimates without bias."""
+    return float(
+        np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
+    )
+
+
 def of_sharpness(sharpness: float, samples: ratios.Samples) -> Moments:
     """Of the normalised gate, whose w(1) is 1 for every k."""
     with jax.enable_x64(True):
@@ -100,11 +107,10 @@ class Tail(NamedTuple):
 def under_tail(tail: float) -> Tail:
     """Exact values, and the power between two small k."""
     samples = ratios.ParetoBandit(tail).quadrature()
-    truth = np.exp(samples.log_ratio) * samples.advantage * samples.score
     near, far = (abs(of_sharpness(k, samples).bias) for k in _SMALL)
     return Tail(
         tail,
-        float(np.sum(samples.mass * truth)),
+        true_gradient(samples),
         [of_sharpness(k, samples).bias for k in _TAIL_SHARPNESSES],
         [capped_bound(k, samples) for k in _TAIL_SHARPNESSES],
         math.log(far / near) / math.log(_SMALL[1] / _SMALL[0]),
@@ -175,9 +181,7 @@ def choose(signal: float, kl: float, sizes: Sequence[int], samples: ratios.Sampl
     """The sharpness of least error, for each number of samples."""
     scanned = [of_sharpness(k, samples) for k in _SHARPNESSES]
     others = {name: of_gate(gate, samples) for name, gate in _OTHERS.items()}
-    truth = float(
-        np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
-    )
+    truth = true_gradient(samples)
     found = []
     for n in sizes:
         errors = np.array([moments.error(n) for moments in scanned])
@@ -215,9 +219,7 @@ def run(options: Options, progress: Progress) -> Study:
             if signal != SIGNALS[-1]:
                 continue
             drawn = model.draw(rng, draws)
-            truth = float(
-                np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
-            )
+            truth = true_gradient(samples)
             for k in _SHOWN:
                 exact = of_sharpness(k, samples)
                 r = np.exp(drawn.log_ratio)
