@@ -5,6 +5,7 @@ import dataclasses
 import rgpo_jax
 from agents.gated import maker
 from rgpo_jax.config import Config as BaseConfig
+from rgpo_jax.config import ConfigError
 from rgpo_jax.ranges import Count, Fraction, NonNegative, Positive
 
 
@@ -23,6 +24,11 @@ class Config(BaseConfig):
     """Iterations of conjugate gradient."""
     line_search_steps: Count = 15
     """Step lengths that the line search tries before it keeps the old policy."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_kl is not None:
+            raise ConfigError("target_kl", f"{self.target_kl}: TRPO has max_kl; expected None")
 
 
 def gate(config: Config) -> "rgpo_jax.gates.Tunable":

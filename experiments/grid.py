@@ -146,7 +146,8 @@ def expand(
     """
     content = read_file(file) if file is not None else {}
     source = f"--file {file}"
-    agents = agents or _names_in(content, "agents", source) or ["rgpo"]
+    agents_of_file = _names_in(content, "agents", source)
+    agents = agents or agents_of_file or ["rgpo"]
     envs = envs or _names_in(content, "envs", source) or ["CartPole-v1"]
     fixed = ("agent", "env", *command_line.NOT_IN_FILES)
     for name in fixed:
@@ -157,15 +158,17 @@ def expand(
         if isinstance(value, list | dict) and command_line.peek(command_line.flag(name), flags):
             raise BadInput(f"{command_line.flag(name)}: {file} goes through it, too")
     known = {f.name for f in dataclasses.fields(Options)} - set(fixed)
+    # Flags may choose among the agents of a file, and what the others have is no mistake then.
+    mentioned = list(dict.fromkeys([*agents, *(agents_of_file or ())]))
     try:
-        known |= plan.settings_of_agents(agents)
+        known |= plan.settings_of_agents(mentioned)
     except ValueError as error:
-        raise BadInput(f"--agents {' '.join(agents)}: unknown agent; {error}") from None
+        raise BadInput(f"--agents {' '.join(mentioned)}: unknown agent; {error}") from None
     for name in content:
         if name not in (*known, *_AXES, *_DRAWING):
             nearest = difflib.get_close_matches(name, [*known, *_AXES, *_DRAWING], n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise BadInput(f"{source}: {name}: none of {', '.join(agents)} has it{hint}")
+            raise BadInput(f"{source}: {name}: none of {', '.join(mentioned)} has it{hint}")
     cells: dict[str, tuple[dict[str, Any], Plan]] = {}
     for env, agent, settings in itertools.product(envs, agents, _combinations(content, source)):
         given = {"agent": agent, "env": env, **settings}

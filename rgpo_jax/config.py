@@ -105,6 +105,9 @@ class Config(Checked):
     """Weight of the value loss, half the mean squared error."""
     max_grad_norm: Positive = 0.5
     """Largest global norm of a gradient; a longer one is scaled down to it."""
+    target_kl: Positive | None = None
+    """Skip the rest of an update's gradient steps once a minibatch meets a KL above this, in nats
+    (PPO's early stopping); None: take all."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of each rollout to mean 0 and standard deviation 1."""
     normalize_observations: bool = False

@@ -43,14 +43,14 @@ def gate_diagnostics(
       clip_fraction: fraction of ratios outside [1 - clip, 1 + clip_high]; gates with a clip only.
     """
     ratio = jnp.exp(log_ratio)
-    approx_kl = _k3(log_ratio)
+    approx_kl = kl_k3(log_ratio)
     value = gate(log_ratio, advantage)
     w = weight(gate)(log_ratio, advantage)
     metrics = {
         "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
         "approx_kl_k1": -jnp.mean(log_ratio),
         "approx_kl": approx_kl,
-        "approx_kl_max": jnp.maximum(approx_kl, jnp.max(_k3(met_log_ratio))),
+        "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio))),
         "policy_loss": -jnp.mean(value * advantage),
         "gate_mean": jnp.mean(value),
         "gate_closed": jnp.mean(value < 0.05),
@@ -69,8 +69,11 @@ def gate_diagnostics(
     return metrics
 
 
-def _k3(log_ratio: Array) -> Array:
-    """Mean of r - 1 - l over the last axis; expm1 keeps it exact near r = 1, where it cancels."""
+def kl_k3(log_ratio: Array) -> Array:
+    """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats.
+
+    expm1 keeps it exact near r = 1, where it cancels.
+    """
     return jnp.mean(jnp.expm1(log_ratio) - log_ratio, axis=-1)
 
 

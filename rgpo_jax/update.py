@@ -35,6 +35,7 @@ class Hyperparameters:
       entropy_coefficient: weight of the entropy bonus.
       value_coefficient: weight of the value loss.
       max_grad_norm: global norm to which gradients are scaled down.
+      target_kl: KL at which an update's remaining gradient steps are skipped; None: all are taken.
       gate: the one thing in which gate agents differ.
       advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
       policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
@@ -47,6 +48,7 @@ class Hyperparameters:
     entropy_coefficient: Any
     value_coefficient: Any
     max_grad_norm: Any
+    target_kl: Any
     gate: Tunable
     advantage_transform: Tunable
     policy_step: Tunable | None
@@ -256,7 +258,14 @@ def make(
 
     Returns:
       An (init, update) pair, with the default hyper-parameters.
+
+    Raises:
+      ValueError: `policy_step` and the config's `target_kl` exclude each other.
     """
+    if policy_step is not None and config.target_kl is not None:
+        raise ValueError(
+            f"target_kl = {config.target_kl}: expected None with a policy_step, which is one step"
+        )
     defaults = Hyperparameters.from_config(
         config, gate, advantage_transform or advantages.identity(), policy_step
     )
@@ -419,12 +428,18 @@ def make(
             return total, terms._asdict()
 
         def gradient_step(carry: tuple, minibatch: objective.Batch) -> tuple[tuple, Any]:
-            flat_params, optimizer_state = carry
+            before, goes_on = carry
+            flat_params, optimizer_state = before
             gradient, terms = _mean_gradient(loss, flat_params, minibatch, config.microbatch_size)
             gradient = spread.mean(gradient)
             change, optimizer_state = optimizer.update(gradient, optimizer_state)
             norm = jnp.linalg.norm(gradient)
-            return (flat_params + change, optimizer_state), (terms, norm)
+            after = (flat_params + change, optimizer_state)
+            if hyperparameters.target_kl is not None:
+                kl = spread.mean(diagnostics.kl_k3(terms["log_ratio"]))
+                goes_on &= kl <= hyperparameters.target_kl
+                after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, before)
+            return (after, goes_on), (terms, norm, goes_on)
 
         def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
             order = shuffle.permutation(key, num_samples).reshape(config.num_minibatches, -1)
@@ -433,9 +448,9 @@ def make(
             return jax.lax.scan(gradient_step, carry, minibatches)
 
         key, shuffle_key = jax.random.split(state.key)
-        (flat_params, optimizer_state), (terms, norms) = jax.lax.scan(
+        ((flat_params, optimizer_state), _), (terms, norms, taken) = jax.lax.scan(
             epoch,
-            (flat_params, state.optimizer_state),
+            ((flat_params, state.optimizer_state), jnp.bool_(True)),
             jax.random.split(shuffle_key, config.num_epochs),
         )
         params = unravel(flat_params)
@@ -453,6 +468,8 @@ def make(
         metrics["value_loss"] = 0.5 * jnp.mean(terms["squared_error"])
         metrics["grad_norm"] = jnp.mean(norms)
         metrics["learning_rate"] = step_size
+        if hyperparameters.target_kl is not None:
+            metrics["gradient_steps_taken"] = jnp.mean(taken, dtype=jnp.float32)
         state = state._replace(
             params=params, optimizer_state=optimizer_state, key=key, updates=state.updates + 1
         )

@@ -58,6 +58,17 @@ def test_a_file_is_every_combination_of_its_lists(tmp_path):
     ]
 
 
+def test_flags_choose_among_the_agents_of_a_file_whose_draws_stay(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "agents: [rgpo, trpo]\ndraws: 3\n"
+        "max_kl: {uniform: [0.01, 0.1]}\nlearning_rate: {log_uniform: [1e-4, 1e-2]}\n"
+    )
+    both = grid.expand((), (), TINY, str(path), sweep.PROG)
+    chosen = grid.expand(("rgpo",), (), TINY, str(path), sweep.PROG)
+    assert [c.plan for c in chosen] == [c.plan for c in both if c.plan.options.agent == "rgpo"]
+
+
 def test_what_is_drawn_lies_in_its_range_and_is_drawn_again(tmp_path):
     content = (
         "draws: 50\nlearning_rate: {log_uniform: [1e-4, 1e-2]}\nclip: {uniform: [0.1, 0.3]}\n"

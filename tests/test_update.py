@@ -13,7 +13,7 @@ from test_advantages import by_definition
 
 import agents
 from rgpo_jax import advantages, gates, networks, trust_region, update
-from rgpo_jax.config import Config
+from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete
 from rgpo_jax.rollout import Trajectory
 from rgpo_jax.tunable import Tunable
@@ -423,6 +423,47 @@ def mean_kl(c, old, new):
         for params in (old, new)
     )
     return (np.exp(p) * (p - q)).sum(-1).mean()
+
+
+def whole_batch_steps(num_epochs, **settings):
+    """The state and metrics after so many gradient steps, each on the whole batch."""
+    settings = {"anneal_learning_rate": False, "learning_rate": 0.1} | settings
+    one = Case(gates.reinforce(), num_epochs=num_epochs, **settings)
+    return one.update(one.state, one.trajectory)
+
+
+def test_early_stopping_skips_the_steps_after_the_kl_was_met():
+    kls, states = [], []  # of the policy before each step, and after it
+    for num_epochs in (1, 2, 3, 4):
+        state, metrics = whole_batch_steps(num_epochs)
+        states.append(state)
+        kls.append(float(metrics["approx_kl"]))
+        assert "gradient_steps_taken" not in metrics
+    assert kls[0] < kls[1] < kls[2], "the test needs a KL that rises"
+    for taken, target in ((2, (kls[0] + kls[1]) / 2), (3, (kls[1] + kls[2]) / 2), (4, 1e3)):
+        stopped, metrics = whole_batch_steps(4, target_kl=target)
+        assert float(metrics["gradient_steps_taken"]) == taken / 4
+        for ours, theirs in zip(
+            jax.tree.leaves((stopped.params, stopped.optimizer_state)),
+            jax.tree.leaves((states[taken - 1].params, states[taken - 1].optimizer_state)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
+    start_state = Case(gates.reinforce()).state
+    kept, metrics = whole_batch_steps(4, target_kl=1e-6)  # the very first is further off
+    assert float(metrics["gradient_steps_taken"]) == 0.0
+    jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
+
+
+def test_early_stopping_is_refused_where_the_policy_takes_one_step():
+    with pytest.raises(ValueError, match=r"target_kl = 0\.01: expected None"):
+        Case(
+            gates.importance(),
+            parts={"policy_step": trust_region.natural_gradient()},
+            target_kl=0.01,
+        )
+    with pytest.raises(ConfigError, match="TRPO has max_kl"):
+        agents.load("trpo").Config(target_kl=0.01)
 
 
 @pytest.mark.parametrize("max_kl", [1e-3, 1e-2, 5e-2])
