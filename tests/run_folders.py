@@ -69,6 +69,7 @@ def write(
                         "approx_kl": 0.01 * (1 + share),
                         "approx_kl_max": 0.02 * (1 + share),
                         "entropy": 0.5,
+                        "first_ratio_deviation": 1e-6,
                     }.items()
                 },
                 **{f"kl_spike_rate_{t}": 0.5 if line <= 2 else 0.0 for t in THRESHOLDS},

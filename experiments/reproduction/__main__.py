@@ -1,0 +1,96 @@
+"""The paper's table, repeated: `python -m experiments.reproduction --help`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments import command_line
+from experiments.command_line import BadInput
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.reproduction.options import Options
+
+if TYPE_CHECKING:
+    from experiments.reproduction.page import Family
+
+PROG = "python -m experiments.reproduction"
+PAGE, FIGURES, SEARCH = "README.md", "figures", "search"
+FAMILIES = {
+    "mujoco": "MuJoCo, 1M steps",
+    "brax": "Brax",
+    "minatar": "MinAtar, 10M steps",
+    "classic": "Classic control, 500k steps",
+}
+# Folder below a family's -> what it asks; runs of one agent under several settings.
+STUDIES = {"mujoco/sharpness": "RGPO's k"}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Writes the page and its figures; returns the exit status."""
+    with Interrupts():
+        try:
+            options = command_line.read(
+                Options, Options(), sys.argv[1:] if args is None else args, PROG
+            )
+            return _write(options)
+        except BadInput as error:
+            command_line.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+
+
+def _write(options: Options) -> int:
+    try:
+        from experiments.reproduction import figures, page
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"{error.name} is not installed; the page needs the extra: pip install -e '.[report]'"
+        ) from None
+    from experiments import results
+    from experiments.report import runs
+
+    data = Path(options.data).expanduser()
+    if not any((data / family).is_dir() for family in FAMILIES):
+        raise BadInput(f"--data {options.data}: expected a folder with {', '.join(FAMILIES)}")
+    folder = results.choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
+    pictures: dict[str, bytes] = {}
+    families = [_read(data, key, pictures) for key in FAMILIES if (data / key).is_dir()]
+    studies = {
+        title: runs.collect([str(data / key)])
+        for key, title in STUDIES.items()
+        if (data / key).is_dir()
+    }
+    gains = None
+    if families[0].key == "mujoco" and (picture := figures.gains(families[0].collection)):
+        gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
+    content = page.render(families, studies, gains)
+    with results.refusing(folder):
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            results.write_atomically(folder / FIGURES / name, picture)
+        results.write_atomically(folder / PAGE, content)
+    print(f"{len(families)} families, {len(pictures)} figures -> {folder / PAGE}", flush=True)
+    return 0
+
+
+def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
+    """A family of tasks; its figures of training go into `pictures`."""
+    from experiments.reproduction import figures, rows, search
+    from experiments.reproduction.page import Family
+
+    collection = rows.read(data / key)
+    drawn = figures.curves(collection)
+    names = {task: f"{key}-{task}.png" for task in drawn}
+    pictures |= {names[task]: picture for task, picture in drawn.items()}
+    candidates = search.candidates(data / key / SEARCH) if (data / key / SEARCH).is_dir() else {}
+    return Family(
+        key,
+        FAMILIES[key],
+        collection,
+        candidates,
+        {task: f"{FIGURES}/{name}" for task, name in names.items()},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

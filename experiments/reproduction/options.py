@@ -1,0 +1,26 @@
+"""What a user can ask of the reproduction. Imports no JAX."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from experiments import command_line
+from rgpo_jax.config import Checked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Judge what RGPO's paper says of its runs by ours, and write the page and its figures."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="DIR")] = "results/data"
+    """Folder with the runs: FAMILY/ROW/RUN, and FAMILY/search/SWEEP/RUN for the search."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for README.md and figures/; None: a new one in runs/."""
+    overwrite: bool = False
+    """Replace what an earlier call wrote there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        command_line.check_path("data", self.data)
+        command_line.check_path("out", self.out)
