@@ -79,7 +79,7 @@ def judge_gain(gain: Estimate, papers: float) -> str:
     if not gain.has_interval:
         return UNTOLD
     if papers == 0:
-        if -_PARITY <= gain.low and gain.high <= _PARITY:
+        if gain.low >= -_PARITY and gain.high <= _PARITY:
             return HELD
         return NOT_HELD if gain.low > _PARITY or gain.high < -_PARITY else UNTOLD
     if gain.high < papers:
@@ -184,7 +184,7 @@ def _spikes(cells: Cells, names: Mapping[str, str]) -> Claim:
     thresholds = ", ".join(f"{t:g}" for t in KL_SPIKE_THRESHOLDS)
     return Claim(
         f"KL spikes in no update, and in {100 * low:.0f} to {100 * high:.0f} % of PPO's",
-        f"share of updates with a KL above {thresholds} nats; held: at one of them both, everywhere",
+        f"share of updates with KL > {thresholds} nats; held: both at one of them, everywhere",
         findings,
     )
 

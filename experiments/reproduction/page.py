@@ -105,8 +105,8 @@ def _columns(cell: Cell, baseline: Cell | None) -> dict[str, str]:
         "variation": percent(claims.variation(returns)) if len(returns) > 1 else "",
         "kl": f"{claims.mean_kl(cell).value:.3f}",
         "spikes": claims.spikes(scores.spike_rates(cell)),
-        "kl_max": _short(max(np.max(run.metrics["approx_kl_max"]) for run in cell.runs)),
-        "deviation": f"{max(np.max(run.metrics['first_ratio_deviation']) for run in cell.runs):.0e}",
+        "kl_max": f"{_largest(cell, 'approx_kl_max'):.2g}",
+        "deviation": f"{_largest(cell, 'first_ratio_deviation'):.0e}",
         "minutes": _minutes(cell),
         "status": "" if cell.status == FINISHED else f"{cell.status} at {cell.progress:.0%}",
     }
@@ -136,8 +136,8 @@ def interval(estimate: Estimate) -> str:
     return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _short(value: float) -> str:
-    return f"{value:.2g}" if value < 1e3 else f"{value:.0e}"
+def _largest(cell: Cell, metric: str) -> float:
+    return max(float(np.nanmax(run.metrics[metric])) for run in cell.runs)
 
 
 def _minutes(cell: Cell) -> str:

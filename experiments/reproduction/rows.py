@@ -1,4 +1,4 @@
-"""The runs of the reproduction, sorted into rows: an agent with its settings, over several tasks."""
+"""The runs of the reproduction, sorted into rows: an agent and its settings, on several tasks."""
 
 import dataclasses
 from pathlib import Path
