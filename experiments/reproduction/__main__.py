@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.reproduction"
 PAGE, FIGURES, SEARCH = "README.md", "figures", "search"
+# Folder -> title, and by what the search brings the family's tasks to one scale.
 FAMILIES = {
-    "mujoco": "MuJoCo, 1M steps",
-    "brax": "Brax",
-    "minatar": "MinAtar, 10M steps",
-    "classic": "Classic control, 500k steps",
+    "mujoco": ("MuJoCo, 1M steps", "CleanRL's PPO at 1M steps is 1"),
+    "brax": ("Brax", ""),
+    "minatar": ("MinAtar, 10M steps", ""),
+    "classic": ("Classic control, 500k steps", "worst return 0, best 1"),
 }
 # Folder below a family's -> what it asks; runs of one agent under several settings.
 STUDIES = {"mujoco/sharpness": "RGPO's k"}
@@ -85,7 +86,7 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
     candidates = search.candidates(data / key / SEARCH) if (data / key / SEARCH).is_dir() else {}
     return Family(
         key,
-        FAMILIES[key],
+        *FAMILIES[key],
         collection,
         candidates,
         {task: f"{FIGURES}/{name}" for task, name in names.items()},

@@ -27,6 +27,7 @@ class Family:
     Attributes:
       key: folder of its runs and sweep files.
       title: for people.
+      unit: by which the search brings tasks to one scale.
       collection: its rows.
       candidates: row -> what the search tried, best first.
       figures: task -> name of the file that shows training.
@@ -34,6 +35,7 @@ class Family:
 
     key: str
     title: str
+    unit: str
     collection: Collection
     candidates: dict[str, list[search.Candidate]]
     figures: dict[str, str]
@@ -59,6 +61,7 @@ def render(families: Sequence[Family], studies: dict[str, Collection], gains: st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["short_name"] = short_name
     mujoco = families[0].collection if families else Collection((), {}, (), 0)
     content = environment.get_template("page.md").render(
         claims=claims.claims(mujoco, _JUDGED),

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from experiments.command_line import BadInput
 from experiments.report import runs, scores
 from experiments.report.runs import Run
 
-# Returns of CleanRL's PPO at 1M steps, by which tasks are brought to one scale. Its documentation:
-# https://docs.cleanrl.dev/rl-algorithms/ppo/#experiment-results_2
-PUBLISHED_PPO = {
-    "envpool/HalfCheetah-v4": 1443.0,
-    "envpool/Hopper-v4": 2383.0,
-    "envpool/Walker2d-v4": 2288.0,
+# Environment -> returns that become 0 and 1, by which tasks are brought to one scale. MuJoCo's 1 is
+# CleanRL's PPO at 1M steps (https://docs.cleanrl.dev/rl-algorithms/ppo/#experiment-results_2);
+# classic control's are the worst return and about the best.
+REFERENCES = {
+    "envpool/HalfCheetah-v4": (0.0, 1443.0),
+    "envpool/Hopper-v4": (0.0, 2383.0),
+    "CartPole-v1": (0.0, 500.0),
+    "Acrobot-v1": (-500.0, -80.0),
 }
 # Agent -> the number of its own that is searched, beside those of all.
 OWN = {
@@ -26,7 +29,7 @@ OWN = {
     "awr": "advantage_temperature",
 }
 COMMON = ("learning_rate", "num_epochs")
-_LEAST_RATIO = 0.01
+_LEAST = 0.01
 DEFAULTS, PAPERS_K = "defaults", "k4"  # sweeps beside that of the draws
 
 
@@ -38,20 +41,26 @@ class Candidate:
       settings: those that were searched.
       returns: environment -> final return of each seed [seeds].
       is_default: whether they are the family's defaults.
+      seeds, steps: of each run.
     """
 
     settings: dict[str, Any]
     returns: dict[str, np.ndarray]
     is_default: bool
+    seeds: tuple[int, ...]
+    steps: int
 
     @property
     def score(self) -> float:
-        """Geometric mean over tasks of the mean return in units of the published one of PPO.
+        """Geometric mean over tasks of the mean return on the scale of `REFERENCES`.
 
         A setting that fails on one task is no setting for all of them, however good on the others.
         """
-        ratios = [np.mean(found) / PUBLISHED_PPO[env] for env, found in self.returns.items()]
-        return float(np.exp(np.mean(np.log(np.maximum(ratios, _LEAST_RATIO)))))
+        scaled = []
+        for env, found in self.returns.items():
+            zero, one = REFERENCES[env]
+            scaled.append(max(_LEAST, (np.mean(found) - zero) / (one - zero)))
+        return float(np.exp(np.mean(np.log(scaled))))
 
 
 def candidates(folder: Path) -> dict[str, list[Candidate]]:
@@ -60,6 +69,9 @@ def candidates(folder: Path) -> dict[str, list[Candidate]]:
     Args:
       folder: of the search, with a folder per sweep. RGPO at the paper's k is a row of its own;
         the defaults have that k, and are a candidate of both rows.
+
+    Raises:
+      BadInput: a task has no scale.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     found = runs.collect([str(folder)]).runs
@@ -68,6 +80,8 @@ def candidates(folder: Path) -> dict[str, list[Candidate]]:
         for row in _rows_of(run):
             groups.setdefault((row, key), []).append(run)
     tasks = {run.env for run in found}
+    if unknown := tasks - REFERENCES.keys():
+        raise BadInput(f"{folder}: expected runs on {', '.join(REFERENCES)}; found {unknown.pop()}")
     chosen: dict[str, list[Candidate]] = {}
     for (row, _), group in groups.items():
         finished = [run for run in group if run.status == runs.FINISHED]
@@ -93,4 +107,6 @@ def _sweep_of(run: Run) -> str:
 
 def _candidate(group: Sequence[Run]) -> Candidate:
     returns = {run.env: run.metrics[scores.SCORE][run.rows(scores.SCORE)][-1] for run in group}
-    return Candidate(_searched(group[0]), returns, _sweep_of(group[0]) == DEFAULTS)
+    one = group[0]
+    steps = one.settings["total_steps"]
+    return Candidate(_searched(one), returns, _sweep_of(one) == DEFAULTS, one.seeds, steps)
