@@ -159,11 +159,14 @@ def expand(
             raise BadInput(f"{command_line.flag(name)}: {file} goes through it, too")
     known = {f.name for f in dataclasses.fields(Options)} - set(fixed)
     # Flags may choose among the agents of a file, and what the others have is no mistake then.
-    mentioned = list(dict.fromkeys([*agents, *(agents_of_file or ())]))
+    mentioned: Sequence[str] = agents
+    if agents_of_file and set(agents) <= set(agents_of_file):
+        mentioned = agents_of_file
     try:
         known |= plan.settings_of_agents(mentioned)
     except ValueError as error:
-        raise BadInput(f"--agents {' '.join(mentioned)}: unknown agent; {error}") from None
+        where = "--agents" if mentioned is agents else f"{source}: agents"
+        raise BadInput(f"{where} {' '.join(mentioned)}: unknown agent; {error}") from None
     for name in content:
         if name not in (*known, *_AXES, *_DRAWING):
             nearest = difflib.get_close_matches(name, [*known, *_AXES, *_DRAWING], n=1)

@@ -284,6 +284,9 @@ def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
 def _refuse_other_settings(stored: dict[str, Any], plan: Plan) -> None:
     """Raises BadInput if a run that is to go on was begun with other settings."""
     wanted = json.loads(json.dumps(command_line.as_settings(plan.options, plan.config)))
+    if stored:  # a run that is older than a setting had its default
+        own = command_line.as_settings(plan.options, type(plan.config)())
+        stored = {**json.loads(json.dumps(own)), **stored}
     for name, value in stored.items():
         if name not in MAY_CHANGE and wanted.get(name) != value:
             raise BadInput(

@@ -93,8 +93,11 @@ def episode_metrics(totals: EpisodeTotals) -> Metrics:
 def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
     """Checks an override as far as it can be looked at, and gives it a definite type."""
     hint = typing.get_type_hints(config_class, include_extras=True).get(name)
-    for constraint in getattr(hint, "__metadata__", ()):
-        require(name, value, constraint)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    for option in (hint, *typing.get_args(hint)):
+        for constraint in getattr(option, "__metadata__", ()):
+            require(name, value, constraint)
     if name in ("gate", "advantage_transform", "policy_step") and not isinstance(value, Tunable):
         raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)

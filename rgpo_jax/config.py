@@ -106,8 +106,8 @@ class Config(Checked):
     max_grad_norm: Positive = 0.5
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     target_kl: Positive | None = None
-    """Skip the rest of an update's gradient steps once a minibatch meets a KL above this, in nats
-    (PPO's early stopping); None: take all."""
+    """Early stopping: from the first minibatch on that meets a KL of the policy above this (r - 1 -
+    log r, in nats), an update takes no more gradient steps of actor and critic; None: takes all."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of each rollout to mean 0 and standard deviation 1."""
     normalize_observations: bool = False
@@ -153,6 +153,11 @@ class Config(Checked):
             )
         if self.network == "gru":
             self._check_sequences()
+        if self.target_kl is not None and self.num_epochs * self.num_minibatches == 1:
+            raise ConfigError(
+                "target_kl",
+                f"{self.target_kl}: expected None where an update is one gradient step",
+            )
         minibatch_size = self.batch_size // self.num_minibatches
         if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
             raise ConfigError(

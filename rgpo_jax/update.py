@@ -262,15 +262,18 @@ def make(
     Raises:
       ValueError: `policy_step` and the config's `target_kl` exclude each other.
     """
-    if policy_step is not None and config.target_kl is not None:
-        raise ValueError(
-            f"target_kl = {config.target_kl}: expected None with a policy_step, which is one step"
-        )
+
+    def refuse_early_stopping(target_kl: Any) -> None:
+        if policy_step is not None and target_kl is not None:
+            raise ValueError("target_kl: expected None with a policy_step, which is one step")
+
+    refuse_early_stopping(config.target_kl)
     defaults = Hyperparameters.from_config(
         config, gate, advantage_transform or advantages.identity(), policy_step
     )
 
     def init(key: Array, hyperparameters: Hyperparameters) -> LearnerState:
+        refuse_early_stopping(hyperparameters.target_kl)
         params_key, key = jax.random.split(key)
         params = network.init(params_key)
         optimizer_state = _optimizer(hyperparameters, 0.0).init(ravel_pytree(params)[0])
@@ -436,7 +439,7 @@ def make(
             norm = jnp.linalg.norm(gradient)
             after = (flat_params + change, optimizer_state)
             if hyperparameters.target_kl is not None:
-                kl = spread.mean(diagnostics.kl_k3(terms["log_ratio"]))
+                kl = spread.mean(diagnostics.kl_k3(terms["log_ratio"].ravel()))
                 goes_on &= kl <= hyperparameters.target_kl
                 after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, before)
             return (after, goes_on), (terms, norm, goes_on)
@@ -469,7 +472,7 @@ def make(
         metrics["grad_norm"] = jnp.mean(norms)
         metrics["learning_rate"] = step_size
         if hyperparameters.target_kl is not None:
-            metrics["gradient_steps_taken"] = jnp.mean(taken, dtype=jnp.float32)
+            metrics["gradient_step_rate"] = jnp.mean(taken, dtype=jnp.float32)
         state = state._replace(
             params=params, optimizer_state=optimizer_state, key=key, updates=state.updates + 1
         )

@@ -18,12 +18,14 @@ def write(
     lines=10,
     done=1.0,
     summary=None,
+    metrics=None,
     **settings,
 ):
     """Writes a run whose return grows linearly from 20 (sampled: 10) to `final`.
 
     Seed s ends at `final + spread * (s - the middle seed)`. `done` is the share of lines that
-    exist; only a run with all of them has a summary, unless one is given.
+    exist; only a run with all of them has a summary, unless one is given. `metrics` are the same
+    on all lines but the first.
     """
     folder.mkdir(parents=True)
     total = 1000 * lines
@@ -70,9 +72,10 @@ def write(
                         "approx_kl_max": 0.02 * (1 + share),
                         "entropy": 0.5,
                         "first_ratio_deviation": 1e-6,
+                        **{f"kl_spike_rate_{t}": 0.5 if line <= 2 else 0.0 for t in THRESHOLDS},
                     }.items()
                 },
-                **{f"kl_spike_rate_{t}": 0.5 if line <= 2 else 0.0 for t in THRESHOLDS},
+                **((metrics or {}) if line else {}),
             }
             content = {
                 name: value

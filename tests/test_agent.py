@@ -219,7 +219,13 @@ def test_an_unknown_override_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("sharpness", -1.0), ("discount", 1.5), ("learning_rate", float("nan"))]
+    ("name", "value"),
+    [
+        ("sharpness", -1.0),
+        ("discount", 1.5),
+        ("learning_rate", float("nan")),
+        ("target_kl", -1.0),
+    ],
 )
 def test_an_override_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} = {value}: expected"):

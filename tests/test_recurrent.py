@@ -240,7 +240,8 @@ def test_continuous_actions_have_a_memory_too():
 
 def test_environments_may_be_spread_over_devices():
     def trained(axis_name, size):
-        agent = make("rgpo", axis_name=axis_name, num_minibatches=2)
+        settings = {"num_minibatches": 2, "num_epochs": 2, "target_kl": 1e-6}
+        agent = make("rgpo", axis_name=axis_name, **settings)
 
         def run(_):
             return jax.lax.scan(agent.step, agent.init(jax.random.key(0)), length=2)
@@ -248,6 +249,7 @@ def test_environments_may_be_spread_over_devices():
         return quick_jit(jax.vmap(run, axis_name=axis_name))(jnp.zeros(size))
 
     one, two = trained(None, 1), trained("env", 2)
+    assert np.max(one[1]["gradient_step_rate"]) < 1.0  # early stopping is the same on all of them
     for device in range(2):
         expected = jax.tree.map(lambda x: x[0], (one[0].learner.params, one[1]))
         actual = jax.tree.map(operator.itemgetter(device), (two[0].learner.params, two[1]))

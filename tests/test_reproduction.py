@@ -1,5 +1,6 @@
 """The reproduction of the paper's table: rows, verdicts, the search, and the page."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -31,7 +32,9 @@ def data(tmp_path_factory):
     for row, by_task in finals.items():
         for task, final in by_task.items():
             folder = top / "mujoco" / row / task.replace("/", "-")
-            run_folders.write(folder, row.removesuffix("_k4"), task, final=final, spread=10)
+            own = {"sharpness": 4.0} if row == "rgpo_k4" else {}
+            agent = row.removesuffix("_k4")
+            run_folders.write(folder, agent, task, final=final, spread=10, **own)
     return top
 
 
@@ -45,8 +48,22 @@ def test_rows_are_folders_and_their_runs_are_pooled(data, tmp_path):
     run_folders.write(tmp_path / "ppo" / "b", "ppo", WALKER, seed=5)
     (cell,) = rows.read(tmp_path).cells.values()
     assert cell.variant == "PPO" and cell.seeds == tuple(range(10))
-    run_folders.write(tmp_path / "ppo" / "c", "ppo", WALKER, seed=10, learning_rate=2e-3)
-    with pytest.raises(BadInput, match="expected one setting on envpool/Walker2d-v4"):
+
+
+@pytest.mark.parametrize(
+    ("row", "agent", "settings", "message"),
+    [
+        ("ppo", "ppo", {"learning_rate": 2e-3}, r"learning_rate = 0.002: expected 0.001"),
+        ("ppo", "ppo", {"env": HOPPER, "clip": 0.3}, r"clip = 0.3: expected 0.2"),
+        ("ppo", "sapo", {}, r"agent = sapo: expected ppo"),
+        ("rgpo_k4", "rgpo", {"sharpness": 2.0}, r"sharpness = 2.0: expected 4.0"),
+        ("trpo", "trpo", {"lines": 20}, r"rows of equal total_steps, found \[10000, 20000\]"),
+    ],
+)
+def test_a_row_of_other_runs_is_refused(row, agent, settings, message, tmp_path):
+    run_folders.write(tmp_path / "ppo" / "a", "ppo", WALKER, clip=0.2)
+    run_folders.write(tmp_path / row / "z", agent, **({"env": WALKER, "seed": 5} | settings))
+    with pytest.raises(BadInput, match=message):
         rows.read(tmp_path)
 
 
@@ -55,15 +72,27 @@ def test_a_relative_gain_is_a_ratio_of_interquartile_means():
     gain = claims.relative_gain(ours, theirs)
     assert gain.value == pytest.approx(20.0 / 10.0 - 1)
     assert gain.low < gain.value < gain.high
-    one = claims.relative_gain(ours[:1], theirs)
-    assert not one.has_interval
+    assert not claims.relative_gain(ours[:1], theirs).has_interval
 
 
-def test_variation_has_an_interval_around_what_the_reports_print():
-    values = np.array([80.0, 100.0, 120.0, 90.0, 110.0])
-    found = claims.variation(values)
-    assert found.value == pytest.approx(np.std(values, ddof=1) / 100.0)
-    assert 0 <= found.low < found.value < found.high
+def test_there_is_no_share_of_a_return_that_may_be_negative():
+    for baseline in ([-60.0, -50.0, -40.0], [-30.0, 10.0, 40.0], [50.0]):
+        gain = claims.relative_gain(np.array([-110.0, -100.0, -90.0]), np.array(baseline))
+        assert np.isnan(gain).all()
+        assert claims.judge_gain(gain, 0.81) == UNTOLD == claims.judge_gain(gain, 0.0)
+        assert claims.percent(gain) == ""
+
+
+def test_the_interval_of_variation_covers_what_it_says():
+    rng = np.random.default_rng(0)
+    for true in (0.1, 0.27):
+        found = [claims.variation(rng.normal(1.0, true, 5)) for _ in range(2000)]
+        covered = np.mean([e.low <= true <= e.high for e in found])
+        assert 0.93 < covered < 0.97
+    assert found[0].low < found[0].value < found[0].high
+    assert claims.variation(np.array([1.0, 9.0, 2.0, 8.0, 0.1])).high == np.inf
+    assert np.isnan(claims.variation(np.array([1.0]))).all()
+    assert np.isnan(claims.variation(np.array([-1.0, 1.0]))).all()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +100,7 @@ def test_variation_has_an_interval_around_what_the_reports_print():
     [
         (0.5, 1.0, 0.81, HELD),
         (0.9, 1.5, 0.81, HELD),  # better than the paper's
+        (0.1, 1.0, 0.81, UNTOLD),
         (-0.1, 1.0, 0.81, UNTOLD),
         (0.1, 0.8, 0.81, NOT_HELD),
         (-0.5, -0.1, 0.81, NOT_HELD),
@@ -104,11 +134,37 @@ def test_claims_are_judged_task_by_task(collection):
     assert found["HalfCheetah-v4: return equal to PPO's"]["rgpo_k4"].verdict == HELD
     missing = found["Hopper-v4: return equal to PPO's"]["rgpo_k4"]
     assert (missing.verdict, missing.evidence) == (UNTOLD, "not run yet")
+    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNTOLD
     spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
-    assert spread.verdict == UNTOLD and "not run yet: Hopper-v4" in spread.evidence
+    assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
     spikes = found["KL spikes in no update, and in 44 to 84 % of PPO's"]["rgpo_k4"]
-    assert spikes.verdict == NOT_HELD and "10 / 10 / 10 / 10 % (PPO 10" in spikes.evidence
+    assert spikes.verdict == NOT_HELD and "10 / 10 / 10 / 10 %, PPO 10" in spikes.evidence
     assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
+
+
+def spiking(rate):
+    """A metric of runs whose updates spike at such a rate, however small the threshold."""
+    return {f"kl_spike_rate_{t}": rate for t in run_folders.THRESHOLDS}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [(0.0, 0.6, HELD), (0.1, 0.6, NOT_HELD), (0.0, 0.1, NOT_HELD), (0.0, 0.9, NOT_HELD)],
+)
+def test_spikes_are_judged_for_both(ours, theirs, verdict, tmp_path):
+    for task in claims.PAPERS_GAINS:
+        for row, agent, rate, own in (
+            ("rgpo_k4", "rgpo", ours, {"sharpness": 4.0}),
+            ("ppo", "ppo", theirs, {}),
+        ):
+            folder = tmp_path / row / task.replace("/", "-")
+            run_folders.write(folder, agent, task, metrics=spiking(rate), **own)
+    found = claims.claims(rows.read(tmp_path), ["rgpo_k4"])
+    (claim,) = [claim for claim in found if claim.text.startswith("KL spikes")]
+    assert claim.findings["rgpo_k4"].verdict == verdict
+
+
+REFERENCES = search.SEARCHES["mujoco"].references
 
 
 def candidate(folder, sweep, agent, task, final, **settings):
@@ -131,13 +187,30 @@ def test_the_search_prefers_what_serves_all_tasks(tmp_path):
     pair("draws", 1443, 2383, agent="ppo", learning_rate=3e-4, num_epochs=10, clip=0.2)
     cut_off = pair("draws", 9e3, 9e3, **(default | {"sharpness": 8.0}))
     (cut_off / "summary.json").unlink()
-    found = search.candidates(tmp_path)
+    broke = pair("draws", 9e3, 9e3, **(default | {"sharpness": 1.5}))
+    summary = {"broken": [{"seed": 1000, "update": 3}]}
+    (broke / "summary.json").write_text(json.dumps(summary))
+    found = search.candidates(tmp_path, REFERENCES)
     assert found.keys() == {"rgpo_k4", "rgpo", "ppo"}
     assert [c.settings["num_epochs"] for c in found["rgpo_k4"]] == [4, 10]
-    assert [c.settings["sharpness"] for c in found["rgpo"]] == [2.0, 4.0, 9.0]
-    assert [c.is_default for c in found["rgpo"]] == [False, True, False]
-    assert [c.score for c in found["rgpo"]] == pytest.approx([2.0, 1.0, 0.1])
+    assert [c.settings["sharpness"] for c in found["rgpo"]] == [2.0, 4.0, 9.0, 1.5]
+    assert [c.is_default for c in found["rgpo"]] == [False, True, False, False]
+    assert [c.score for c in found["rgpo"]] == pytest.approx([2.0, 1.0, 0.1, 0.0])
     assert found["ppo"][0].settings == {"learning_rate": 3e-4, "num_epochs": 10, "clip": 0.2}
+
+
+def test_a_search_that_cannot_be_compared_is_refused(tmp_path):
+    same = {"learning_rate": 3e-4, "num_epochs": 4, "clip": 0.2}
+    candidate(tmp_path, "draws", "ppo", CHEETAH, 1000, **same)
+    for folder, task, changed, message in (
+        ("steps", CHEETAH, {"lines": 20}, "expected the seeds and steps"),
+        ("task", WALKER, {}, "envpool/Walker2d-v4: expected"),
+        ("twice", CHEETAH, {"gae_lambda": 0.9}, "the same candidate as"),
+    ):
+        shutil.copytree(tmp_path / "draws", tmp_path / folder / "draws")
+        candidate(tmp_path / folder, "draws", "ppo", task, 1000, **(same | changed))
+        with pytest.raises(BadInput, match=message):
+            search.candidates(tmp_path / folder, REFERENCES)
 
 
 def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
@@ -160,12 +233,39 @@ def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     folder = tmp_path / "data" / "mujoco" / "rgpo_k4" / WALKER.replace("/", "-")
     shutil.rmtree(folder)
-    run_folders.write(folder, "rgpo", WALKER, done=0.5)
+    run_folders.write(folder, "rgpo", WALKER, done=0.5, sharpness=4.0)
     out = tmp_path / "page"
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "| Walker2d-v4 | RGPO, k = 4 (unfinished at 50%) | 5 |  |  |  |" in page
-    assert "Walker2d-v4: return +81 % against PPO | **cannot be told**: not run yet" in page
+    assert "against PPO | **cannot be told**: unfinished at 50%" in page
+
+
+def test_what_was_not_logged_is_left_empty(tmp_path):
+    """Runs of one line, without evaluations, of one seed, broken: a page, and no traceback."""
+    top = tmp_path / "data" / "mujoco"
+    run_folders.write(top / "ppo" / "a", "ppo", WALKER, num_seeds=1)
+    run_folders.write(top / "rgpo_k4" / "a", "rgpo", WALKER, done=0.0, sharpness=4.0)
+    names = [*spiking(0.0), "approx_kl", "approx_kl_max", "first_ratio_deviation", "eval_return"]
+    folder = run_folders.write(top / "rgpo" / "a", "rgpo", WALKER)
+    without = [
+        {name: value for name, value in json.loads(line).items() if name not in names}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+    config = json.loads((folder / "config.json").read_text())
+    del config["versions"], config["git_commit"]
+    (folder / "config.json").write_text(json.dumps(config))
+    broken = {"broken": [{"seed": 0, "update": 3}]}
+    run_folders.write(top / "rgpo_k4" / "b", "rgpo", ANT, sharpness=4.0, summary=broken)
+    run_folders.write(top / "ppo" / "b", "ppo", ANT, num_seeds=1)
+    out = tmp_path / "page"
+    assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
+    page = (out / "README.md").read_text()
+    assert "nan [" not in page and "[nan" not in page
+    assert "**cannot be told**: broken at 100%" in page
+    assert "b broke: parameters became NaN or infinite (seed 0 at update 3)." in page
+    assert "**cannot be told**: never evaluated" in page
 
 
 def test_no_data_is_one_line(tmp_path, capsys):
@@ -180,18 +280,28 @@ def test_no_data_is_one_line(tmp_path, capsys):
 
 
 def test_the_table_uses_what_the_search_found():
-    found = search.candidates(RESULTS / "data" / "mujoco" / "search")
-    checked = 0
-    for row in rows.ROWS:
-        file = RESULTS / "mujoco" / f"{row}.yaml"
-        if not file.exists():
+    checked = []
+    for family, how in search.SEARCHES.items():
+        if not any((RESULTS / "data" / family).glob("*")):
             continue
-        content = yaml.safe_load(file.read_text())
-        chosen = {name: content[name] for name in found[row][0].settings}
-        assert chosen == found[row][0].settings, row
-        assert len(found[row]) == 8
-        checked += 1
-    assert checked
+        found = search.candidates(RESULTS / "data" / family / "search", how.references)
+        for row in rows.ROWS:
+            file = RESULTS / family / f"{row}.yaml"
+            if not file.exists():
+                continue
+            content = yaml.safe_load(file.read_text())
+            chosen = {name: content[name] for name in found[row][0].settings}
+            assert chosen == found[row][0].settings, (family, row)
+            assert len(found[row]) == search.NUM_CANDIDATES
+            for cell in rows.read(RESULTS / "data" / family).cells.values():
+                if cell.variant == rows.ROWS[row].name:
+                    run = {name: cell.runs[0].settings.get(name) for name in content}
+                    own = ("agents", "envs", "num_seeds")
+                    assert {n: v for n, v in run.items() if n not in own} == {
+                        n: v for n, v in content.items() if n not in own
+                    }
+            checked.append((family, row))
+    assert len(checked) >= 3
 
 
 def test_the_page_is_that_of_the_data(tmp_path):

@@ -438,11 +438,11 @@ def test_early_stopping_skips_the_steps_after_the_kl_was_met():
         state, metrics = whole_batch_steps(num_epochs)
         states.append(state)
         kls.append(float(metrics["approx_kl"]))
-        assert "gradient_steps_taken" not in metrics
+        assert "gradient_step_rate" not in metrics
     assert kls[0] < kls[1] < kls[2], "the test needs a KL that rises"
     for taken, target in ((2, (kls[0] + kls[1]) / 2), (3, (kls[1] + kls[2]) / 2), (4, 1e3)):
         stopped, metrics = whole_batch_steps(4, target_kl=target)
-        assert float(metrics["gradient_steps_taken"]) == taken / 4
+        assert float(metrics["gradient_step_rate"]) == taken / 4
         for ours, theirs in zip(
             jax.tree.leaves((stopped.params, stopped.optimizer_state)),
             jax.tree.leaves((states[taken - 1].params, states[taken - 1].optimizer_state)),
@@ -451,7 +451,7 @@ def test_early_stopping_skips_the_steps_after_the_kl_was_met():
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
     start_state = Case(gates.reinforce()).state
     kept, metrics = whole_batch_steps(4, target_kl=1e-6)  # the very first is further off
-    assert float(metrics["gradient_steps_taken"]) == 0.0
+    assert float(metrics["gradient_step_rate"]) == 0.0
     jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
 
 
@@ -462,6 +462,11 @@ def test_early_stopping_is_refused_where_the_policy_takes_one_step():
             parts={"policy_step": trust_region.natural_gradient()},
             target_kl=0.01,
         )
+    trpo = case("trpo")
+    with pytest.raises(ValueError, match="target_kl: expected None"):
+        trpo.learner.init(jax.random.key(0), trpo.learner.hyperparameters.replace(target_kl=0.01))
+    with pytest.raises(ConfigError, match="one gradient step"):
+        Config(**SETTINGS, target_kl=0.01)
     with pytest.raises(ConfigError, match="TRPO has max_kl"):
         agents.load("trpo").Config(target_kl=0.01)
 
@@ -593,6 +598,7 @@ def test_defaults_come_from_the_config_as_float32():
         value = getattr(hyperparameters, name)
         assert value.dtype == jnp.float32
         assert value == np.float32(getattr(config, name)), name
+    assert hyperparameters.target_kl is None
     assert hyperparameters.gate.numbers["clip"] == np.float32(0.2)
 
 

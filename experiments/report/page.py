@@ -319,16 +319,9 @@ def _run_row(cell: Cell, run: Run) -> list[str]:
         f"{speed:,.0f}" if isinstance(speed, int | float) else _UNDEFINED,
         *(str(config.get(name) or _UNDEFINED) for name in ("device", "machine")),
         *(str(versions.get(name) or _UNDEFINED) for name in ("jax", "python")),
-        _commit(config.get("git_commit")),
+        run.commit or _UNDEFINED,
         str(config.get("started") or _UNDEFINED),
     ]
-
-
-def _commit(described: Any) -> str:
-    if not isinstance(described, str):
-        return _UNDEFINED
-    commit, changed = described.removesuffix("-dirty"), described.endswith("-dirty")
-    return commit[:10] + (" (changed since)" if changed else "")
 
 
 def _differing(collection: Collection) -> dict[str, Any]:

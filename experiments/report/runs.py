@@ -77,6 +77,15 @@ class Run:
         return tuple(range(first, first + self.settings["num_seeds"]))
 
     @property
+    def commit(self) -> str | None:
+        """Abbreviated, and whether files were changed after it; None if unknown."""
+        described = self.config.get("git_commit")
+        if not isinstance(described, str):
+            return None
+        commit, changed = described.removesuffix("-dirty"), described.endswith("-dirty")
+        return commit[:10] + (" (changed since)" if changed else "")
+
+    @property
     def status(self) -> str:
         if not self.summary:
             return UNFINISHED

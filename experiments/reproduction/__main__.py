@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.reproduction"
 PAGE, FIGURES, SEARCH = "README.md", "figures", "search"
-# Folder -> title, and by what the search brings the family's tasks to one scale.
 FAMILIES = {
-    "mujoco": ("MuJoCo, 1M steps", "CleanRL's PPO at 1M steps is 1"),
-    "brax": ("Brax", ""),
-    "minatar": ("MinAtar, 10M steps", ""),
-    "classic": ("Classic control, 500k steps", "worst return 0, best 1"),
+    "mujoco": "MuJoCo, 1M steps",
+    "brax": "Brax",
+    "minatar": "MinAtar, 10M steps",
+    "classic": "Classic control, 500k steps",
 }
 # Folder below a family's -> what it asks; runs of one agent under several settings.
 STUDIES = {"mujoco/sharpness": "RGPO's k"}
@@ -50,20 +49,25 @@ def _write(options: Options) -> int:
     from experiments import results
     from experiments.report import runs
 
-    data = Path(options.data).expanduser()
-    if not any((data / family).is_dir() for family in FAMILIES):
-        raise BadInput(f"--data {options.data}: expected a folder with {', '.join(FAMILIES)}")
+    try:
+        data = Path(options.data).expanduser()
+        there = [key for key in FAMILIES if (data / key).is_dir()]
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"--data {options.data}: {error}") from None
+    if not there:
+        raise BadInput(f"--data {options.data}: expected a folder with {' or '.join(FAMILIES)}")
     folder = results.choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
     pictures: dict[str, bytes] = {}
-    families = [_read(data, key, pictures) for key in FAMILIES if (data / key).is_dir()]
+    families = [_read(data, key, pictures) for key in there]
     studies = {
         title: runs.collect([str(data / key)])
         for key, title in STUDIES.items()
         if (data / key).is_dir()
     }
     gains = None
-    if families[0].key == "mujoco" and (picture := figures.gains(families[0].collection)):
-        gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
+    for family in families:
+        if family.key == "mujoco" and (picture := figures.gains(family.collection)):
+            gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
     content = page.render(families, studies, gains)
     with results.refusing(folder):
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -76,19 +80,22 @@ def _write(options: Options) -> int:
 
 def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
     """A family of tasks; its figures of training go into `pictures`."""
-    from experiments.reproduction import figures, rows, search
+    from experiments.report import charts
+    from experiments.reproduction import figures, rows
     from experiments.reproduction.page import Family
+    from experiments.reproduction.search import SEARCHES, candidates
 
     collection = rows.read(data / key)
     drawn = figures.curves(collection)
-    names = {task: f"{key}-{task}.png" for task in drawn}
+    names = {task: f"{key}-{charts.file_name(task)}.png" for task in drawn}
     pictures |= {names[task]: picture for task, picture in drawn.items()}
-    candidates = search.candidates(data / key / SEARCH) if (data / key / SEARCH).is_dir() else {}
+    search = SEARCHES.get(key) if (data / key / SEARCH).is_dir() else None
     return Family(
         key,
-        *FAMILIES[key],
+        FAMILIES[key],
         collection,
-        candidates,
+        search,
+        candidates(data / key / SEARCH, search.references) if search else {},
         {task: f"{FIGURES}/{name}" for task, name in names.items()},
     )
 

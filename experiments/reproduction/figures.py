@@ -13,6 +13,7 @@ from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Collection
 from experiments.reproduction.claims import PAPERS_GAINS, relative_gain, short_name
 from experiments.reproduction.rows import BASELINE, ROWS
+from rgpo_jax.statistics import Estimate
 
 _SHOWN = ("episode_return", "approx_kl", "effective_sample_size", "weight_mean")
 
@@ -22,11 +23,11 @@ def gains(collection: Collection) -> bytes | None:
 
     None where there is nothing to compare.
     """
-    tasks = [task for task in PAPERS_GAINS if _scores(collection, task, BASELINE) is not None]
+    tasks = [task for task in PAPERS_GAINS if _gain(collection, task, BASELINE) is not None]
     rows = [
         row
         for row in ROWS
-        if row != BASELINE and any(_scores(collection, task, row) is not None for task in tasks)
+        if row != BASELINE and any(_gain(collection, task, row) is not None for task in tasks)
     ]
     if not rows:
         return None
@@ -61,23 +62,24 @@ def _draw_row(
     axes: Axes, collection: Collection, tasks: list[str], row: str, offset: float
 ) -> None:
     color = charts.COLORS[list(ROWS).index(row) % len(charts.COLORS)]
-    label: str | None = ROWS[row]
+    label: str | None = ROWS[row].name
     for index, task in enumerate(tasks):
-        ours, theirs = (_scores(collection, task, name) for name in (row, BASELINE))
-        if ours is None or theirs is None:
+        gain, y = _gain(collection, task, row), index + offset
+        if gain is None:
             continue
-        gain, y = relative_gain(ours, theirs), index + offset
         if math.isfinite(gain.high - gain.low):
             axes.plot([gain.low, gain.high], [y, y], color=color, linewidth=3, alpha=0.4)
         axes.plot([gain.value], [y], "o", color=color, markersize=4, label=label)
         label = None  # one entry in the legend
 
 
-def _scores(collection: Collection, task: str, row: str):  # type: ignore[no-untyped-def]
-    cell = collection.cells.get((task, ROWS[row]))
-    if cell is None or cell.status != FINISHED:
+def _gain(collection: Collection, task: str, row: str) -> Estimate | None:
+    """A row's return against PPO's; None where one is missing, or PPO's not surely above 0."""
+    ours, theirs = (collection.cells.get((task, ROWS[name].name)) for name in (row, BASELINE))
+    if ours is None or theirs is None or {ours.status, theirs.status} != {FINISHED}:
         return None
-    return cell.final(scores.SCORE)
+    gain = relative_gain(ours.final(scores.SCORE), theirs.final(scores.SCORE))
+    return gain if math.isfinite(gain.value) else None
 
 
 def curves(collection: Collection) -> dict[str, bytes]:
@@ -86,7 +88,7 @@ def curves(collection: Collection) -> dict[str, bytes]:
     for task, group in charts.diagnostics(collection).items():
         wanted = [c for c in group if c.key.startswith(tuple(f"{m}-beside" for m in _SHOWN))]
         if wanted:
-            drawn[short_name(task)] = paper.draw(wanted)[".png"]
+            drawn[task] = paper.draw(wanted)[".png"]
     return drawn
 
 

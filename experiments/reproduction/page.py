@@ -12,10 +12,9 @@ import numpy as np
 from experiments.report import scores
 from experiments.report.runs import FINISHED, Cell, Collection, Run
 from experiments.reproduction import claims, rows, search
-from experiments.reproduction.claims import percent, short_name
-from rgpo_jax import statistics
+from experiments.reproduction.claims import number, percent, short_name
+from experiments.reproduction.search import Candidate, Search
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
-from rgpo_jax.statistics import Estimate
 
 _JUDGED = ("rgpo_k4", "rgpo")
 
@@ -27,32 +26,37 @@ class Family:
     Attributes:
       key: folder of its runs and sweep files.
       title: for people.
-      unit: by which the search brings tasks to one scale.
       collection: its rows.
+      search: how its settings were found; None: they are defaults.
       candidates: row -> what the search tried, best first.
-      figures: task -> name of the file that shows training.
+      figures: task -> path of the picture that shows training.
     """
 
     key: str
     title: str
-    unit: str
     collection: Collection
-    candidates: dict[str, list[search.Candidate]]
+    search: Search | None
+    candidates: dict[str, list[Candidate]]
     figures: dict[str, str]
 
     @property
     def rows(self) -> list[str]:
         """Those that have runs."""
-        return [row for row, name in rows.NAMES.items() if name in self.collection.variants]
+        return [key for key, row in rows.ALL.items() if row.name in self.collection.variants]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names for `--envs`."""
+        return sorted({run.settings["env"] for run in self.collection.runs})
 
 
 def render(families: Sequence[Family], studies: dict[str, Collection], gains: str | None) -> bytes:
     """The page, in Markdown.
 
     Args:
-      families: the first is MuJoCo, about which the paper's claims are.
+      families: in the order in which they are shown; MuJoCo's are those of the paper's claims.
       studies: title -> runs of one agent under several settings.
-      gains: name of the figure of all rows against PPO; None: there is none.
+      gains: path of the picture of all rows against PPO; None: there is none.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -62,18 +66,18 @@ def render(families: Sequence[Family], studies: dict[str, Collection], gains: st
         keep_trailing_newline=True,
     )
     environment.filters["short_name"] = short_name
-    mujoco = families[0].collection if families else Collection((), {}, (), 0)
+    mujoco = [family.collection for family in families if family.key == "mujoco"]
     content = environment.get_template("page.md").render(
-        claims=claims.claims(mujoco, _JUDGED),
-        judged={row: rows.ROWS[row] for row in _JUDGED},
+        claims=claims.claims(mujoco[0], _JUDGED) if mujoco else [],
+        judged={row: rows.ROWS[row].name for row in _JUDGED},
         families=families,
         studies=studies,
         gains=gains,
         table=table,
         candidate_rows=candidate_rows,
-        names=rows.NAMES,
+        num_candidates=search.NUM_CANDIDATES,
+        names={key: row.name for key, row in rows.ALL.items()},
         thresholds=KL_SPIKE_THRESHOLDS,
-        short_name=short_name,
         hardware=hardware,
     )
     return content.encode()
@@ -81,70 +85,63 @@ def render(families: Sequence[Family], studies: dict[str, Collection], gains: st
 
 def table(collection: Collection) -> list[dict[str, str]]:
     """A line of the table per task and row, as text."""
+    order = [row.name for row in rows.ALL.values()]
+    order += [variant for variant in collection.variants if variant not in order]
     lines = []
-    order = list(rows.NAMES.values())
-    baseline = rows.ROWS[rows.BASELINE]
-    found = sorted(
-        collection.cells.items(),
-        key=lambda item: (
-            collection.envs.index(item[0][0]),
-            order.index(item[0][1]) if item[0][1] in order else 0,
-        ),
-    )
-    for (task, name), cell in found:
-        theirs = collection.cells.get((task, baseline))
-        lines.append({"task": short_name(task), "row": name, **_columns(cell, theirs)})
+    for task in collection.envs:
+        theirs = collection.cells.get((task, rows.ROWS[rows.BASELINE].name))
+        for name in order:
+            cell = collection.cells.get((task, name))
+            if cell is not None:
+                lines.append({"task": short_name(task), "row": name, **_columns(cell, theirs)})
     return lines
 
 
 def _columns(cell: Cell, baseline: Cell | None) -> dict[str, str]:
-    returns, sampled = cell.final(scores.SCORE), cell.final(scores.SAMPLED)
-    compared = baseline is not None and baseline is not cell and baseline.status == FINISHED
+    spikes = claims.spikes(scores.spike_rates(cell))
     columns = {
         "seeds": str(len(cell.seeds)),
-        "return": _iqm(returns),
-        "sampled": _iqm(sampled),
+        "return": "",
+        "sampled": "",
         "improvement": "",
-        "variation": percent(claims.variation(returns)) if len(returns) > 1 else "",
-        "kl": f"{claims.mean_kl(cell).value:.3f}",
-        "spikes": claims.spikes(scores.spike_rates(cell)),
+        "variation": "",
+        "kl": claims.nats(claims.mean_kl(cell)),
+        "spikes": spikes,
         "kl_max": f"{_largest(cell, 'approx_kl_max'):.2g}",
         "deviation": f"{_largest(cell, 'first_ratio_deviation'):.0e}",
         "minutes": _minutes(cell),
-        "status": "" if cell.status == FINISHED else f"{cell.status} at {cell.progress:.0%}",
+        "status": "",
     }
     if cell.status != FINISHED:  # its last evaluation is not that of the end
-        columns |= {"return": "", "sampled": "", "variation": ""}
-    elif compared and baseline is not None:
-        better = statistics.probability_of_improvement(
-            [returns], [baseline.final(scores.SCORE)], resamples=scores.RESAMPLES
-        )
-        columns["improvement"] = f"{better.value:.2f} [{better.low:.2f}, {better.high:.2f}]"
+        return columns | {"status": f"{cell.status} at {cell.progress:.0%}"}
+    returns = cell.final(scores.SCORE)
+    columns |= {
+        "return": number(claims.interquartile_mean(returns)),
+        "sampled": number(claims.interquartile_mean(cell.final(scores.SAMPLED))),
+        "variation": percent(claims.variation(returns)),
+    }
+    if baseline is not None and baseline is not cell and baseline.status == FINISHED:
+        better = claims.improvement(returns, baseline.final(scores.SCORE))
+        columns["improvement"] = claims.share(better)
     return columns
 
 
-def _iqm(values: np.ndarray) -> str:
-    if not len(values):
-        return ""
-    estimate = statistics.estimate(statistics.pooled_iqm, [values], resamples=scores.RESAMPLES)
-    return interval(estimate)
-
-
-def interval(estimate: Estimate) -> str:
-    """`3321 [2747, 4186]`, with a digit behind the point where numbers are small."""
-    digits = 0 if abs(estimate.value) >= 1000 else 1
-    value = f"{estimate.value:.{digits}f}"
-    if not estimate.has_interval:
-        return value
-    return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
 def _largest(cell: Cell, metric: str) -> float:
-    return max(float(np.nanmax(run.metrics[metric])) for run in cell.runs)
+    """Over training and seeds; NaN where it was not logged."""
+    values = np.concatenate(
+        [
+            run.metrics[metric][:, list(columns)].ravel()
+            for run, columns in zip(cell.runs, cell.columns, strict=True)
+            if metric in run.metrics
+        ]
+        or [np.array([])]
+    )
+    values = values[~np.isnan(values)]
+    return float(np.max(values)) if len(values) else math.nan
 
 
 def _minutes(cell: Cell) -> str:
-    """Of a whole program, and how many seeds it trained; programs of several cells share theirs."""
+    """Of each program, and how many seeds it trained side by side."""
     parts = []
     for run in cell.runs:
         seconds = run.summary.get("run_seconds", run.wall_seconds[-1])
@@ -153,16 +150,17 @@ def _minutes(cell: Cell) -> str:
     return ", ".join(parts)
 
 
-def candidate_rows(candidates: Sequence[search.Candidate]) -> list[dict[str, Any]]:
+def candidate_rows(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Lines of the table of a row's candidates."""
     return [
         {
             "settings": ", ".join(f"{name} {value:g}" for name, value in c.settings.items()),
             "default": c.is_default,
-            "score": f"{c.score:.2f}" if math.isfinite(c.score) else "broke",
+            "score": f"{c.score:.2f}",
             "returns": ", ".join(
-                f"{short_name(task)} {' and '.join(f'{value:.0f}' for value in values)}"
-                for task, values in sorted(c.returns.items())
+                f"{short_name(task)} "
+                + " and ".join("broke" if math.isnan(value) else f"{value:.0f}" for value in values)
+                for task, values in c.returns.items()
             ),
         }
         for c in candidates
@@ -171,10 +169,15 @@ def candidate_rows(candidates: Sequence[search.Candidate]) -> list[dict[str, Any
 
 def hardware(runs: Sequence[Run]) -> str:
     """Machines, versions and commits of some runs, each named once."""
+
+    def versions(name: str) -> list[str]:
+        found = {(run.config.get("versions") or {}).get(name) for run in runs}
+        return sorted(f"{name} {version}" for version in found if version)
+
     parts = [
-        sorted({run.config.get("machine") or "" for run in runs}),
-        sorted({f"jax {run.config['versions']['jax']}" for run in runs}),
-        sorted({f"envpool {v}" for run in runs if (v := run.config["versions"].get("envpool"))}),
-        sorted({f"commit {(run.config.get('git_commit') or '')[:7]}" for run in runs}),
+        sorted({str(run.config.get("machine") or "") for run in runs}),
+        versions("jax"),
+        versions("envpool"),
+        sorted({f"commit {run.commit}" for run in runs if run.commit}),
     ]
     return "; ".join(", ".join(filter(None, part)) for part in parts if any(part))

@@ -1,28 +1,44 @@
 """The runs of the reproduction, sorted into rows: an agent and its settings, on several tasks."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.command_line import BadInput
 from experiments.report import runs
-from experiments.report.runs import Cell, Collection
+from experiments.report.runs import Cell, Collection, Run
 
-# Folder of a row's runs, and of its sweep file -> what the row is called.
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a row is called, the agent it must be of, and settings that it must have."""
+
+    name: str
+    agent: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 BASELINE = "ppo"
+# Name of a row's folder of runs, and of its sweep file -> what it is.
 ROWS = {
-    "rgpo_k4": "RGPO, k = 4",
-    "rgpo": "RGPO, searched k",
-    "ppo": "PPO",
-    "trpo": "TRPO",
-    "awr": "AWR",
-    "reinforce": "REINFORCE",
+    "rgpo_k4": Row("RGPO, k = 4", "rgpo", {"sharpness": 4.0}),
+    "rgpo": Row("RGPO, searched k", "rgpo"),
+    "ppo": Row("PPO", "ppo"),
+    "trpo": Row("TRPO", "trpo"),
+    "awr": Row("AWR", "awr"),
+    "reinforce": Row("REINFORCE", "reinforce"),
 }
 RELATIVES = {
-    "ppo_target_kl": "PPO, early stopping on KL",
-    "sapo": "SAPO",
-    "spo": "SPO",
+    "ppo_target_kl": Row("PPO, early stopping on KL", "ppo"),
+    "sapo": Row("SAPO", "sapo"),
+    "spo": Row("SPO", "spo"),
 }
-NAMES = {**ROWS, **RELATIVES}
+ALL = {**ROWS, **RELATIVES}
+
+# What may differ between the runs of a row: the task, the seeds, and how it is measured.
+_MAY_DIFFER = frozenset({"env", "backend", "seed", "num_seeds", "log_every", "eval_every"})
 
 
 def read(family: Path) -> Collection:
@@ -32,25 +48,46 @@ def read(family: Path) -> Collection:
       family: a folder that holds one folder of runs per row; rows without one are left out.
 
     Raises:
-      BadInput: a row holds runs whose settings differ.
+      BadInput: a row holds runs of another agent, or whose settings differ; or rows differ in the
+        length of their training.
     """
     cells: dict[tuple[str, str], Cell] = {}
     found: list[Collection] = []
-    for row, name in NAMES.items():
-        if not (family / row).is_dir():
+    for key, row in ALL.items():
+        if not (family / key).is_dir():
             continue
-        collection = runs.collect([str(family / row)])
+        collection = runs.collect([str(family / key)])
+        _check(family / key, row, collection.runs)
         found.append(collection)
-        for (env, variant), cell in collection.cells.items():
-            if (env, name) in cells:
-                raise BadInput(
-                    f"{family / row}: expected one setting on {env}, found "
-                    f"{cells[env, name].variant} and {variant} too"
-                )
-            cells[env, name] = cell
+        for (env, _), cell in collection.cells.items():
+            cells[env, row.name] = dataclasses.replace(cell, variant=row.name)
+    all_runs = tuple(run for collection in found for run in collection.runs)
+    lengths = sorted({run.settings["total_steps"] for run in all_runs})
+    if len(lengths) > 1:
+        raise BadInput(f"{family}: expected rows of equal total_steps, found {lengths}")
     return Collection(
-        tuple(run for collection in found for run in collection.runs),
-        {key: dataclasses.replace(cell, variant=key[1]) for key, cell in cells.items()},
+        all_runs,
+        cells,
         tuple(note for collection in found for note in collection.notes),
         sum(collection.waiting for collection in found),
     )
+
+
+def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
+    """Raises BadInput unless all runs are of the row, and of one choice of settings."""
+    first: Run | None = None
+    for run in found:
+        wanted = {"agent": row.agent, "gate": None, **row.settings}
+        if first is not None:
+            wanted = {**first.settings, **wanted}
+        for name, value in wanted.items():
+            if name not in _MAY_DIFFER and _differ(run.settings.get(name), value):
+                raise BadInput(
+                    f"{folder / run.name}: {name} = {run.settings.get(name)}: expected {value}, as "
+                    "in the rest of its row"
+                )
+        first = first or run
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return json.dumps(one) != json.dumps(other)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,34 @@ import numpy as np
 
 from experiments.command_line import BadInput
 from experiments.report import runs, scores
-from experiments.report.runs import Run
+from experiments.report.runs import BROKEN, FINISHED, Run
 
-# Environment -> returns that become 0 and 1, by which tasks are brought to one scale. MuJoCo's 1 is
-# CleanRL's PPO at 1M steps (https://docs.cleanrl.dev/rl-algorithms/ppo/#experiment-results_2);
-# classic control's are the worst return and about the best.
-REFERENCES = {
-    "envpool/HalfCheetah-v4": (0.0, 1443.0),
-    "envpool/Hopper-v4": (0.0, 2383.0),
-    "CartPole-v1": (0.0, 500.0),
-    "Acrobot-v1": (-500.0, -80.0),
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How candidates of a family are compared.
+
+    Attributes:
+      references: task -> returns that become 0 and 1.
+      unit: what they are, in words.
+    """
+
+    references: dict[str, tuple[float, float]]
+    unit: str
+
+
+SEARCHES = {
+    "mujoco": Search(
+        # https://docs.cleanrl.dev/rl-algorithms/ppo/#experiment-results_2
+        {"envpool/HalfCheetah-v4": (0.0, 1443.0), "envpool/Hopper-v4": (0.0, 2383.0)},
+        "CleanRL's PPO at 1M steps is 1",
+    ),
+    "classic": Search(
+        {"CartPole-v1": (0.0, 500.0), "Acrobot-v1": (-500.0, -80.0)},
+        "the worst return is 0, about the best is 1",
+    ),
 }
+NUM_CANDIDATES = 8
 # Agent -> the number of its own that is searched, beside those of all.
 OWN = {
     "rgpo": "sharpness",
@@ -29,8 +47,8 @@ OWN = {
     "awr": "advantage_temperature",
 }
 COMMON = ("learning_rate", "num_epochs")
-_LEAST = 0.01
 DEFAULTS, PAPERS_K = "defaults", "k4"  # sweeps beside that of the draws
+_LEAST = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,60 +57,61 @@ class Candidate:
 
     Attributes:
       settings: those that were searched.
-      returns: environment -> final return of each seed [seeds].
+      returns: environment -> final return of each seed [seeds]; NaN where a run broke.
+      score: geometric mean over tasks of the mean return, scaled; 0 where a run broke. A setting
+        that fails on one task is no setting for all of them, however good on the others.
       is_default: whether they are the family's defaults.
       seeds, steps: of each run.
     """
 
     settings: dict[str, Any]
     returns: dict[str, np.ndarray]
+    score: float
     is_default: bool
     seeds: tuple[int, ...]
     steps: int
 
-    @property
-    def score(self) -> float:
-        """Geometric mean over tasks of the mean return on the scale of `REFERENCES`.
 
-        A setting that fails on one task is no setting for all of them, however good on the others.
-        """
-        scaled = []
-        for env, found in self.returns.items():
-            zero, one = REFERENCES[env]
-            scaled.append(max(_LEAST, (np.mean(found) - zero) / (one - zero)))
-        return float(np.exp(np.mean(np.log(scaled))))
-
-
-def candidates(folder: Path) -> dict[str, list[Candidate]]:
-    """Row -> its candidates on all tasks of the search, best first; unfinished ones are left out.
+def candidates(
+    folder: Path, references: Mapping[str, tuple[float, float]]
+) -> dict[str, list[Candidate]]:
+    """Row -> its candidates that were run on all tasks to their end, best first.
 
     Args:
       folder: of the search, with a folder per sweep. RGPO at the paper's k is a row of its own;
         the defaults have that k, and are a candidate of both rows.
+      references: of the tasks, see `Search`.
 
     Raises:
-      BadInput: a task has no scale.
+      BadInput: runs that cannot be compared.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], dict[str, Run]] = {}
     found = runs.collect([str(folder)]).runs
     for run in found:
-        key = json.dumps(_searched(run))
+        if run.env not in references:
+            raise BadInput(f"{run.folder}: {run.env}: expected {', '.join(references)}")
+        if _budget(run) != _budget(found[0]):
+            raise BadInput(f"{run.folder}: expected the seeds and steps of {found[0].folder}")
         for row in _rows_of(run):
-            groups.setdefault((row, key), []).append(run)
-    tasks = {run.env for run in found}
-    if unknown := tasks - REFERENCES.keys():
-        raise BadInput(f"{folder}: expected runs on {', '.join(REFERENCES)}; found {unknown.pop()}")
+            group = groups.setdefault((row, json.dumps(_searched(run))), {})
+            if run.env in group:
+                raise BadInput(f"{run.folder}: the same candidate as {group[run.env].folder}")
+            group[run.env] = run
     chosen: dict[str, list[Candidate]] = {}
     for (row, _), group in groups.items():
-        finished = [run for run in group if run.status == runs.FINISHED]
-        if {run.env for run in finished} == tasks:
-            chosen.setdefault(row, []).append(_candidate(finished))
+        ended = all(run.status in (FINISHED, BROKEN) for run in group.values())
+        if ended and group.keys() == references.keys():
+            chosen.setdefault(row, []).append(_candidate(group, references))
     return {row: sorted(group, key=lambda c: -c.score) for row, group in chosen.items()}
+
+
+def _budget(run: Run) -> tuple[Any, ...]:
+    return run.seeds, run.settings["total_steps"]
 
 
 def _searched(run: Run) -> dict[str, Any]:
     names = [*COMMON, *filter(None, [OWN.get(run.agent)])]
-    return {name: run.settings[name] for name in names}
+    return {name: run.settings.get(name) for name in names}
 
 
 def _rows_of(run: Run) -> list[str]:
@@ -105,8 +124,23 @@ def _sweep_of(run: Run) -> str:
     return run.name.partition("/")[0]
 
 
-def _candidate(group: Sequence[Run]) -> Candidate:
-    returns = {run.env: run.metrics[scores.SCORE][run.rows(scores.SCORE)][-1] for run in group}
-    one = group[0]
-    steps = one.settings["total_steps"]
-    return Candidate(_searched(one), returns, _sweep_of(one) == DEFAULTS, one.seeds, steps)
+def _candidate(
+    group: Mapping[str, Run], references: Mapping[str, tuple[float, float]]
+) -> Candidate:
+    returns, scaled = {}, []
+    for env, run in sorted(group.items()):
+        rows = run.rows(scores.SCORE)
+        ended = run.status == FINISHED and rows.any()
+        last = run.metrics[scores.SCORE][rows][-1] if ended else np.full(len(run.seeds), np.nan)
+        zero, one = references[env]
+        returns[env] = last
+        scaled.append((np.mean(last) - zero) / (one - zero))
+    score = float(np.exp(np.mean(np.log(np.maximum(scaled, _LEAST)))))
+    first = next(iter(group.values()))
+    return Candidate(
+        _searched(first),
+        returns,
+        score if math.isfinite(sum(scaled)) else 0.0,
+        any(_sweep_of(run) == DEFAULTS for run in group.values()),
+        *_budget(first),
+    )
