@@ -87,8 +87,9 @@ def _combinations(content: Mapping[str, Any], source: str) -> Iterator[dict[str,
     """Every combination of the lists, once for every draw."""
     lists = frozenset(
         field.name
-        for field in dataclasses.fields(Config)
-        if isinstance(getattr(Config(), field.name), tuple)
+        for settings in (Config(), Options())
+        for field in dataclasses.fields(settings)
+        if isinstance(getattr(settings, field.name), tuple)
     )
     settings = {k: v for k, v in content.items() if k not in (*_AXES, *_DRAWING)}
     drawn = {k: v for k, v in settings.items() if isinstance(v, dict)}

@@ -88,6 +88,8 @@ def test_a_list_setting_is_one_value_unless_it_holds_lists(tmp_path):
     flags = ["--total-steps", "1000"]
     (one,) = expand("hidden_sizes: [32, 16]\n", flags, tmp_path)
     assert one.plan.config.hidden_sizes == (32, 16)
+    (none,) = expand("loggers: []\n", flags, tmp_path)
+    assert none.plan.options.loggers == ()
     two = expand("hidden_sizes: [[32, 16], [8]]\n", flags, tmp_path)
     assert [cell.plan.config.hidden_sizes for cell in two] == [(32, 16), (8,)]
 
