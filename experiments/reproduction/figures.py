@@ -61,7 +61,8 @@ def gains(collection: Collection) -> bytes | None:
 def _draw_row(
     axes: Axes, collection: Collection, tasks: list[str], row: str, offset: float
 ) -> None:
-    color = charts.COLORS[list(ROWS).index(row) % len(charts.COLORS)]
+    style = collection.variants.index(ROWS[row].name)  # as in the other figures
+    color = charts.COLORS[style % len(charts.COLORS)]
     label: str | None = ROWS[row].name
     for index, task in enumerate(tasks):
         gain, y = _gain(collection, task, row), index + offset

@@ -31,6 +31,7 @@ ROWS = {
     "reinforce": Row("REINFORCE", "reinforce"),
 }
 RELATIVES = {
+    "rgpo_target_kl": Row("RGPO, k = 4, early stopping on KL", "rgpo", {"sharpness": 4.0}),
     "ppo_target_kl": Row("PPO, early stopping on KL", "ppo"),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
