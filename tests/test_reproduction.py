@@ -215,8 +215,10 @@ def test_a_search_that_cannot_be_compared_is_refused(tmp_path):
 
 def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
     out = tmp_path / "page"
+    (data / "mujoco" / "reading.md").write_text("What it means.\n")
     assert program.main(["--data", str(data), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
+    assert "\nWhat it means.\n" in page
     assert "**held**: +90 % [" in page
     assert "| Walker2d-v4 | RGPO, k = 4 | 5 | 1900 [" in page
     assert "| 1.00 [1.00, 1.00] |" in page  # of the improvement over PPO

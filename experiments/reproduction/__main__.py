@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from experiments.reproduction.page import Family
 
 PROG = "python -m experiments.reproduction"
-PAGE, FIGURES, SEARCH = "README.md", "figures", "search"
+PAGE, FIGURES, SEARCH, READING = "README.md", "figures", "search", "reading.md"
 FAMILIES = {
     "mujoco": "MuJoCo, 1M steps",
     "brax": "Brax",
@@ -97,6 +97,7 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
         search,
         candidates(data / key / SEARCH, search.references) if search else {},
         {task: f"{FIGURES}/{name}" for task, name in names.items()},
+        (data / key / READING).read_text().strip() if (data / key / READING).exists() else "",
     )
 
 

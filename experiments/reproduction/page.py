@@ -30,6 +30,7 @@ class Family:
       search: how its settings were found; None: they are defaults.
       candidates: row -> what the search tried, best first.
       figures: task -> path of the picture that shows training.
+      reading: what a person makes of it, in Markdown; the rest of the page is computed.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Family:
     search: Search | None
     candidates: dict[str, list[Candidate]]
     figures: dict[str, str]
+    reading: str
 
     @property
     def rows(self) -> list[str]:
