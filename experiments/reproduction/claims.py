@@ -172,6 +172,8 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         )
         gain = relative_gain(ours, baseline)
         evidence = percent(gain, sign=True) or "PPO's return is not surely above 0"
+        sampled = percent(_sampled_gain(cells, task, row), sign=True)
+        evidence += f" (with sampled actions {sampled})" if sampled else ""
         findings[row] = Finding(judge_gain(gain, papers), evidence)
     if papers == 0:
         rule = (
@@ -184,6 +186,12 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         "below the paper's"
     )
     return Claim(f"{short_name(task)}: return {100 * papers:+.0f} % against PPO", rule, findings)
+
+
+def _sampled_gain(cells: Cells, task: str, row: str) -> Estimate:
+    """The gain of policies that go on exploring: it shows what a mode hides."""
+    ours, theirs = (cells[task, ROWS[name].name].final(scores.SAMPLED) for name in (row, BASELINE))
+    return relative_gain(ours, theirs) if len(ours) and len(theirs) else _NOTHING
 
 
 def _over_tasks(
