@@ -159,6 +159,14 @@ def _missing(cells: Cells, task: str, row: str) -> str | None:
     return None if len(cell.final(scores.SCORE)) else "never evaluated"
 
 
+def gain_over_baseline(cells: Cells, task: str, row: str, metric: str = scores.SCORE) -> Estimate:
+    """A row's final return against PPO's; NaN where one is missing."""
+    if _missing(cells, task, row) or _missing(cells, task, BASELINE):
+        return _NOTHING
+    ours, theirs = (cells[task, ROWS[name].name].final(metric) for name in (row, BASELINE))
+    return relative_gain(ours, theirs)
+
+
 def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
     findings = {}
     for row in rows:
@@ -167,12 +175,10 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         if reason or theirs:
             findings[row] = Finding(UNTOLD, reason or f"PPO {theirs}")
             continue
-        ours, baseline = (
-            cells[task, ROWS[name].name].final(scores.SCORE) for name in (row, BASELINE)
-        )
-        gain = relative_gain(ours, baseline)
+        gain = gain_over_baseline(cells, task, row)
         evidence = percent(gain, sign=True) or "PPO's return is not surely above 0"
-        sampled = percent(_sampled_gain(cells, task, row), sign=True)
+        # Policies that go on exploring show what a mode hides.
+        sampled = percent(gain_over_baseline(cells, task, row, scores.SAMPLED), sign=True)
         evidence += f" (with sampled actions {sampled})" if sampled else ""
         findings[row] = Finding(judge_gain(gain, papers), evidence)
     if papers == 0:
@@ -186,12 +192,6 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         "below the paper's"
     )
     return Claim(f"{short_name(task)}: return {100 * papers:+.0f} % against PPO", rule, findings)
-
-
-def _sampled_gain(cells: Cells, task: str, row: str) -> Estimate:
-    """The gain of policies that go on exploring: it shows what a mode hides."""
-    ours, theirs = (cells[task, ROWS[name].name].final(scores.SAMPLED) for name in (row, BASELINE))
-    return relative_gain(ours, theirs) if len(ours) and len(theirs) else _NOTHING
 
 
 def _over_tasks(

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -9,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.report import charts, paper, scores
-from experiments.report.runs import FINISHED, Collection
-from experiments.reproduction.claims import PAPERS_GAINS, relative_gain, short_name
+from experiments.report import charts, paper
+from experiments.report.runs import Collection
+from experiments.reproduction.claims import PAPERS_GAINS, gain_over_baseline, short_name
 from experiments.reproduction.rows import BASELINE, ROWS
 from rgpo_jax.statistics import Estimate
 
@@ -23,12 +24,14 @@ def gains(collection: Collection) -> bytes | None:
 
     None where there is nothing to compare.
     """
-    tasks = [task for task in PAPERS_GAINS if _gain(collection, task, BASELINE) is not None]
-    rows = [
-        row
+    computed = {
+        (task, row): gain_over_baseline(collection.cells, task, row)
+        for task in PAPERS_GAINS
         for row in ROWS
-        if row != BASELINE and any(_gain(collection, task, row) is not None for task in tasks)
-    ]
+    }
+    found = {key: gain for key, gain in computed.items() if math.isfinite(gain.value)}
+    tasks = [task for task in PAPERS_GAINS if (task, BASELINE) in found]
+    rows = [row for row in ROWS if row != BASELINE and any((task, row) in found for task in tasks)]
     if not rows:
         return None
     with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
@@ -36,7 +39,11 @@ def gains(collection: Collection) -> bytes | None:
         figure = Figure(figsize=size, dpi=160, layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            _draw_row(axes, collection, tasks, row, 0.7 * ((place + 0.5) / len(rows) - 0.5))
+            style = collection.variants.index(ROWS[row].name)  # as in the other figures
+            color = charts.COLORS[style % len(charts.COLORS)]
+            offset = 0.7 * ((place + 0.5) / len(rows) - 0.5)
+            by_place = {i + offset: found.get((task, row)) for i, task in enumerate(tasks)}
+            _draw_row(axes, by_place, color, ROWS[row].name)
         for index, task in enumerate(tasks):
             label = "the paper's RGPO" if index == 0 else None
             axes.plot(
@@ -58,29 +65,15 @@ def gains(collection: Collection) -> bytes | None:
         return _png(figure)
 
 
-def _draw_row(
-    axes: Axes, collection: Collection, tasks: list[str], row: str, offset: float
-) -> None:
-    style = collection.variants.index(ROWS[row].name)  # as in the other figures
-    color = charts.COLORS[style % len(charts.COLORS)]
-    label: str | None = ROWS[row].name
-    for index, task in enumerate(tasks):
-        gain, y = _gain(collection, task, row), index + offset
+def _draw_row(axes: Axes, by_place: Mapping[float, Estimate | None], color: str, name: str) -> None:
+    label: str | None = name
+    for y, gain in by_place.items():
         if gain is None:
             continue
         if math.isfinite(gain.high - gain.low):
             axes.plot([gain.low, gain.high], [y, y], color=color, linewidth=3, alpha=0.4)
         axes.plot([gain.value], [y], "o", color=color, markersize=4, label=label)
         label = None  # one entry in the legend
-
-
-def _gain(collection: Collection, task: str, row: str) -> Estimate | None:
-    """A row's return against PPO's; None where one is missing, or PPO's not surely above 0."""
-    ours, theirs = (collection.cells.get((task, ROWS[name].name)) for name in (row, BASELINE))
-    if ours is None or theirs is None or {ours.status, theirs.status} != {FINISHED}:
-        return None
-    gain = relative_gain(ours.final(scores.SCORE), theirs.final(scores.SCORE))
-    return gain if math.isfinite(gain.value) else None
 
 
 def curves(collection: Collection) -> dict[str, bytes]:

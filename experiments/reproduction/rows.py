@@ -1,7 +1,6 @@
 """The runs of the reproduction, sorted into rows: an agent and its settings, on several tasks."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,9 @@ def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
         if first is not None:
             wanted = {**first.settings, **wanted}
         for name, value in wanted.items():
-            if name not in _MAY_DIFFER and _differ(run.settings.get(name), value):
+            if name not in _MAY_DIFFER and run.settings.get(name) != value:
                 raise BadInput(
                     f"{folder / run.name}: {name} = {run.settings.get(name)}: expected {value}, as "
                     "in the rest of its row"
                 )
         first = first or run
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return json.dumps(one) != json.dumps(other)
