@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from unittest import mock
@@ -31,6 +31,9 @@ NOT_IN_FILES = (
     "process_id",
 )
 
+
+# The packages of the extra `report`, and what they need that may be missing too.
+_REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
 
 # What Python says of a word that is no number, and what we say.
 _NOT_A_NUMBER = {
@@ -54,6 +57,19 @@ def refuse(error: BaseException | str) -> NoReturn:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
+
+
+@contextlib.contextmanager
+def report_extra(program: str) -> Iterator[None]:
+    """Within it, a package that the extra `report` brings and that is missing is a BadInput."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _REPORT_PACKAGES:
+            raise
+        raise BadInput(
+            f"{error.name} is not installed; {program} needs the extra: pip install -e '.[report]'"
+        ) from None
 
 
 def flag(field: str) -> str:

@@ -217,6 +217,14 @@ def _git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def short_commit(described: Any) -> str | None:
+    """A `git_commit` for a reader: abbreviated, and whether files were changed after it."""
+    if not isinstance(described, str) or not described:
+        return None
+    commit, changed = described.removesuffix("-dirty"), described.endswith("-dirty")
+    return commit[:10] + (" (changed since)" if changed else "")
+
+
 class Recorder:
     """Writes a run's folder, and shows its progress.
 

@@ -1,10 +1,9 @@
 """Compares runs on one page: `python -m experiments.report --help`."""
 
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts():
         try:
             options = read_options(sys.argv[1:] if args is None else args)
-            with _naming_the_extra():
+            with command_line.report_extra("the report"):
                 if options.watch is None:
                     return _write_once(options)
                 return _watch(options, options.watch)
@@ -224,18 +223,6 @@ def _make_folder(options: Options) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"--out {folder}: cannot be written: {reason}") from None
     return folder
-
-
-@contextlib.contextmanager
-def _naming_the_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in ("plotly", "jinja2", "markupsafe"):
-            raise
-        raise BadInput(
-            f"{error.name} is not installed; the report needs the extra: pip install -e '.[report]'"
-        ) from None
 
 
 if __name__ == "__main__":

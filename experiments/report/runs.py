@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.command_line import BadInput
-from experiments.results import CONFIG, METRICS, SUMMARY
+from experiments.results import CONFIG, METRICS, SUMMARY, short_commit
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 
@@ -79,11 +79,7 @@ class Run:
     @property
     def commit(self) -> str | None:
         """Abbreviated, and whether files were changed after it; None if unknown."""
-        described = self.config.get("git_commit")
-        if not isinstance(described, str):
-            return None
-        commit, changed = described.removesuffix("-dirty"), described.endswith("-dirty")
-        return commit[:10] + (" (changed since)" if changed else "")
+        return short_commit(self.config.get("git_commit"))
 
     @property
     def status(self) -> str:

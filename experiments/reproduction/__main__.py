@@ -40,12 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _write(options: Options) -> int:
-    try:
+    with command_line.report_extra("the page"):
         from experiments.reproduction import figures, page
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"{error.name} is not installed; the page needs the extra: pip install -e '.[report]'"
-        ) from None
     from experiments import results
     from experiments.report import runs
 

@@ -51,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _make(options: Options) -> int:
-    _require_extra()
+    with command_line.report_extra("the page"):
+        importlib.import_module("jinja2")  # now rather than minutes later
     from experiments import results
 
     folder = results.choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
@@ -67,15 +68,6 @@ def _make(options: Options) -> int:
             write(folder, studies, options)
         speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
     return 0
-
-
-def _require_extra() -> None:
-    try:
-        importlib.import_module("jinja2")
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"{error.name} is not installed; the page needs the extra: pip install -e '.[report]'"
-        ) from None
 
 
 class _Speaker:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.results import short_commit
 from experiments.theory import drawing
 from experiments.theory.study import Study, say
 
@@ -52,7 +53,7 @@ def render(
             where["machine"],
             f"jax {where['versions']['jax']}",
             f"Python {where['versions']['python']}",
-            *([f"commit {where['git_commit'][:10]}"] if where["git_commit"] else []),
+            *([f"commit {commit}"] if (commit := short_commit(where["git_commit"])) else []),
         ],
         options=", ".join(f"{name} {value}" for name, value in options.items()),
         css=Markup(style.read_text()),
