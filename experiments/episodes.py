@@ -11,7 +11,7 @@ import envs
 from experiments.command_line import BadInput
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import HostEnvironment, TimeStep
-from rgpo_jax.update import LearnerState
+from rgpo_jax.learner import LearnerState
 
 Array = jax.Array
 

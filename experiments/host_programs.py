@@ -11,9 +11,9 @@ from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
 from experiments.programs import SEEDS, Members, Programs, memory_of
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
+from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 from rgpo_jax.train import Progress
-from rgpo_jax.update import LearnerState
 
 
 class HostState(NamedTuple):

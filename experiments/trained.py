@@ -12,7 +12,7 @@ from experiments.plan import Plan
 from experiments.results import CHECKPOINTS, CONFIG
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints
-from rgpo_jax.update import LearnerState
+from rgpo_jax.learner import LearnerState
 
 
 class Trained(NamedTuple):

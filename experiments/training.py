@@ -24,9 +24,9 @@ from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.config import Config
 from rgpo_jax.environment import HostEnvironment
+from rgpo_jax.learner import LearnerState
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
 from rgpo_jax.train import NEVER
-from rgpo_jax.update import LearnerState
 
 if TYPE_CHECKING:
     from experiments.plan import Plan

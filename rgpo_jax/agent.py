@@ -12,10 +12,10 @@ from rgpo_jax import networks, rollout, update
 from rgpo_jax.config import Config
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
 from rgpo_jax.gates import Gate
+from rgpo_jax.learner import Learner, LearnerState, Metrics
 from rgpo_jax.rollout import EpisodeTotals, RolloutState
 from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable, as_tunable, require
-from rgpo_jax.update import Learner, LearnerState, Metrics
 
 Array = jax.Array
 

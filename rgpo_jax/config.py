@@ -71,8 +71,8 @@ class Config(Checked):
     """Settings of the rollout, the networks and the update step.
 
     Whole numbers, names and switches select the compiled program. Real numbers, but for
-    `initial_std`, are defaults of `update.Hyperparameters`: they are traced, and may differ between
-    vmapped seeds.
+    `initial_std`, are defaults of `learner.Hyperparameters`: they are traced, and may differ
+    between vmapped seeds.
     """
 
     total_steps: Count = 500_000

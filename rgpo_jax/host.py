@@ -15,8 +15,8 @@ from jax.sharding import SingleDeviceSharding
 
 from rgpo_jax.agent import Agent
 from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, to_environment_units
+from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
-from rgpo_jax.update import LearnerState
 
 Array = jax.Array
 _TRAINING, _EVALUATION = range(2)  # streams of environment seeds

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import HostEnvironment, to_environment_units
+from rgpo_jax.learner import LearnerState
 from rgpo_jax.networks import respond
-from rgpo_jax.update import LearnerState
 
 Array = jax.Array
 NEVER = 2**31 - 1  # updates: of a run that did not break

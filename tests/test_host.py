@@ -16,7 +16,7 @@ from probes import RUN_FILES, quick_jit
 import envs
 from agents import ppo
 from experiments import run, settings
-from rgpo_jax import host, update
+from rgpo_jax import host, samples
 from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_units
 
 envpool = pytest.importorskip("envpool")
@@ -222,7 +222,7 @@ def test_a_truncated_episode_bootstraps_from_its_last_observation():
 
     critic = jax.tree.map(lambda x: x[0], state.params["critic"])
     one = jax.tree.map(lambda x: x[0], trajectory)
-    _, next_value = update.bootstrap_values(agent.learner.network, critic, one, None)
+    _, next_value = samples.bootstrap_values(agent.learner.network, critic, one, None)
     expected = agent.learner.network.value(critic, one.final_observation)
     np.testing.assert_allclose(next_value, expected, rtol=1e-5, atol=1e-6)
 

@@ -13,7 +13,7 @@ from probes import Recall, quick_jit
 import agents
 import envs
 from experiments import devices
-from rgpo_jax import advantages, networks, rollout, shuffle, train, update
+from rgpo_jax import advantages, networks, rollout, samples, shuffle, train
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete
 from rgpo_jax.networks import Sequence
@@ -86,7 +86,7 @@ def unrolled():
     """(params, trajectory) -> V(s_t), V(s'_t), as the update sees them."""
     agent, *_ = two_rollouts()
     return quick_jit(
-        lambda params, trajectory: update.bootstrap_values(
+        lambda params, trajectory: samples.bootstrap_values(
             agent.learner.network, params["critic"], trajectory, 3
         )
     )

@@ -12,7 +12,7 @@ from probes import OBSERVATION_ACTION, Tabular, quick_jit
 from test_advantages import by_definition
 
 import agents
-from rgpo_jax import advantages, gates, networks, trust_region, update
+from rgpo_jax import advantages, gates, networks, samples, trust_region, update
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete
 from rgpo_jax.rollout import Trajectory
@@ -325,7 +325,7 @@ def test_a_known_time_limit_changes_no_value(gap):
     @functools.partial(quick_jit, static_argnums=1)
     def values(trajectory, limit):
         critic = c.state.params["critic"]
-        return update.bootstrap_values(c.network, critic, trajectory, limit)
+        return samples.bootstrap_values(c.network, critic, trajectory, limit)
 
     for seed in range(4):
         trajectory = make_trajectory(c.outputs, c.state.params, seed, gap)

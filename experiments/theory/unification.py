@@ -15,7 +15,7 @@ from agents import ppo
 from experiments import benchmark, settings
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, say
-from rgpo_jax import advantages, gates, networks, objective, update
+from rgpo_jax import advantages, gates, networks, objective, samples
 from rgpo_jax.distributions import Categorical, Distribution, Normal
 from rgpo_jax.environment import Discrete
 from rgpo_jax.gates import Gate
@@ -172,7 +172,7 @@ def draw(
         _, trajectory = benchmark.collect(agent, state)
         learner = state.learner
         numbers = learner.hyperparameters
-        value, next_value = update.bootstrap_values(
+        value, next_value = samples.bootstrap_values(
             agent.learner.network, learner.params["critic"], trajectory, None
         )
         advantage = advantages.generalized_advantages(

@@ -1,0 +1,136 @@
+"""A learner: its traced numbers, its state, and the (init, update) pair that `update` builds."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax import normalization
+from rgpo_jax.config import Config
+from rgpo_jax.networks import Network
+from rgpo_jax.rollout import Trajectory
+from rgpo_jax.tunable import Tunable
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """The traced numbers of an update; scalars, or batched by vmap.
+
+    Attributes:
+      learning_rate: of Adam, before annealing.
+      discount: gamma.
+      gae_lambda: lambda.
+      reward_scale: by which rewards are multiplied before anything is learnt from them.
+      entropy_coefficient: weight of the entropy bonus.
+      value_coefficient: weight of the value loss.
+      max_grad_norm: global norm to which gradients are scaled down.
+      target_kl: KL at which an update's remaining gradient steps are skipped; None: all are taken.
+      gate: the one thing in which gate agents differ.
+      advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
+      policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
+    """
+
+    learning_rate: Any
+    discount: Any
+    gae_lambda: Any
+    reward_scale: Any
+    entropy_coefficient: Any
+    value_coefficient: Any
+    max_grad_norm: Any
+    target_kl: Any
+    gate: Tunable
+    advantage_transform: Tunable
+    policy_step: Tunable | None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        gate: Tunable,
+        advantage_transform: Tunable,
+        policy_step: Tunable | None,
+    ) -> "Hyperparameters":
+        """The defaults that a Config gives, as float32 scalars."""
+        numbers = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(cls)
+            if hasattr(config, field.name) and field.name not in cls._functions()
+        }
+        hyperparameters = cls(
+            **numbers, gate=gate, advantage_transform=advantage_transform, policy_step=policy_step
+        )
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyperparameters)
+
+    @staticmethod
+    def _functions() -> tuple[str, ...]:
+        return ("gate", "advantage_transform", "policy_step")
+
+    def replace(self, **overrides: Any) -> "Hyperparameters":
+        """Returns a copy with fields replaced, or numbers of the gate and its fellows by name.
+
+        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
+        for a name that neither has.
+        """
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in overrides.items():
+            owners = [f for f in self._functions() if fields[f] and name in fields[f].numbers]
+            if name in fields:
+                fields[name] = value
+            elif owners:
+                fields[owners[0]] = fields[owners[0]].replace(**{name: value})
+            else:
+                known = [n for n in fields if n not in self._functions()]
+                for f in self._functions():
+                    known += list(fields[f].numbers) if fields[f] else []
+                raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
+        return Hyperparameters(**fields)
+
+
+class LearnerState(NamedTuple):
+    """What an update changes, and what it needs to go on.
+
+    Attributes:
+      params: {"actor": ..., "critic": ...}.
+      optimizer_state: of Adam, over the parameters as one flat vector.
+      key: typed key, for shuffling.
+      updates: number of updates so far, int32 [].
+      observation_moments: of all observations learnt from, elementwise; None without
+        `normalize_observations`.
+      return_scale: by which rewards are divided; None without `normalize_rewards`.
+      hyperparameters: traced numbers; replaced freely between updates.
+    """
+
+    params: Any
+    optimizer_state: Any
+    key: Array
+    updates: Array
+    observation_moments: normalization.Moments | None
+    return_scale: normalization.ReturnScale | None
+    hyperparameters: Hyperparameters
+
+
+class Learner(NamedTuple):
+    """The update alone, without environments: an (init, update) pair.
+
+    Attributes:
+      init: (key, hyperparameters) -> LearnerState.
+      update: (LearnerState, Trajectory) -> (LearnerState, metrics); metrics are float32 scalars.
+        Observations and rewards of the trajectory are the environment's own, not normalised.
+      policy: (LearnerState, observation [..., *observation_shape]) -> Distribution [...], of
+        observations as the environment gives them; with a recurrent network (LearnerState,
+        observation, memory) -> (Distribution, memory after the observation).
+      hyperparameters: the defaults.
+      network: of policy and value function, for normalised observations.
+    """
+
+    init: Callable[[Array, Hyperparameters], LearnerState]
+    update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
+    policy: Callable[..., Any]
+    hyperparameters: Hyperparameters
+    network: Network

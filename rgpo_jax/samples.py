@@ -1,0 +1,152 @@
+"""From a trajectory to the samples of an update: normalisation, bootstrap values, advantages."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax import advantages, diagnostics, normalization
+from rgpo_jax.config import Config
+from rgpo_jax.learner import LearnerState, Metrics
+from rgpo_jax.networks import Network, Sequence
+from rgpo_jax.objective import Batch
+from rgpo_jax.rollout import Trajectory
+from rgpo_jax.spread import Spread
+
+Array = jax.Array
+
+
+def observe(state: LearnerState, observation: Array) -> Array:
+    """Observations [..., *observation_shape] as the networks see them: normalised, if at all."""
+    if state.observation_moments is None:
+        return observation
+    return normalization.standardize(state.observation_moments, observation)
+
+
+def sequences(trajectory: Trajectory) -> Sequence:
+    """The trajectory as a recurrent network reads it, environments first."""
+    if trajectory.memory is None:
+        raise ValueError("a recurrent network learns from trajectories that have its memory")
+    done = trajectory.terminated | trajectory.truncated
+    # The done before a step tells its memory to forget; before the first, the rollout did so.
+    is_first = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+    memory = jax.tree.map(lambda x: x[0], trajectory.memory)
+    return Sequence(trajectory.observation.swapaxes(0, 1), is_first.T, memory)
+
+
+def bootstrap_values(
+    network: Network, critic_params: Any, trajectory: Trajectory, max_episode_steps: int | None
+) -> tuple[Array, Array]:
+    """Evaluates the critic where advantage estimation needs it, once per rollout.
+
+    Args:
+      network: of which the value function is used.
+      critic_params: its parameters.
+      trajectory: [T, B, ...].
+      max_episode_steps: the least distance in steps between two truncations of one environment,
+        which bounds the number of final observations to look at; None: look at all.
+
+    Returns:
+      V(s_t) and V(s'_t), both [T, B], where s'_t is what the step led to before any reset. Where
+      an episode terminated, the latter is that of some other state, to be ignored.
+    """
+    if network.recurrence is not None:
+        final_observation = trajectory.final_observation.swapaxes(0, 1)
+        values = network.recurrence.values(critic_params, sequences(trajectory), final_observation)
+        return values[0].T, values[1].T
+    num_steps, num_envs = trajectory.reward.shape
+    if max_episode_steps is None:
+        both = jnp.stack([trajectory.observation, trajectory.final_observation])
+        value, next_value = network.value(critic_params, both)
+        return value, next_value
+
+    # Where an episode goes on, s'_t is s_{t+1}. What is left are the last row and truncations.
+    slots = 1 + (num_steps - 1) // max_episode_steps
+    rows = jax.vmap(
+        lambda truncated: jnp.nonzero(truncated, size=slots, fill_value=num_steps)[0],
+        in_axes=1,
+        out_axes=1,
+    )(trajectory.truncated)
+    columns = jnp.arange(num_envs)
+    cut_off = trajectory.final_observation[jnp.minimum(rows, num_steps - 1), columns]
+    value = network.value(
+        critic_params,
+        jnp.concatenate([trajectory.observation, trajectory.final_observation[-1:], cut_off]),
+    )
+    next_value = value[1 : num_steps + 1].at[rows, columns].set(value[num_steps + 1 :], mode="drop")
+    return value[:num_steps], next_value
+
+
+def prepare(
+    network: Network,
+    config: Config,
+    state: LearnerState,
+    trajectory: Trajectory,
+    max_episode_steps: int | None = None,
+    spread: Spread = Spread(),
+) -> tuple[Batch, LearnerState, Metrics]:
+    """The samples to learn from, and the state with its statistics brought up to date.
+
+    Observations are normalised by the statistics that the rollout used, so that the ratio
+    starts at 1: what this trajectory adds to them concerns the next one.
+
+    Args:
+      network: policy and value function.
+      config: whether advantages are normalised.
+      state: before the update.
+      trajectory: [T, B, ...], as the environment gave it.
+      max_episode_steps: of the environment, if known (see `bootstrap_values`).
+      spread: of which the trajectory is this device's share.
+
+    Returns:
+      All samples of the batch, steps [T * B, ...] or with a recurrent network sequences
+      [B, T, ...]; the state; and what the value function explained.
+    """
+    hyperparameters = state.hyperparameters
+    observed = trajectory._replace(
+        observation=observe(state, trajectory.observation),
+        final_observation=observe(state, trajectory.final_observation),
+    )
+    value, next_value = bootstrap_values(
+        network, state.params["critic"], observed, max_episode_steps
+    )
+    # From here on every device has the whole batch: minibatches are shuffled over all of it.
+    trajectory, value, next_value = spread.gather((trajectory, value, next_value), axis=1)
+    observation, reward = observe(state, trajectory.observation), trajectory.reward
+    if state.observation_moments is not None:
+        seen = trajectory.observation.reshape(-1, *network.observation_shape)
+        moments = normalization.include(state.observation_moments, seen)
+        state = state._replace(observation_moments=moments)
+    if state.return_scale is not None:
+        return_scale, reward = normalization.scale_rewards(
+            state.return_scale,
+            reward,
+            trajectory.terminated | trajectory.truncated,
+            hyperparameters.discount,
+        )
+        state = state._replace(return_scale=return_scale)
+    advantage = advantages.generalized_advantages(
+        hyperparameters.reward_scale * reward,
+        value,
+        next_value,
+        trajectory.terminated,
+        trajectory.truncated,
+        hyperparameters.discount,
+        hyperparameters.gae_lambda,
+    )
+    target = advantage + value
+    metrics = {"explained_variance": diagnostics.explained_variance(value, target)}
+    if config.normalize_advantages:
+        advantage = advantages.normalize(advantage)
+    batch = Batch(
+        observation,
+        trajectory.action,
+        trajectory.log_prob,
+        hyperparameters.advantage_transform(advantage),
+        target,
+    )
+    if network.recurrence is None:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), state, metrics
+    as_sequences = sequences(trajectory._replace(observation=observation))
+    batch = jax.tree.map(lambda x: x.swapaxes(0, 1), batch)
+    return batch._replace(observation=as_sequences), state, metrics
