@@ -231,6 +231,28 @@ def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
     assert "holds README.md" in capsys.readouterr().err
 
 
+def test_relatives_have_a_table_of_their_own_and_k_has_too(data, tmp_path):
+    top, out = tmp_path / "data", tmp_path / "page"
+    shutil.copytree(data, top)
+    run_folders.write(top / "mujoco" / "sapo" / "a", "sapo", WALKER, final=1200, spread=10)
+    for k in (16.0, 2.0):
+        folder = top / "mujoco" / "sharpness" / str(k)
+        run_folders.write(folder, "rgpo", CHEETAH, final=1000 * k, spread=10, sharpness=k)
+    assert program.main(["--data", str(top), "--out", str(out)]) == 0
+    page = (out / "README.md").read_text()
+    table, _, rest = page.partition("### Beside the table")
+    beside, _, study = rest.partition("## RGPO's k")
+    assert "SAPO" not in table and "| Walker2d-v4 | SAPO | 5 | 1200 [" in beside
+    compared = ["RGPO, k = 4", "PPO", "SAPO"]  # on its task alone
+    assert re.findall(r"^\| (\S+) \| ([^|]+) \| 5 ", beside, re.MULTILINE) == [
+        ("Walker2d-v4", name) for name in compared
+    ]
+    assert re.findall(r"sharpness=(\d+) \| 5 \| (\d+) ", study) == [("2", "2000"), ("16", "16000")]
+    assert "](figures/mujoco-sharpness.png)" in study
+    for name in re.findall(r"\]\((figures/[^)]+)\)", page):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     folder = tmp_path / "data" / "mujoco" / "rgpo_k4" / WALKER.replace("/", "-")

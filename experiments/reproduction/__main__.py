@@ -11,6 +11,7 @@ from experiments.interrupts import Interrupted, Interrupts
 from experiments.reproduction.options import Options
 
 if TYPE_CHECKING:
+    from experiments.report.runs import Collection
     from experiments.reproduction.page import Family
 
 PROG = "python -m experiments.reproduction"
@@ -21,8 +22,8 @@ FAMILIES = {
     "minatar": "MinAtar, 10M steps",
     "classic": "Classic control, 500k steps",
 }
-# Folder below a family's -> what it asks; runs of one agent under several settings.
-STUDIES = {"mujoco/sharpness": "RGPO's k"}
+# Folder below a family's, and the sweep file of that name -> title, setting, its symbol.
+STUDIES = {"mujoco/sharpness": ("RGPO's k", "sharpness", "k")}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -55,11 +56,12 @@ def _write(options: Options) -> int:
     folder = results.choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
     pictures: dict[str, bytes] = {}
     families = [_read(data, key, pictures) for key in there]
-    studies = {
-        title: runs.collect([str(data / key)])
-        for key, title in STUDIES.items()
-        if (data / key).is_dir()
-    }
+    studies = []
+    for key, (title, setting, symbol) in STUDIES.items():
+        if (data / key).is_dir():
+            collection, name = runs.collect([str(data / key)]), f"{key.replace('/', '-')}.png"
+            pictures[name] = figures.over_setting(collection, setting, symbol)
+            studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
     gains = None
     for family in families:
         if family.key == "mujoco" and (picture := figures.gains(family.collection)):
@@ -82,17 +84,25 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
     from experiments.reproduction.search import SEARCHES, candidates
 
     collection = rows.read(data / key)
-    drawn = figures.curves(collection)
-    names = {task: f"{key}-{charts.file_name(task)}.png" for task in drawn}
-    pictures |= {names[task]: picture for task, picture in drawn.items()}
+    beside = rows.beside_the_table(collection)
+
+    def draw(shown: "Collection", prefix: str) -> dict[str, str]:
+        drawn = figures.curves(shown)
+        names = {task: f"{prefix}-{charts.file_name(task)}.png" for task in drawn}
+        pictures.update({names[task]: picture for task, picture in drawn.items()})
+        return {task: f"{FIGURES}/{name}" for task, name in names.items()}
+
+    table = rows.of_the_table(collection)
     search = SEARCHES.get(key) if (data / key / SEARCH).is_dir() else None
     return Family(
         key,
         FAMILIES[key],
-        collection,
+        table,
+        beside,
         search,
         candidates(data / key / SEARCH, search.references) if search else {},
-        {task: f"{FIGURES}/{name}" for task, name in names.items()},
+        draw(table, key),
+        draw(beside, f"{key}-beside"),
         (data / key / READING).read_text().strip() if (data / key / READING).exists() else "",
     )
 

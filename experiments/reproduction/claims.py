@@ -97,9 +97,14 @@ def variation(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     return Estimate(value, end(1 - tail), end(tail))
 
 
+def mean_over_updates(cell: Cell, metric: str) -> Estimate:
+    """Mean of a metric over updates and seeds."""
+    return _bootstrap(statistics.pooled_mean, cell.mean_over_updates(metric))
+
+
 def mean_kl(cell: Cell) -> Estimate:
     """KL of an update in nats, mean over updates and seeds."""
-    return _bootstrap(statistics.pooled_mean, cell.mean_over_updates("approx_kl"))
+    return mean_over_updates(cell, "approx_kl")
 
 
 def improvement(ours: np.ndarray, theirs: np.ndarray) -> Estimate:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,9 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.report import charts, paper
-from experiments.report.runs import Collection
-from experiments.reproduction.claims import PAPERS_GAINS, gain_over_baseline, short_name
+from experiments.report import charts, paper, scores
+from experiments.report.runs import FINISHED, Cell, Collection
+from experiments.reproduction.claims import (
+    PAPERS_GAINS,
+    gain_over_baseline,
+    interquartile_mean,
+    mean_over_updates,
+    short_name,
+)
 from experiments.reproduction.rows import BASELINE, ROWS
 from rgpo_jax.statistics import Estimate
 
@@ -84,6 +90,61 @@ def curves(collection: Collection) -> dict[str, bytes]:
         if wanted:
             drawn[task] = paper.draw(wanted)[".png"]
     return drawn
+
+
+# Title with unit -> what is drawn over a setting.
+_OVER_SETTING: dict[str, Callable[[Cell], Estimate]] = {
+    "return": lambda cell: interquartile_mean(cell.final(scores.SCORE)),
+    "return, sampled actions": lambda cell: interquartile_mean(cell.final(scores.SAMPLED)),
+    "KL of an update, nats": lambda cell: mean_over_updates(cell, "approx_kl"),
+    "effective sample size": lambda cell: mean_over_updates(cell, "effective_sample_size"),
+}
+
+
+def over_setting(collection: Collection, setting: str, symbol: str) -> bytes:
+    """Returns, KL and effective sample size over a setting's values, a line per task; PNG.
+
+    Cells that are not finished are left out.
+    """
+    with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
+        figure = Figure(figsize=(6.8, 5.2), dpi=160, layout="constrained")
+        panels = figure.subplots(2, 2).ravel()
+        for axes, (label, statistic) in zip(panels, _OVER_SETTING.items(), strict=True):
+            for style, task in enumerate(collection.envs):
+                points = sorted(
+                    (cell.runs[0].settings[setting], statistic(cell))
+                    for (env, _), cell in collection.cells.items()
+                    if env == task and cell.status == FINISHED
+                )
+                x = [value for value, _ in points]
+                color = charts.COLORS[style]
+                axes.fill_between(
+                    x,
+                    [e.low for _, e in points],
+                    [e.high for _, e in points],
+                    color=color,
+                    alpha=0.2,
+                )
+                axes.plot(
+                    x,
+                    [e.value for _, e in points],
+                    "o-",
+                    color=color,
+                    markersize=3,
+                    linewidth=1.2,
+                    label=short_name(task) if axes is panels[0] else None,
+                )
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_xlabel(symbol)
+            axes.set_title(label, fontsize=9)
+            axes.grid(alpha=0.25, linewidth=0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[2].set_yscale("log")
+        panels[2].yaxis.set_major_formatter("{x:g}")
+        panels[2].yaxis.set_minor_formatter("{x:g}")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

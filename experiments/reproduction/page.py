@@ -27,37 +27,58 @@ class Family:
       key: folder of its runs and sweep files.
       title: for people.
       collection: its rows.
+      beside: relatives of the rows, with what they are compared with, on tasks of their own.
       search: how its settings were found; None: they are defaults.
       candidates: row -> what the search tried, best first.
       figures: task -> path of the picture that shows training.
+      figures_beside: the same of `beside`.
       reading: what a person makes of it, in Markdown; the rest of the page is computed.
     """
 
     key: str
     title: str
     collection: Collection
+    beside: Collection
     search: Search | None
     candidates: dict[str, list[Candidate]]
     figures: dict[str, str]
+    figures_beside: dict[str, str]
     reading: str
 
-    @property
-    def rows(self) -> list[str]:
-        """Those that have runs."""
-        return [key for key, row in rows.ALL.items() if row.name in self.collection.variants]
 
-    @property
-    def tasks(self) -> list[str]:
-        """Names for `--envs`."""
-        return sorted({run.settings["env"] for run in self.collection.runs})
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One agent under several values of a setting.
+
+    Attributes:
+      title: for people.
+      file: its sweep file, below `results/`.
+      collection: its runs.
+      figure: path of the picture.
+    """
+
+    title: str
+    file: str
+    collection: Collection
+    figure: str
 
 
-def render(families: Sequence[Family], studies: dict[str, Collection], gains: str | None) -> bytes:
+def row_keys(collection: Collection) -> list[str]:
+    """The rows that have runs, as their sweep files are called."""
+    return [key for key, row in rows.ALL.items() if row.name in collection.variants]
+
+
+def tasks(collection: Collection) -> list[str]:
+    """Names for `--envs`."""
+    return sorted({run.settings["env"] for run in collection.runs})
+
+
+def render(families: Sequence[Family], studies: Sequence[Study], gains: str | None) -> bytes:
     """The page, in Markdown.
 
     Args:
       families: in the order in which they are shown; MuJoCo's are those of the paper's claims.
-      studies: title -> runs of one agent under several settings.
+      studies: shown after the families.
       gains: path of the picture of all rows against PPO; None: there is none.
     """
     environment = jinja2.Environment(
@@ -76,6 +97,8 @@ def render(families: Sequence[Family], studies: dict[str, Collection], gains: st
         studies=studies,
         gains=gains,
         table=table,
+        row_keys=row_keys,
+        tasks=tasks,
         candidate_rows=candidate_rows,
         num_candidates=search.NUM_CANDIDATES,
         names={key: row.name for key, row in rows.ALL.items()},

@@ -1,7 +1,7 @@
 """The runs of the reproduction, sorted into rows: an agent and its settings, on several tasks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ RELATIVES = {
 }
 ALL = {**ROWS, **RELATIVES}
 
+# With what the relatives are compared, in their own table.
+COMPARED = ("rgpo_k4", BASELINE)
+
 # What may differ between the runs of a row: the task, the seeds, and how it is measured.
 _MAY_DIFFER = frozenset({"env", "backend", "seed", "num_seeds", "log_every", "eval_every"})
 
@@ -71,6 +74,30 @@ def read(family: Path) -> Collection:
         tuple(note for collection in found for note in collection.notes),
         sum(collection.waiting for collection in found),
     )
+
+
+def of_the_table(collection: Collection) -> Collection:
+    """The rows of the paper's table alone."""
+    return _only(collection, ROWS, collection.envs)
+
+
+def beside_the_table(collection: Collection) -> Collection:
+    """The relatives, and what they are compared with, on tasks on which a relative was run."""
+    names = {row.name for row in RELATIVES.values()}
+    tasks = [env for env, name in collection.cells if name in names]
+    return _only(collection, [*COMPARED, *RELATIVES], tasks)
+
+
+def _only(collection: Collection, keys: Iterable[str], tasks: Sequence[str]) -> Collection:
+    names = {ALL[key].name for key in keys}
+    cells = {
+        (env, name): cell
+        for (env, name), cell in collection.cells.items()
+        if env in tasks and name in names
+    }
+    shown = {run.folder for cell in cells.values() for run in cell.runs}
+    runs_left = tuple(run for run in collection.runs if run.folder in shown)
+    return dataclasses.replace(collection, runs=runs_left, cells=cells)
 
 
 def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
