@@ -37,6 +37,10 @@ SEARCHES = {
         {"CartPole-v1": (0.0, 500.0), "Acrobot-v1": (-500.0, -80.0)},
         "the worst return is 0, about the best is 1",
     ),
+    "minatar": Search(
+        {"Breakout-MinAtar": (0.0, 10.0), "Asterix-MinAtar": (0.0, 10.0)},
+        "ten points are 1",
+    ),
 }
 NUM_CANDIDATES = 8
 # Agent -> the number of its own that is searched, beside those of all.
