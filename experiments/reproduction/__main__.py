@@ -18,7 +18,7 @@ PROG = "python -m experiments.reproduction"
 PAGE, FIGURES, SEARCH, READING = "README.md", "figures", "search", "reading.md"
 FAMILIES = {
     "mujoco": "MuJoCo, 1M steps",
-    "brax": "Brax",
+    "brax": "Brax, 1M steps",
     "minatar": "MinAtar, 10M steps",
     "classic": "Classic control, 500k steps",
 }
