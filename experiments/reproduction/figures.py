@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Cell, Collection
@@ -142,7 +142,8 @@ def over_setting(collection: Collection, setting: str, symbol: str) -> bytes:
             axes.spines[["top", "right"]].set_visible(False)
         panels[2].set_yscale("log")
         panels[2].yaxis.set_major_formatter("{x:g}")
-        panels[2].yaxis.set_minor_formatter("{x:g}")
+        panels[2].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panels[2].yaxis.set_minor_formatter("")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         return _png(figure)
 

@@ -32,6 +32,9 @@ ROWS = {
 RELATIVES = {
     "rgpo_target_kl": Row("RGPO, k = 4, early stopping on KL", "rgpo", {"sharpness": 4.0}),
     "ppo_target_kl": Row("PPO, early stopping on KL", "ppo"),
+    "rgpo_ppo_settings": Row(
+        "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
+    ),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
