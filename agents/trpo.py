@@ -13,7 +13,6 @@ from rgpo_jax.ranges import Count, Fraction, NonNegative, Positive
 class Config(BaseConfig):
     """Settings of the update step and of the trust region; Adam trains the critic alone."""
 
-    entropy_coefficient: NonNegative = 0.0
     max_kl: Positive = 0.01
     """Largest mean KL(old || new) of one policy step, in nats (delta)."""
     damping: NonNegative = 0.1

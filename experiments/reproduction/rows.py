@@ -35,13 +35,14 @@ RELATIVES = {
     "rgpo_ppo_settings": Row(
         "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
     ),
+    "ppo_rgpo_settings": Row("PPO, settings of RGPO's searched k", "ppo"),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
 ALL = {**ROWS, **RELATIVES}
 
 # With what the relatives are compared, in their own table.
-COMPARED = ("rgpo_k4", BASELINE)
+COMPARED = ("rgpo_k4", "rgpo", BASELINE)
 
 # What may differ between the runs of a row: the task, the seeds, and how it is measured.
 _MAY_DIFFER = frozenset({"env", "backend", "seed", "num_seeds", "log_every", "eval_every"})
