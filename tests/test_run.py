@@ -282,6 +282,13 @@ def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
     assert settings.defaults(agents.load(name).Config, env).num_updates > 0
 
 
+def test_every_agent_has_the_entropy_bonus_of_the_family():
+    # In MinAtar a policy without it soon repeats one losing game, whatever its gate or step.
+    configs = [agents.load(name).Config for name in agents.NAMES]
+    bonuses = {settings.defaults(c, "Breakout-MinAtar").entropy_coefficient for c in configs}
+    assert bonuses == {settings.FAMILIES["MinAtar"]["entropy_coefficient"]}
+
+
 BAD = {
     "unknown agent": (["--agent", "rgp0"], "--agent rgp0: unknown agent; did you mean rgpo"),
     "unknown environment": (["--env", "CartPol"], "did you mean CartPole-v1"),

@@ -16,6 +16,8 @@ from matplotlib.ticker import EngFormatter, LogFormatter, PercentFormatter
 
 from experiments.report.charts import COLORS, DASHES, Chart, Series
 
+# Where a logarithmic axis ends: less than this, in nats or of a weight, is rounding.
+_FLOOR = 1e-6
 _LINESTYLES = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashdot"), strict=True))
 _PANEL = (3.4, 2.6)  # inches: two of them fill the width of a page
 _STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "pdf.fonttype": 42, "axes.linewidth": 0.6}
@@ -73,6 +75,9 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.set_ylabel(chart.y_label)
         if chart.log:
             axes.set_yscale("log", nonpositive="mask")
+            bottom, top = axes.get_ylim()
+            if bottom < _FLOOR < top:
+                axes.set_ylim(bottom=_FLOOR)
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.6, 0.3)))
     else:
