@@ -85,10 +85,15 @@ def write(
             }
             if line % 2 == 0:
                 content["eval_return"] = returns
-                content["eval_return_stochastic"] = [value - 10 for value in returns]
+                content.setdefault("eval_return_stochastic", [value - 10 for value in returns])
             file.write(json.dumps(content) + "\n")
     if done == 1.0 and summary is None:
-        summary = {"agent": agent, "env": env, "steps_per_second": 12345.6}
+        summary = {
+            "agent": agent,
+            "env": env,
+            "total_steps": total,
+            "steps_per_second": 12345.6,
+        }
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -137,8 +137,9 @@ def test_claims_are_judged_task_by_task(collection):
     assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNTOLD
     spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
     assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
-    spikes = found["KL spikes in no update, and in 44 to 84 % of PPO's"]["rgpo_k4"]
-    assert spikes.verdict == NOT_HELD and "10 / 10 / 10 / 10 %, PPO 10" in spikes.evidence
+    spikes = found["KL spikes in no update"]["rgpo_k4"]
+    assert spikes.verdict == NOT_HELD and "Ant-v4 10 / 10 / 10 / 10 %" in spikes.evidence
+    del found["KL spikes in 44 to 84 % of PPO's updates"]  # does not ask for RGPO's runs
     assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
 
 
@@ -148,10 +149,15 @@ def spiking(rate):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "verdict"),
-    [(0.0, 0.6, HELD), (0.1, 0.6, NOT_HELD), (0.0, 0.1, NOT_HELD), (0.0, 0.9, NOT_HELD)],
+    ("ours", "theirs", "verdicts"),
+    [
+        (0.0, 0.6, (HELD, HELD)),
+        (0.1, 0.6, (NOT_HELD, HELD)),
+        (0.0, 0.1, (HELD, NOT_HELD)),
+        (0.1, 0.9, (NOT_HELD, NOT_HELD)),
+    ],
 )
-def test_spikes_are_judged_for_both(ours, theirs, verdict, tmp_path):
+def test_spikes_are_judged_apart(ours, theirs, verdicts, tmp_path):
     for task in claims.PAPERS_GAINS:
         for row, agent, rate, own in (
             ("rgpo_k4", "rgpo", ours, {"sharpness": 4.0}),
@@ -160,8 +166,79 @@ def test_spikes_are_judged_for_both(ours, theirs, verdict, tmp_path):
             folder = tmp_path / row / task.replace("/", "-")
             run_folders.write(folder, agent, task, metrics=spiking(rate), **own)
     found = claims.claims(rows.read(tmp_path), ["rgpo_k4"])
-    (claim,) = [claim for claim in found if claim.text.startswith("KL spikes")]
-    assert claim.findings["rgpo_k4"].verdict == verdict
+    judged = [claim.findings["rgpo_k4"] for claim in found if claim.text.startswith("KL spikes")]
+    assert tuple(finding.verdict for finding in judged) == verdicts
+
+
+def test_a_verdict_that_samples_do_not_share_says_so(tmp_path):
+    for row, agent, mode, sampled in (("rgpo_k4", "rgpo", 200, 100), ("ppo", "ppo", 100, 100)):
+        own = {"sharpness": 4.0} if row == "rgpo_k4" else {}
+        returns = {"eval_return_stochastic": [sampled + 0.1 * i for i in range(5)]}
+        folder = tmp_path / row / "a"
+        run_folders.write(folder, agent, WALKER, final=mode, spread=0.1, metrics=returns, **own)
+    claim = claims.claims(rows.read(tmp_path), ["rgpo_k4"])[0].findings["rgpo_k4"]
+    assert claim.verdict == HELD
+    assert claim.evidence.endswith("(with sampled actions +0 % [-0, +0]: not held)")
+
+
+DAMAGED = {
+    "metrics cut off": ("metrics.jsonl", lambda text: text[:-300], "is finished at 10,000 steps"),
+    "metrics empty": (
+        "metrics.jsonl",
+        lambda text: "",
+        "it is finished, and its metrics.jsonl is empty",
+    ),
+    "config cut off": ("config.json", lambda text: text[:-9], "config.json: "),
+    "summary cut off": ("summary.json", lambda text: text[:-9], "summary.json: "),
+    "seconds": (
+        "summary.json",
+        lambda text: text.replace("{", '{"run_seconds": "x", '),
+        "its summary.json is not that of a run",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_run_is_refused(name, damage, message, data, tmp_path, capsys):
+    top, out = tmp_path / "data", tmp_path / "page"
+    shutil.copytree(data, top)
+    file = top / "mujoco" / "ppo" / WALKER.replace("/", "-") / name
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(SystemExit) as refused:
+        program.main(["--data", str(top), "--out", str(out)])
+    assert refused.value.code == 2 and not out.exists()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(file.parent) in error and message in error
+
+
+def test_agents_differ_in_what_is_theirs_alone(tmp_path):
+    run_folders.write(tmp_path / "ppo" / "a", "ppo", WALKER, clip=0.2)
+    run_folders.write(
+        tmp_path / "awr" / "a", "awr", WALKER, advantage_temperature=1.0, num_epochs=9
+    )
+    rows.read(tmp_path)
+    run_folders.write(tmp_path / "trpo" / "a", "trpo", WALKER, hidden_sizes=[32, 32])
+    with pytest.raises(BadInput, match=r"hidden_sizes = \[32, 32\]: expected \[64, 64\], as in"):
+        rows.read(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["mujoco", "mujoco/sharpness"])
+def test_a_folder_without_runs_is_refused(folder, data, tmp_path, capsys):
+    if folder != "mujoco":
+        shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / folder).mkdir(parents=True)
+    with pytest.raises(SystemExit) as refused:
+        program.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "page")])
+    error = capsys.readouterr().err
+    assert refused.value.code == 2 and f"{folder}: expected runs" in error
+
+
+def test_a_reading_that_cannot_be_read_is_refused(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "mujoco" / "reading.md").write_bytes(b"\xff")
+    with pytest.raises(SystemExit) as refused:
+        program.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "page")])
+    assert refused.value.code == 2 and "reading.md: " in capsys.readouterr().err
 
 
 REFERENCES = search.SEARCHES["mujoco"].references

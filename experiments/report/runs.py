@@ -256,17 +256,23 @@ def files(paths: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
     return tuple(seen)
 
 
-def collect(paths: Sequence[str]) -> Collection:
+def collect(paths: Sequence[str], strict: bool = False) -> Collection:
     """Reads the runs in some folders.
 
+    Args:
+      paths: the folders.
+      strict: whether a damaged run is refused, and not passed over with a note.
+
     Raises:
-      BadInput: a path is no folder, or cannot be read.
+      BadInput: a path is no folder, or cannot be read; or, if strict, a run is damaged.
     """
     runs, notes, waiting = [], [], 0
     for folder, name in run_folders(paths):
         try:
             run = _read_run(folder, name)
         except _NotARun as error:
+            if strict:
+                raise BadInput(f"{folder}: {error}") from None
             notes.append(f"{name} was passed over: {error}.")
             continue
         if run is None:
@@ -309,6 +315,10 @@ def _read_run(folder: Path, name: str) -> Run | None:
         isinstance(entry, dict) and {"seed", "update"} <= entry.keys() for entry in broken
     ):
         raise _NotARun(f"its {SUMMARY} is not that of a run")
+    if not all(
+        isinstance(summary.get(key, 0), int | float) for key in ("run_seconds", "total_steps")
+    ):
+        raise _NotARun(f"its {SUMMARY} is not that of a run")
     try:
         text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
     except (OSError, ValueError) as error:
@@ -325,6 +335,8 @@ def _read_run(folder: Path, name: str) -> Run | None:
             break  # the last line is being written, or was when the run was killed
         lines.append(content)
     if not lines:
+        if summary and not broken and not summary.get("interrupted"):
+            raise _NotARun(f"it is finished, and its {METRICS} is empty")
         return None
     undefined = [None] * settings["num_seeds"]
     names = dict.fromkeys(key for line in lines for key in line if key not in _COUNTERS)
@@ -337,7 +349,10 @@ def _read_run(folder: Path, name: str) -> Run | None:
     if not metrics or any(m.shape != (len(lines), len(undefined)) for m in metrics.values()):
         raise _NotARun(f"its {METRICS} does not hold one value per seed")
     steps, updates, seconds = (np.array([line[key] for line in lines]) for key in _COUNTERS)
-    return Run(folder, name, config, summary, steps, updates, seconds, metrics)
+    run = Run(folder, name, config, summary, steps, updates, seconds, metrics)
+    if run.status == FINISHED and steps[-1] < (end := summary.get("total_steps", 0)):
+        raise _NotARun(f"it is finished at {end:,} steps, and its {METRICS} ends at {steps[-1]:,}")
+    return run
 
 
 def _read_json(file: Path) -> dict[str, Any]:

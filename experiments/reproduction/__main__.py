@@ -44,7 +44,7 @@ def _write(options: Options) -> int:
     with command_line.report_extra("the page"):
         from experiments.reproduction import figures, page
     from experiments import results
-    from experiments.report import runs
+    from experiments.reproduction import rows
 
     try:
         data = Path(options.data).expanduser()
@@ -59,14 +59,14 @@ def _write(options: Options) -> int:
     studies = []
     for key, (title, setting, symbol) in STUDIES.items():
         if (data / key).is_dir():
-            collection, name = runs.collect([str(data / key)]), f"{key.replace('/', '-')}.png"
+            collection, name = rows.collect(data / key), f"{key.replace('/', '-')}.png"
             pictures[name] = figures.over_setting(collection, setting, symbol)
             studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
     gains = None
     for family in families:
         if family.key == "mujoco" and (picture := figures.gains(family.collection)):
             gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
-    content = page.render(families, studies, gains)
+    content = page.render(families, studies, gains, _read_text(data / READING))
     with results.refusing(folder):
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
@@ -103,8 +103,16 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
         candidates(data / key / SEARCH, search.references) if search else {},
         draw(table, key),
         draw(beside, f"{key}-beside"),
-        (data / key / READING).read_text().strip() if (data / key / READING).exists() else "",
+        _read_text(data / key / READING),
     )
+
+
+def _read_text(file: Path) -> str:
+    """Empty where there is no such file."""
+    try:
+        return file.read_text().strip() if file.exists() else ""
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file}: {getattr(error, 'strerror', None) or error}") from None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ _PARITY = 0.2  # what we take for parity: at most so much better or worse
 _LARGEST_VARIATION = 0.27
 _PPO_SPIKES = (0.44, 0.84)
 _NO_SPIKES = 0.005  # a rate that is printed as 0 %
+_THRESHOLDS = " / ".join(f"{t:g}" for t in KL_SPIKE_THRESHOLDS)
 _KL = (0.01, 0.04)  # what we take for "about 0.02"
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
@@ -149,7 +150,8 @@ def claims(collection: Collection, rows: Sequence[str]) -> list[Claim]:
     return [
         *(_gain(task, papers, collection.cells, rows) for task, papers in PAPERS_GAINS.items()),
         _variation(collection.cells, rows),
-        _spikes(collection.cells, rows),
+        _no_spikes(collection.cells, rows),
+        _spikes_of_baseline(collection.cells, rows),
         _kl(collection.cells, rows),
     ]
 
@@ -181,11 +183,15 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
             findings[row] = Finding(UNTOLD, reason or f"PPO {theirs}")
             continue
         gain = gain_over_baseline(cells, task, row)
+        verdict = judge_gain(gain, papers)
         evidence = percent(gain, sign=True) or "PPO's return is not surely above 0"
         # Policies that go on exploring show what a mode hides.
-        sampled = percent(gain_over_baseline(cells, task, row, scores.SAMPLED), sign=True)
-        evidence += f" (with sampled actions {sampled})" if sampled else ""
-        findings[row] = Finding(judge_gain(gain, papers), evidence)
+        sampled = gain_over_baseline(cells, task, row, scores.SAMPLED)
+        if says := percent(sampled, sign=True):
+            other = judge_gain(sampled, papers)
+            differs = "" if other == verdict else f": {other}"
+            evidence += f" (with sampled actions {says}{differs})"
+        findings[row] = Finding(verdict, evidence)
     if papers == 0:
         rule = (
             f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside; else it "
@@ -225,7 +231,8 @@ def _variation(cells: Cells, rows: Sequence[str]) -> Claim:
     limit = f"{100 * _LARGEST_VARIATION:.0f} %"
     return Claim(
         f"Coefficient of variation over seeds at most {limit} everywhere",
-        f"held: all intervals (McKay, Vangel) below {limit}; not held: one above",
+        f"held: all intervals (McKay, Vangel) below {limit}, for which five seeds may vary by at "
+        "most 9 %; not held: one above",
         {
             row: _over_tasks(
                 cells, row, lambda cell: variation(cell.final(scores.SCORE)), judge, percent
@@ -247,44 +254,52 @@ def _kl(cells: Cells, rows: Sequence[str]) -> Claim:
     )
 
 
-def _spikes(cells: Cells, rows: Sequence[str]) -> Claim:
-    low, high = _PPO_SPIKES
-    thresholds = " / ".join(f"{t:g}" for t in KL_SPIKE_THRESHOLDS)
-    findings = {}
-    for row in rows:
-        texts, by_threshold = [], {threshold: [HELD] for threshold in KL_SPIKE_THRESHOLDS}
-        for task in PAPERS_GAINS:
-            reason = _missing(cells, task, row) or _missing(cells, task, BASELINE)
-            ours, theirs = ({}, {}) if reason else _both_rates(cells, task, row)
-            if not ours or not theirs:
-                texts.append(f"{short_name(task)} {reason or 'not logged'}")
-                for verdicts in by_threshold.values():
-                    verdicts.append(UNTOLD)
-                continue
-            texts.append(f"{short_name(task)} {spikes(ours)} %, PPO {spikes(theirs)} %")
-            for threshold, verdicts in by_threshold.items():
-                verdicts.append(judge_at_most([ours[threshold]], _NO_SPIKES))
-                verdicts.append(judge_within([theirs[threshold]], low, high))
-        worst = [_worst(verdicts) for verdicts in by_threshold.values()]
-        best = next(v for v in (HELD, UNTOLD, NOT_HELD) if v in worst)
-        findings[row] = Finding(best, "; ".join(texts))
+def _no_spikes(cells: Cells, rows: Sequence[str]) -> Claim:
+    def judge(rate: Estimate) -> str:
+        return judge_at_most([rate], _NO_SPIKES)
+
     return Claim(
-        f"KL spikes in no update, and in {100 * low:.0f} to {100 * high:.0f} % of PPO's",
-        f"updates with KL > {thresholds} nats; held: at one threshold both, everywhere, by "
-        "interval (the paper's threshold is not known: it has four chances)",
-        findings,
+        "KL spikes in no update",
+        f"updates with KL > {_THRESHOLDS} nats; held: at one threshold at most "
+        f"{100 * _NO_SPIKES:g} %, everywhere, by interval (the paper's threshold is not known: it "
+        "has four chances); not held: at no threshold",
+        {row: _rates(cells, row, judge) for row in rows},
     )
 
 
-def _both_rates(
-    cells: Cells, task: str, row: str
-) -> tuple[dict[float, Estimate], dict[float, Estimate]]:
-    ours, theirs = (scores.spike_rates(cells[task, ROWS[name].name]) for name in (row, BASELINE))
-    return ours, theirs
+def _spikes_of_baseline(cells: Cells, rows: Sequence[str]) -> Claim:
+    low, high = _PPO_SPIKES
+
+    def judge(rate: Estimate) -> str:
+        return judge_within([rate], low, high)
+
+    return Claim(
+        f"KL spikes in {100 * low:.0f} to {100 * high:.0f} % of PPO's updates",
+        "as above, of PPO: the same for both rows",
+        dict.fromkeys(rows, _rates(cells, BASELINE, judge)),
+    )
+
+
+def _rates(cells: Cells, row: str, judge: Callable[[Estimate], str]) -> Finding:
+    """Judges the rates of spikes of all four tasks together, by the kindest threshold."""
+    texts, by_threshold = [], {threshold: [HELD] for threshold in KL_SPIKE_THRESHOLDS}
+    for task in PAPERS_GAINS:
+        reason = _missing(cells, task, row)
+        rates = {} if reason else scores.spike_rates(cells[task, ROWS[row].name])
+        says = f"{spikes(rates)} %" if rates else reason or "not logged"
+        texts.append(f"{short_name(task)} {says}")
+        for threshold, verdicts in by_threshold.items():
+            verdicts.append(judge(rates[threshold]) if rates else UNTOLD)
+    worst = [_worst(verdicts) for verdicts in by_threshold.values()]
+    return Finding(_first(HELD, UNTOLD, NOT_HELD, among=worst), "; ".join(texts))
 
 
 def _worst(verdicts: Sequence[str]) -> str:
-    return next(v for v in (NOT_HELD, UNTOLD, HELD) if v in verdicts)
+    return _first(NOT_HELD, UNTOLD, HELD, among=verdicts)
+
+
+def _first(*order: str, among: Sequence[str]) -> str:
+    return next(verdict for verdict in order if verdict in among)
 
 
 # Words.

@@ -73,13 +73,16 @@ def tasks(collection: Collection) -> list[str]:
     return sorted({run.settings["env"] for run in collection.runs})
 
 
-def render(families: Sequence[Family], studies: Sequence[Study], gains: str | None) -> bytes:
+def render(
+    families: Sequence[Family], studies: Sequence[Study], gains: str | None, reading: str
+) -> bytes:
     """The page, in Markdown.
 
     Args:
       families: in the order in which they are shown; MuJoCo's are those of the paper's claims.
       studies: shown after the families.
       gains: path of the picture of all rows against PPO; None: there is none.
+      reading: what a person makes of the claims, in Markdown.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -96,6 +99,7 @@ def render(families: Sequence[Family], studies: Sequence[Study], gains: str | No
         families=families,
         studies=studies,
         gains=gains,
+        reading=reading,
         table=table,
         row_keys=row_keys,
         tasks=tasks,

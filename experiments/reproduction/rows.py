@@ -8,6 +8,7 @@ from typing import Any
 from experiments.command_line import BadInput
 from experiments.report import runs
 from experiments.report.runs import Cell, Collection, Run
+from experiments.reproduction import search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ ALL = {**ROWS, **RELATIVES}
 # With what the relatives are compared, in their own table.
 COMPARED = ("rgpo_k4", "rgpo", BASELINE)
 
+# In what rows of a family may differ.
+_CHOSEN = frozenset({*search.COMMON, *search.OWN.values(), "target_kl"})
 # What may differ between the runs of a row: the task, the seeds, and how it is measured.
 _MAY_DIFFER = frozenset({"env", "backend", "seed", "num_seeds", "log_every", "eval_every"})
 
@@ -55,15 +58,15 @@ def read(family: Path) -> Collection:
       family: a folder that holds one folder of runs per row; rows without one are left out.
 
     Raises:
-      BadInput: a row holds runs of another agent, or whose settings differ; or rows differ in the
-        length of their training.
+      BadInput: a run is damaged; a row holds runs of another agent, or whose settings differ; or
+        rows differ in the length of their training, or in what is no agent's own.
     """
     cells: dict[tuple[str, str], Cell] = {}
     found: list[Collection] = []
     for key, row in ALL.items():
         if not (family / key).is_dir():
             continue
-        collection = runs.collect([str(family / key)])
+        collection = collect(family / key)
         _check(family / key, row, collection.runs)
         found.append(collection)
         for (env, _), cell in collection.cells.items():
@@ -72,12 +75,27 @@ def read(family: Path) -> Collection:
     lengths = sorted({run.settings["total_steps"] for run in all_runs})
     if len(lengths) > 1:
         raise BadInput(f"{family}: expected rows of equal total_steps, found {lengths}")
+    if not all_runs:
+        raise BadInput(f"{family}: expected runs in folders named {', '.join(ROWS)}")
+    _check_contest(all_runs)
     return Collection(
         all_runs,
         cells,
         tuple(note for collection in found for note in collection.notes),
         sum(collection.waiting for collection in found),
     )
+
+
+def collect(folder: Path) -> Collection:
+    """The runs in a folder.
+
+    Raises:
+      BadInput: there are none, or one is damaged: what is left of it would be taken for a result.
+    """
+    collection = runs.collect([str(folder)], strict=True)
+    if not collection.runs and not collection.waiting:
+        raise BadInput(f"{folder}: expected runs")
+    return collection
 
 
 def of_the_table(collection: Collection) -> Collection:
@@ -118,3 +136,16 @@ def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
                     "in the rest of its row"
                 )
         first = first or run
+
+
+def _check_contest(found: Sequence[Run]) -> None:
+    """Raises BadInput unless agents differ in what a search may choose, and in what is theirs."""
+    may_differ = {*_MAY_DIFFER, *_CHOSEN, "agent", "eval_episodes"}
+    first = found[0]
+    for run in found:
+        for name in first.settings.keys() & run.settings.keys() - may_differ:
+            ours, theirs = run.settings[name], first.settings[name]
+            if ours != theirs:
+                raise BadInput(
+                    f"{run.folder}: {name} = {ours}: expected {theirs}, as in {first.folder}"
+                )

@@ -90,7 +90,7 @@ def candidates(
       BadInput: runs that cannot be compared.
     """
     groups: dict[tuple[str, str], dict[str, Run]] = {}
-    found = runs.collect([str(folder)]).runs
+    found = runs.collect([str(folder)], strict=True).runs
     for run in found:
         if run.env not in references:
             raise BadInput(f"{run.folder}: {run.env}: expected {', '.join(references)}")
