@@ -1,5 +1,6 @@
 """The report: what it reads, what it computes, what it writes, and what Chromium draws of it."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -304,6 +305,17 @@ def test_a_figure_shows_each_variant_in_its_colour(report):
         for color in charts.COLORS[:3]:
             wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
             assert (pixels == wanted).all(axis=1).sum() > 100
+
+
+def test_a_legend_of_long_names_is_not_cut_off(report):
+    chart = report.diagnostics["CartPole-v1"][0]
+    (first, *_) = chart.series
+    names = [f"{first.label} with long settings, number {i}" for i in range(8)]
+    series = [dataclasses.replace(first, label=name, style=i) for i, name in enumerate(names)]
+    drawn = paper.draw([dataclasses.replace(chart, series=series)] * 2)
+    with Image.open(io.BytesIO(drawn[".png"])) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, [0, -1]] == 255).all() and (pixels[[0, -1]] == 255).all()
 
 
 def test_report_of_a_single_real_run(tmp_path):

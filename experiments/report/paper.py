@@ -44,14 +44,17 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> dict[str, bytes]:
             Line2D([], [], color=_color(style), linestyle=_linestyle(style), label=label)
             for label, style in sorted(shown.items(), key=lambda item: item[1])
         ]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(len(handles), 2 * columns),
-            frameon=False,
-        )
+        canvas = FigureCanvasAgg(figure)
+        for ncols in range(min(len(handles), 2 * columns), 0, -1):  # as many as the width takes
+            legend = figure.legend(
+                handles=handles, loc="outside lower center", ncols=ncols, frameon=False
+            )
+            width = legend.get_window_extent(canvas.get_renderer()).width
+            if width <= figure.bbox.width or ncols == 1:
+                break
+            legend.remove()
         png, pdf = io.BytesIO(), io.BytesIO()
-        FigureCanvasAgg(figure).print_png(png)
+        canvas.print_png(png)
         FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     return {".png": png.getvalue(), ".pdf": pdf.getvalue()}
 
