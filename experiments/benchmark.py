@@ -113,14 +113,15 @@ def build(
     from jax.sharding import PartitionSpec
 
     from experiments.programs import SEEDS, STATES, memory_of
+    from rgpo_jax import networks
 
     config = settings_of(name, options, num_envs)
     spread = devices.can_spread(envs.is_on_mjx(options.env))
     layout = devices.Layout.choose(config, num_seeds, spread=spread)
-    config = devices.fit_to_caches(config, num_seeds, layout)
+    num_weights = networks.make(env.observation_shape, env.action_space, config).num_weights
+    config, layout = devices.fit_to_caches(config, num_weights, num_seeds, layout)
     agent = agents.load(name).make(env, config, axis_name=layout.axis_name)
-    mesh = layout.mesh()
-    keys = devices.seed_keys(mesh, range(num_seeds))
+    keys = devices.seed_keys(layout.mesh(), range(num_seeds))
     trajectories = PartitionSpec("seed", None, "env")
     specs = (STATES if part != "update" else (SEEDS, trajectories), SEEDS)
 
@@ -161,9 +162,9 @@ def build(
     def repeat(carry: Any, count: Any) -> Any:
         return jax.lax.fori_loop(0, count, body, carry)
 
-    carry = jax.jit(devices.over_seeds(once, mesh, (SEEDS,), specs))(keys)
+    carry = jax.jit(devices.over_seeds(once, layout, (SEEDS,), specs))(keys)
     started = time.perf_counter()
-    program = devices.over_seeds(repeat, mesh, (specs, PartitionSpec()), specs)
+    program = devices.over_seeds(repeat, layout, (specs, PartitionSpec()), specs)
     compiled = jax.jit(program).lower(carry, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - started
     return Program(

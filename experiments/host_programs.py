@@ -55,7 +55,7 @@ class HostPrograms(Programs):
             return new, progress.take(state.updates, new.params, metrics)
 
         keys = seed_keys(mesh, members.seeds)
-        program = over_seeds(init, mesh, (SEEDS, SEEDS), (SEEDS, SEEDS))
+        program = over_seeds(init, layout, (SEEDS, SEEDS), (SEEDS, SEEDS))
         overrides = spread_over_seeds(mesh, members.overrides())
         self.initial_states, self._eval_keys = jax.jit(program)(keys, overrides)
 
@@ -72,7 +72,7 @@ class HostPrograms(Programs):
         )
         self._finish = jax.jit(jax.vmap(Progress.finish))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
-        program = over_seeds(update, mesh, (SEEDS,) * 4, (SEEDS, SEEDS))
+        program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))
         on_mesh = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding),
             (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_members), np.float32))),

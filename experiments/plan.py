@@ -24,6 +24,7 @@ from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
 if TYPE_CHECKING:
     from rgpo_jax.agent import Agent
+    from rgpo_jax.environment import AnyEnvironment
 
 PROG = "python -m experiments.run"
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
@@ -313,25 +314,43 @@ def import_gate(name: str) -> Any:
         raise BadInput(f"--gate {name}: {error}") from None
 
 
-def make_agent(plan: Plan, config: Config, axis_name: str | None = None) -> "Agent":
-    """Builds environment, gate and agent; the config may be the plan's, fitted to devices.
-
-    Raises:
-      BadInput: they do not fit together.
-    """
+@contextlib.contextmanager
+def _naming_flags(plan: Plan) -> Iterator[None]:
+    """Turns what environment and agent refuse into what the user should type otherwise."""
     options = plan.options
-    module = agents.load(options.agent)
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
+
+
+def _make_environment(plan: Plan) -> "AnyEnvironment":
+    with _naming_flags(plan):
+        return envs.make(plan.options.env, **plan.options.env_params)
+
+
+def _assemble(
+    plan: Plan, env: "AnyEnvironment", config: Config, axis_name: str | None = None
+) -> "Agent":
+    """Builds gate and agent; the config may be the plan's, fitted to devices."""
+    options = plan.options
     gate = None
     if options.gate is not None:
         if ":" in options.gate:
             gate = import_gate(options.gate)
         else:
             gate = agents.load(options.gate).gate(config)
-    try:
-        env = envs.make(options.env, **options.env_params)
-        return module.make(env, config, gate, axis_name)
-    except ValueError as error:
-        raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
+    with _naming_flags(plan):
+        return agents.load(options.agent).make(env, config, gate, axis_name)
+
+
+def make_agent(plan: Plan) -> "Agent":
+    """Builds environment, gate and agent.
+
+    Raises:
+      BadInput: they do not fit together.
+    """
+    return _assemble(plan, _make_environment(plan), plan.config)
 
 
 def _places(plan: Plan) -> dict[str, bool]:
@@ -359,6 +378,11 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
     Raises:
       BadInput: environment, gate and agent, or members and processes, do not fit together.
     """
+    from rgpo_jax import networks
+
     layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
-    config = devices.fit_to_caches(plan.config, num_members, layout)
-    return make_agent(plan, config, layout.axis_name), layout
+    env = _make_environment(plan)
+    with _naming_flags(plan):
+        network = networks.make(env.observation_shape, env.action_space, plan.config)
+    config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
+    return _assemble(plan, env, config, layout.axis_name), layout

@@ -100,25 +100,25 @@ class CompiledPrograms(Programs):
     """Everything is compiled, the environments too."""
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
-        self._mesh = layout.mesh()
-        overrides = spread_over_seeds(self._mesh, members.overrides())
+        mesh, self._layout = layout.mesh(), layout
+        overrides = spread_over_seeds(mesh, members.overrides())
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
             return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
 
-        spread_init = over_seeds(init, self._mesh, (SEEDS, SEEDS), (STATES, SEEDS))
-        keys = seed_keys(self._mesh, members.seeds)
+        spread_init = over_seeds(init, layout, (SEEDS, SEEDS), (STATES, SEEDS))
+        keys = seed_keys(mesh, members.seeds)
         self.initial_states, self._eval_keys = jax.jit(spread_init)(keys, overrides)
 
         start = over_seeds(
-            functools.partial(library.start_progress, agent), self._mesh, (STATES,), SEEDS
+            functools.partial(library.start_progress, agent), layout, (STATES,), SEEDS
         )
         self._start = jax.jit(start).lower(self.initial_states).compile()
         progress = self.start(self.initial_states)
         self.metric_names = sorted(progress.metrics)
         program = over_seeds(
             library.make_advance(agent),
-            self._mesh,
+            layout,
             (STATES, SEEDS, PartitionSpec()),
             (STATES, SEEDS),
         )
@@ -127,7 +127,7 @@ class CompiledPrograms(Programs):
         )
         self._advance = lowered.compile()
         self.memory_bytes = memory_of(self._advance)
-        finish = over_seeds(Progress.finish, self._mesh, (SEEDS,), SEEDS)
+        finish = over_seeds(Progress.finish, layout, (SEEDS,), SEEDS)
         self._finish = jax.jit(finish).lower(progress).compile()
         self._evaluations = {
             deterministic: self._compile_evaluation(
@@ -141,7 +141,7 @@ class CompiledPrograms(Programs):
             returns, lengths = evaluation(learner, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
-        program = over_seeds(mean_over_episodes, self._mesh, (SEEDS, SEEDS), SEEDS)
+        program = over_seeds(mean_over_episodes, self._layout, (SEEDS, SEEDS), SEEDS)
         return jax.jit(program).lower(self.initial_states.learner, self._eval_keys).compile()
 
     def start(self, states: AgentState) -> Progress:

@@ -46,7 +46,7 @@ def load(folder: str, flag: str) -> Trained:
         raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
     try:
         read = plan.read_plan(["--config", str(path / CONFIG)])
-        agent = plan.make_agent(read, read.config)
+        agent = plan.make_agent(read)
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
 

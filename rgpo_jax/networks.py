@@ -70,6 +70,12 @@ class Network(NamedTuple):
     value: Callable[[Params, Any], Array]
     recurrence: Recurrence | None = None
 
+    @property
+    def num_weights(self) -> int:
+        """Number of parameters, of actor and critic together."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
     def initial_memory(self, *batch_shape: int) -> Any:
         """At the start of episodes: zeros {"actor", "critic"} [*batch_shape, H]; None without."""
         if self.recurrence is None:

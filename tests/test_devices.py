@@ -5,15 +5,23 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from probes import assert_same_numbers
 
+from agents import rgpo
+from envs import make
 from experiments import devices, trained
 from experiments.command_line import BadInput
 from experiments.devices import Layout, choose
+from experiments.programs import SEEDS
 from rgpo_jax.config import Config
+from rgpo_jax.train import make_chunk
 
 SMALL = Config(num_envs=4, num_steps=128)  # minibatches of 128 samples
 LARGE = Config(num_envs=64, num_steps=128, total_steps=10**6)  # of 2048
@@ -93,12 +101,54 @@ def test_mjx_stays_on_one_device_where_xla_cannot_partition_it(monkeypatch):
 def test_microbatches_divide_every_share_and_stay_the_users():
     huge = Config(num_envs=2048, num_steps=100, total_steps=10**7)
     layout = choose(huge, 1, 2)
-    fitted = devices.fit_to_caches(huge, 1, layout)
+    fitted, same = devices.fit_to_caches(huge, 9000, 1, layout)
+    assert same == layout
     assert fitted.microbatch_size is not None
     assert (huge.batch_size // 4 // 2) % fitted.microbatch_size == 0
     own = Config(num_envs=2048, num_steps=100, total_steps=10**7, microbatch_size=100)
-    assert devices.fit_to_caches(own, 1, layout) is own
-    assert devices.fit_to_caches(SMALL, 1, Layout()) is SMALL
+    assert devices.fit_to_caches(own, 9000, 1, layout) == (own, layout)
+    assert devices.fit_to_caches(SMALL, 9000, 1, Layout()) == (SMALL, Layout())
+
+
+@pytest.mark.parametrize(
+    ("config", "num_weights", "num_seeds", "in_turn"),
+    [
+        (SMALL, 9_000, 5, False),  # CartPole: operations so small that vmapping pays
+        (LARGE, 9_000, 5, True),
+        (SMALL, 60_000, 5, False),
+        (dataclasses.replace(SMALL, num_envs=16), 60_000, 5, True),  # MinAtar's images
+        (LARGE, 9_000, 1, False),  # a seed alone
+    ],
+)
+def test_seeds_that_share_a_core_go_in_turn_where_a_step_is_large(
+    config, num_weights, num_seeds, in_turn
+):
+    fitted, layout = devices.fit_to_caches(config, num_weights, num_seeds, Layout())
+    assert fitted == config
+    assert layout == Layout(in_turn=in_turn)
+
+
+def test_microbatches_are_of_one_seed_where_seeds_go_in_turn():
+    layout = choose(LARGE, 8, 2)
+    fitted, in_turn = devices.fit_to_caches(LARGE, 9_000, 8, layout)
+    assert in_turn == Layout(2, 1, in_turn=True)
+    assert fitted.microbatch_size is None  # 2048 samples of one seed; vmapped, four would be 8192
+
+
+def test_in_turn_gives_the_numbers_of_side_by_side():
+    agent = rgpo.make(make("CartPole-v1"), rgpo.Config(num_envs=4, num_steps=16, hidden_sizes=(8,)))
+    chunk = make_chunk(agent)
+    results = []
+    for in_turn in (False, True):
+        layout = Layout(in_turn=in_turn)
+        keys = devices.seed_keys(layout.mesh(), range(3))
+        init = devices.over_seeds(agent.init, layout, (SEEDS,), SEEDS)
+        train = devices.over_seeds(chunk, layout, (SEEDS, PartitionSpec()), SEEDS)
+        states, report = jax.jit(train)(jax.jit(init)(keys), 5)
+        results.append((states.learner.params, report.metrics, states.rollout.env_state))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *results)
+    kernel = jax.tree.leaves(results[1][0]["actor"])[-1]
+    assert not np.allclose(kernel[0], kernel[1])  # seeds differ
 
 
 def train(out, num_seeds, num_devices):

@@ -272,7 +272,7 @@ def test_layouts_share_out_whole_sequences():
     huge = Config(**settings | {"num_minibatches": 2}, network="gru")
     layout = devices.choose(huge, 1, 2)
     assert layout.env_devices == 2
-    assert devices.fit_to_caches(huge, 1, layout) is huge
+    assert devices.fit_to_caches(huge, 10**4, 1, layout) == (huge, layout)
 
 
 def test_acting_takes_the_memory_and_gives_the_next():
