@@ -1,6 +1,7 @@
 """Where a sweep's programs run: worker processes of this machine, or tasks of a Ray cluster."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -42,22 +43,34 @@ class Launcher(Protocol):
         """Asks all programs to keep what they have and end, and waits until they have."""
 
 
+def share_cores(jobs: int) -> list[set[int] | None]:
+    """The cores of each of so many programs at a time; None: any, as where there are too few.
+
+    Each would start as many threads as there are cores, and they would wait for one another.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs == 1 or len(cores) < jobs:
+        return [None] * jobs
+    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
+    return [set(cores[low:high]) for low, high in itertools.pairwise(ends)]
+
+
 class Local:
-    """Processes on this machine, `jobs` at a time."""
+    """Processes on this machine, `jobs` at a time, each with its share of the cores."""
 
     def __init__(self, jobs: int):
-        self._jobs = jobs
-        self._running: dict[Path, subprocess.Popen] = {}
+        self._idle = share_cores(jobs)
+        self._running: dict[Path, tuple[subprocess.Popen, set[int] | None]] = {}
 
     def has_room(self) -> bool:
-        return len(self._running) < self._jobs
+        return bool(self._idle)
 
     def start(self, spec: Path) -> None:
         folder = spec.with_suffix("")
         folder.mkdir(exist_ok=True)
         with (folder / LOG).open("a") as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
-            self._running[spec] = subprocess.Popen(
+            process = subprocess.Popen(
                 command(spec, f"--parent={os.getpid()}"),
                 env=environment(),
                 stdout=log,
@@ -65,18 +78,27 @@ class Local:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        cores = self._idle.pop(0)
+        if cores is not None:  # long before it counts them
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, cores)
+        self._running[spec] = process, cores
 
     def ended(self) -> list[tuple[Path, int]]:
-        over = [(spec, p.returncode) for spec, p in self._running.items() if p.poll() is not None]
+        over = [
+            (spec, process.returncode)
+            for spec, (process, _) in self._running.items()
+            if process.poll() is not None
+        ]
         for spec, _ in over:
-            del self._running[spec]
+            self._idle.append(self._running.pop(spec)[1])
         return over
 
     def stop(self) -> None:
-        for process in self._running.values():
+        for process, _ in self._running.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-        for process in self._running.values():
+        for process, _ in self._running.values():
             process.wait()
 
 

@@ -236,8 +236,10 @@ def make(
             terms["log_ratio"] if policy_step is None else log_ratio,
         )
         metrics["entropy"] = spread.mean(jnp.mean(policy.entropy()))
-        metrics["value_loss"] = 0.5 * jnp.mean(terms["squared_error"])
-        metrics["grad_norm"] = jnp.mean(norms)
+        # Of the gradient steps that were taken; NaN where early stopping left none.
+        value_losses = 0.5 * jnp.mean(terms["squared_error"], axis=-1)
+        metrics["value_loss"] = jnp.mean(value_losses, where=taken)
+        metrics["grad_norm"] = jnp.mean(norms, where=taken)
         metrics["learning_rate"] = step_size
         if hyperparameters.target_kl is not None:
             metrics["gradient_step_rate"] = jnp.mean(taken, dtype=jnp.float32)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid, run, sweep, training
+from experiments import grid, launchers, run, sweep, training
 from experiments.command_line import BadInput
 from experiments.results import is_finished
 
@@ -432,7 +432,7 @@ def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from experiments.launchers import Local\n"
         "local, spec = Local(1), Path(sys.argv[1]); local.start(spec)\n"
-        "print(local._running[spec].pid, flush=True); time.sleep(600)"
+        "print(local._running[spec][0].pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(spec)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -444,6 +444,41 @@ def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
     while worker.exists() and worker.read_text().split()[2] != "Z":  # ended, but for its parent
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone pins processes")
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        ({0, 1, 2, 5}, 2, [{0, 1}, {2, 5}]),
+        ({0, 1, 2, 3, 4}, 2, [{0, 1}, {2, 3, 4}]),
+        ({0, 1}, 1, [None]),  # alone, a program has all
+        ({0, 1}, 3, [None] * 3),  # too few to share out
+    ],
+)
+def test_programs_at_a_time_share_the_cores_out(cores, jobs, shares, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
+    assert launchers.share_cores(jobs) == shares
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone pins processes")
+def test_a_program_gets_the_cores_of_one_that_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "command", lambda spec, *_: ["sleep", spec.stem])
+    monkeypatch.setattr(launchers, "share_cores", lambda jobs: [{first}, {last}])
+    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    local = launchers.Local(2)
+    short, *long = (tmp_path / f"{seconds}.json" for seconds in (0, 100, 101))
+    local.start(short)
+    local.start(long[0])
+    assert not local.has_room()
+    while not (over := local.ended()):
+        time.sleep(0.01)
+    assert over == [(short, 0)]
+    assert local.has_room()
+    local.start(long[1])
+    pids = [local._running[spec][0].pid for spec in long]
+    assert [os.sched_getaffinity(pid) for pid in pids] == [{last}, {first}]
+    local.stop()
 
 
 def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):

@@ -434,8 +434,10 @@ def whole_batch_steps(num_epochs, **settings):
 
 def test_early_stopping_skips_the_steps_after_the_kl_was_met():
     kls, states = [], []  # of the policy before each step, and after it
+    unstopped = {}  # number of steps -> metrics
     for num_epochs in (1, 2, 3, 4):
         state, metrics = whole_batch_steps(num_epochs)
+        unstopped[num_epochs] = metrics
         states.append(state)
         kls.append(float(metrics["approx_kl"]))
         assert "gradient_step_rate" not in metrics
@@ -443,6 +445,8 @@ def test_early_stopping_skips_the_steps_after_the_kl_was_met():
     for taken, target in ((2, (kls[0] + kls[1]) / 2), (3, (kls[1] + kls[2]) / 2), (4, 1e3)):
         stopped, metrics = whole_batch_steps(4, target_kl=target)
         assert float(metrics["gradient_step_rate"]) == taken / 4
+        for name in ("value_loss", "grad_norm"):  # means over the steps that were taken
+            assert float(metrics[name]) == pytest.approx(float(unstopped[taken][name]), rel=1e-5)
         for ours, theirs in zip(
             jax.tree.leaves((stopped.params, stopped.optimizer_state)),
             jax.tree.leaves((states[taken - 1].params, states[taken - 1].optimizer_state)),
@@ -452,6 +456,7 @@ def test_early_stopping_skips_the_steps_after_the_kl_was_met():
     start_state = Case(gates.reinforce()).state
     kept, metrics = whole_batch_steps(4, target_kl=1e-6)  # the very first is further off
     assert float(metrics["gradient_step_rate"]) == 0.0
+    assert np.isnan([metrics["value_loss"], metrics["grad_norm"]]).all()
     jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
 
 
