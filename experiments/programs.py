@@ -100,7 +100,7 @@ class CompiledPrograms(Programs):
     """Everything is compiled, the environments too."""
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
-        mesh, self._layout = layout.mesh(), layout
+        mesh = layout.mesh()
         overrides = spread_over_seeds(mesh, members.overrides())
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
@@ -129,20 +129,20 @@ class CompiledPrograms(Programs):
         self.memory_bytes = memory_of(self._advance)
         finish = over_seeds(Progress.finish, layout, (SEEDS,), SEEDS)
         self._finish = jax.jit(finish).lower(progress).compile()
-        self._evaluations = {
-            deterministic: self._compile_evaluation(
-                library.make_evaluation(agent, eval_episodes, deterministic)
-            )
-            for deterministic in (True, False)
-        }
 
-    def _compile_evaluation(self, evaluation: Callable) -> Callable:
-        def mean_over_episodes(learner: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            returns, lengths = evaluation(learner, key)
+        # Whether actions are the mode is traced: a physics step takes half a minute to compile.
+        def evaluate(
+            learner: Any, key: jax.Array, deterministic: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            run = library.make_evaluation(agent, eval_episodes, deterministic)
+            returns, lengths = run(learner, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
-        program = over_seeds(mean_over_episodes, self._layout, (SEEDS, SEEDS), SEEDS)
-        return jax.jit(program).lower(self.initial_states.learner, self._eval_keys).compile()
+        program = over_seeds(evaluate, layout, (SEEDS, SEEDS, PartitionSpec()), SEEDS)
+        lowered = jax.jit(program).lower(
+            self.initial_states.learner, self._eval_keys, jnp.bool_(True)
+        )
+        self._evaluate = lowered.compile()
 
     def start(self, states: AgentState) -> Progress:
         return self._start(states)
@@ -155,4 +155,4 @@ class CompiledPrograms(Programs):
     def _run_episodes(
         self, states: AgentState, keys: jax.Array, deterministic: bool
     ) -> tuple[Any, Any]:
-        return self._evaluations[deterministic](states.learner, keys)
+        return self._evaluate(states.learner, keys, jnp.bool_(deterministic))

@@ -104,12 +104,13 @@ def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, Ch
 
 
 def make_evaluation(
-    agent: Agent, num_episodes: int, deterministic: bool
+    agent: Agent, num_episodes: int, deterministic: bool | Array
 ) -> Callable[[LearnerState, Array], tuple[Array, Array]]:
     """Returns (learner state, key) -> (returns, lengths) of whole episodes [num_episodes].
 
     Every episode is run by an environment of its own to its end: none is cut short, and short
-    episodes are not counted more often than long ones. Actions are the policy's mode, or samples.
+    episodes are not counted more often than long ones. Actions are the policy's mode, or samples;
+    which may be traced, so that one program does both.
 
     Raises:
       ValueError: the environment has no time limit, so that an episode may never end.
@@ -133,7 +134,7 @@ def make_evaluation(
             env_state, observation, memory, key, returns, lengths, running, t = carry
             key, action_key, step_key = jax.random.split(key, 3)
             distribution, memory = respond(policy, observation, memory)
-            action = distribution.mode() if deterministic else distribution.sample(action_key)
+            action = jnp.where(deterministic, distribution.mode(), distribution.sample(action_key))
             env_state, timestep = jax.vmap(env.step)(
                 jax.random.split(step_key, num_episodes),
                 env_state,

@@ -236,12 +236,12 @@ def test_an_environment_without_time_limit_is_refused():
 def test_actions_are_the_mode_or_samples():
     player = rgpo.make(Tabular(ACTION), rgpo.Config(hidden_sizes=(4,)))
     learner = start_of(player)
-    with_mode, with_samples = (
-        quick_jit(train.make_evaluation(player, EPISODES, deterministic))(
-            learner, jax.random.key(0)
-        )[0]
-        for deterministic in (True, False)
-    )
+
+    @quick_jit
+    def evaluate(deterministic):  # traced: one program for both
+        return train.make_evaluation(player, EPISODES, deterministic)(learner, jax.random.key(0))
+
+    with_mode, with_samples = (evaluate(deterministic)[0] for deterministic in (True, False))
     # The first policy is nearly indifferent between -1 and 1; its mode is one of them.
     best = player.learner.policy(learner, jnp.array([1.0, 0.0])).mode()
     np.testing.assert_array_equal(with_mode, 2.0 * best - 1.0)
