@@ -11,8 +11,9 @@ import yaml
 
 from experiments.command_line import BadInput
 from experiments.reproduction import __main__ as program
-from experiments.reproduction import claims, rows, search
+from experiments.reproduction import ablations, claims, rows, search
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
+from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
 from tests import run_folders
 
@@ -416,3 +417,32 @@ def test_the_page_is_that_of_the_data(tmp_path):
     assert without_intervals(written) == without_intervals(committed)
     for name in re.findall(r"\]\((figures/[^)]+)\)", committed):
         assert (RESULTS / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("ablation", "original"),
+    [
+        (ablations.rgpo_calling_back, gates.rgpo(ablations.SHARPNESS)),
+        (ablations.ppo_not_calling_back, gates.ppo(ablations.CLIP)),
+    ],
+)
+def test_ablations_differ_where_a_ratio_is_called_back_alone(ablation, original):
+    log_ratio = np.linspace(-2.0, 2.0, 41)
+    for advantage in (-1.0, 1.0):
+        ours = gates.weight(ablation)(log_ratio, advantage)
+        theirs = gates.weight(original)(log_ratio, advantage)
+        back = log_ratio * advantage < 0
+        np.testing.assert_allclose(ours[~back], theirs[~back], rtol=1e-6)
+        expected = np.exp(log_ratio)
+        if ablation is ablations.ppo_not_calling_back:
+            inside = np.abs(expected - 1) < ablations.CLIP
+            expected = np.where(inside, expected, 0.0)
+        np.testing.assert_allclose(ours[back], expected[back], rtol=1e-6)
+
+
+def test_ablations_have_the_numbers_of_their_rows():
+    for row, setting, value in (
+        ("rgpo_k4", "sharpness", ablations.SHARPNESS),
+        ("ppo", "clip", ablations.CLIP),
+    ):
+        assert yaml.safe_load((RESULTS / "mujoco" / f"{row}.yaml").read_text())[setting] == value

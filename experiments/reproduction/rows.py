@@ -37,6 +37,16 @@ RELATIVES = {
         "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
     ),
     "ppo_rgpo_settings": Row("PPO, settings of RGPO's searched k", "ppo"),
+    "rgpo_calling_back": Row(
+        "RGPO, k = 4, calling back",
+        "rgpo",
+        {"gate": "experiments.reproduction.ablations:rgpo_calling_back"},
+    ),
+    "ppo_not_calling_back": Row(
+        "PPO, not calling back",
+        "ppo",
+        {"gate": "experiments.reproduction.ablations:ppo_not_calling_back"},
+    ),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
@@ -140,7 +150,7 @@ def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
 
 def _check_contest(found: Sequence[Run]) -> None:
     """Raises BadInput unless agents differ in what a search may choose, and in what is theirs."""
-    may_differ = {*_MAY_DIFFER, *_CHOSEN, "agent", "eval_episodes"}
+    may_differ = {*_MAY_DIFFER, *_CHOSEN, "agent", "gate", "eval_episodes"}
     first = found[0]
     for run in found:
         for name in first.settings.keys() & run.settings.keys() - may_differ:
