@@ -1,4 +1,4 @@
-"""Speed: rollout, update and whole step, by environments and seeds, and what a gate costs.
+"""Speed: rollout, update and whole step, by environments and seeds; what a gate and an order cost.
 
 Machines drift, so a comparison is a ratio: both programs in turn, A B A B, in one process.
 """
@@ -105,9 +105,19 @@ def collect(
 
 
 def build(
-    name: str, env: Any, options: Options, num_envs: int, num_seeds: int, part: str
+    name: str,
+    env: Any,
+    options: Options,
+    num_envs: int,
+    num_seeds: int,
+    part: str,
+    in_turn: bool | None = None,
 ) -> Program:
-    """Compiles "rollout", "update" or "step" of an agent, over seeds and devices."""
+    """Compiles "rollout", "update" or "step" of an agent, over seeds and devices.
+
+    `in_turn`: whether seeds that share a device are trained one after another; None: where
+    `experiments.run` does so.
+    """
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
@@ -120,6 +130,8 @@ def build(
     layout = devices.Layout.choose(config, num_seeds, spread=spread)
     num_weights = networks.make(env.observation_shape, env.action_space, config).num_weights
     config, layout = devices.fit_to_caches(config, num_weights, num_seeds, layout)
+    if in_turn is not None:
+        layout = dataclasses.replace(layout, in_turn=in_turn)
     agent = agents.load(name).make(env, config, axis_name=layout.axis_name)
     keys = devices.seed_keys(layout.mesh(), range(num_seeds))
     trajectories = PartitionSpec("seed", None, "env")
@@ -304,11 +316,23 @@ def main(args: Sequence[str] | None = None) -> int:
             f"median {ratio['median']:.3f}, quartiles {low:.3f} to {high:.3f} "
             f"({ratio['pairs']} pairs)"
         )
+    order = None
+    num_envs, num_seeds = min(options.num_envs), max(options.num_seeds)
+    if num_seeds > 1:
+        cell = (options.agent, env, options, num_envs, num_seeds, "step")
+        order = compare(build(*cell, in_turn=False), build(*cell, in_turn=True), options)
+        low, high = order["quartiles"]
+        console.print(
+            f"seeds of a device side by side over one after another, {num_seeds} seeds of "
+            f"{num_envs} environments, step: median {order['median']:.3f}, quartiles {low:.3f} to "
+            f"{high:.3f} ({order['pairs']} pairs)"
+        )
     if options.out is not None:
         content = {
             "options": dataclasses.asdict(options),
             "cells": rows,
             "cost_ratio": comparison,
+            "seed_order_ratio": order,
             **where,
         }
         write_atomically(Path(options.out), to_json(content, indent=2))

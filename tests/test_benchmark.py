@@ -22,8 +22,11 @@ def test_a_benchmark_reports_every_part_and_the_pair(tmp_path, capsys):
     for part in ("update", "step"):
         low, high = content["cost_ratio"][part]["quartiles"]
         assert 0 < low <= content["cost_ratio"][part]["median"] <= high
+    assert content["seed_order_ratio"]["median"] > 0
     assert content["machine"]
-    assert "cost of rgpo over ppo, step" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cost of rgpo over ppo, step" in said
+    assert "one after another, 2 seeds of 2 environments" in said
 
 
 @pytest.mark.parametrize(
