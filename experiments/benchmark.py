@@ -111,11 +111,11 @@ def build(
     num_envs: int,
     num_seeds: int,
     part: str,
-    in_turn: bool | None = None,
+    seeds_in_turn: bool | None = None,
 ) -> Program:
     """Compiles "rollout", "update" or "step" of an agent, over seeds and devices.
 
-    `in_turn`: whether seeds that share a device are trained one after another; None: where
+    `seeds_in_turn`: whether seeds that share a device are trained one after another; None: where
     `experiments.run` does so.
     """
     import jax
@@ -129,9 +129,7 @@ def build(
     spread = devices.can_spread(envs.is_on_mjx(options.env))
     layout = devices.Layout.choose(config, num_seeds, spread=spread)
     num_weights = networks.make(env.observation_shape, env.action_space, config).num_weights
-    config, layout = devices.fit_to_caches(config, num_weights, num_seeds, layout)
-    if in_turn is not None:
-        layout = dataclasses.replace(layout, in_turn=in_turn)
+    config, layout = devices.fit_to_caches(config, num_weights, num_seeds, layout, seeds_in_turn)
     agent = agents.load(name).make(env, config, axis_name=layout.axis_name)
     keys = devices.seed_keys(layout.mesh(), range(num_seeds))
     trajectories = PartitionSpec("seed", None, "env")
@@ -317,10 +315,11 @@ def main(args: Sequence[str] | None = None) -> int:
             f"({ratio['pairs']} pairs)"
         )
     order = None
-    num_envs, num_seeds = min(options.num_envs), max(options.num_seeds)
-    if num_seeds > 1:
+    num_envs, num_seeds = max(options.num_envs), max(options.num_seeds)
+    if num_seeds > devices.Layout.choose(largest, num_seeds, spread=spread).seed_devices:
         cell = (options.agent, env, options, num_envs, num_seeds, "step")
-        order = compare(build(*cell, in_turn=False), build(*cell, in_turn=True), options)
+        vmapped, in_order = (build(*cell, seeds_in_turn=choice) for choice in (False, True))
+        order = compare(vmapped, in_order, options)
         low, high = order["quartiles"]
         console.print(
             f"seeds of a device side by side over one after another, {num_seeds} seeds of "

@@ -74,8 +74,11 @@ class Layout:
 
     def describe(self) -> str:
         """The grid in words."""
-        seeds, environments = self.seed_devices, self.env_devices
-        return f"{self.num_devices} devices: seeds over {seeds}, environments over {environments}"
+        parts = [f"seeds over {self.seed_devices}", f"environments over {self.env_devices}"]
+        if self.in_turn:
+            parts.append("seeds of a device in turn")
+        count = "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
+        return f"{count}: {', '.join(parts)}"
 
 
 def _num_cores() -> int:
@@ -140,7 +143,11 @@ def choose(
 
 
 def fit_to_caches(
-    config: Config, num_weights: int, num_seeds: int, layout: Layout
+    config: Config,
+    num_weights: int,
+    num_seeds: int,
+    layout: Layout,
+    in_turn: bool | None = None,
 ) -> tuple[Config, Layout]:
     """Fits work to the caches of CPU cores: seeds in turn, and microbatches unless the user chose.
 
@@ -149,6 +156,8 @@ def fit_to_caches(
       num_weights: of its network (`Network.num_weights`).
       num_seeds: that are trained side by side.
       layout: of devices, over which they are spread.
+      in_turn: whether seeds that share a device are trained one after another; None: where that is
+        faster.
     """
     import jax
 
@@ -156,7 +165,9 @@ def fit_to_caches(
         return config, layout
     share = config.batch_size // config.num_minibatches // layout.env_devices
     seeds = num_seeds // layout.seed_devices
-    if seeds > 1 and share * num_weights >= _LEAST_WORK_IN_TURN:
+    if in_turn is None:
+        in_turn = share * num_weights >= _LEAST_WORK_IN_TURN
+    if in_turn and seeds > 1:
         layout, seeds = dataclasses.replace(layout, in_turn=True), 1
     if layout.num_devices == 1:  # its threads share the work of a large operation
         return config, layout

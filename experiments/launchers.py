@@ -1,7 +1,6 @@
 """Where a sweep's programs run: worker processes of this machine, or tasks of a Ray cluster."""
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -43,16 +42,15 @@ class Launcher(Protocol):
         """Asks all programs to keep what they have and end, and waits until they have."""
 
 
-def share_cores(jobs: int) -> list[set[int] | None]:
-    """The cores of each of so many programs at a time; None: any, as where there are too few.
+def share_cores(jobs: int) -> list[list[int]]:
+    """The cores of each of so many programs at a time; none: any, as where they cannot be shared.
 
     Each would start as many threads as there are cores, and they would wait for one another.
+    Shares are equal, so that a program's layout does not depend on the one that it gets.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if jobs == 1 or len(cores) < jobs:
-        return [None] * jobs
-    ends = [len(cores) * i // jobs for i in range(jobs + 1)]
-    return [set(cores[low:high]) for low, high in itertools.pairwise(ends)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    size = len(cores) // jobs if jobs > 1 else 0
+    return [cores[i * size : (i + 1) * size] for i in range(jobs)]
 
 
 class Local:
@@ -60,7 +58,7 @@ class Local:
 
     def __init__(self, jobs: int):
         self._idle = share_cores(jobs)
-        self._running: dict[Path, tuple[subprocess.Popen, set[int] | None]] = {}
+        self._running: dict[Path, tuple[subprocess.Popen, list[int]]] = {}
 
     def has_room(self) -> bool:
         return bool(self._idle)
@@ -68,21 +66,21 @@ class Local:
     def start(self, spec: Path) -> None:
         folder = spec.with_suffix("")
         folder.mkdir(exist_ok=True)
+        cores = self._idle[0]
+        flags = [f"--parent={os.getpid()}"]
+        if cores:
+            flags.append(f"--cores={','.join(map(str, cores))}")
         with (folder / LOG).open("a") as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
             process = subprocess.Popen(
-                command(spec, f"--parent={os.getpid()}"),
+                command(spec, *flags),
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        cores = self._idle.pop(0)
-        if cores is not None:  # long before it counts them
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, cores)
-        self._running[spec] = process, cores
+        self._running[spec] = process, self._idle.pop(0)
 
     def ended(self) -> list[tuple[Path, int]]:
         over = [

@@ -69,8 +69,8 @@ class Options(Checked):
     max_members: Count = 64
     """Largest number of seeds, over all its cells, that one program trains side by side."""
     jobs: Count = 1
-    """Programs at a time on this machine, each with its share of the cores; one alone uses all, or
-    the GPU."""
+    """Programs at a time on this machine, each with an equal share of its cores (on Linux); one
+    alone uses all, or the GPU."""
     launcher: Literal["local", "ray"] = "local"
     """Where programs run: on this machine, or on a Ray cluster that shares DIR (extra ray)."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
@@ -425,7 +425,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 return 0
             launcher = launchers.make(
                 options.launcher,
-                options.jobs,
+                min(options.jobs, max(1, len(programs))),
                 options.address,
                 options.program_cpus,
                 options.program_gpus,

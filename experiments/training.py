@@ -197,6 +197,7 @@ class Training:
         self._say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
         started = time.perf_counter()
         self._checkpoints = Checkpoints(folder)
+        self._in_turn = layout.in_turn
         self._kept: int | None = None  # updates of the newest checkpoint
         self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
         self._programs = compile_programs(agent, layout, self._members, self._options.eval_episodes)
@@ -204,7 +205,7 @@ class Training:
         self._progress = self._programs.start(self._states)
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
-        spread = f" for {layout.describe()}" if layout.num_devices > 1 else ""
+        spread = f" for {layout.describe()}" if layout != Layout() else ""
         self._say(f"compiled in {self._compile_seconds:.1f} s{spread}")
 
     @property
@@ -448,6 +449,7 @@ class Training:
                 "checkpoint_seconds": round(position.checkpoint_seconds, 3),
                 "steps_per_second": rate,
                 "trained_side_by_side": self._num_members,
+                "in_turn": self._in_turn,
                 "first_ratio_deviation": float(np.max(position.first_ratio_deviation[part])),
                 "device": self._device,
             }

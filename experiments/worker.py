@@ -3,6 +3,7 @@
 The spec is a JSON file; beside it, in a folder of its name, are checkpoints and progress.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -54,8 +55,12 @@ def main(args: Sequence[str] | None = None) -> int:
     spec, *flags = sys.argv[1:] if args is None else args
     path = Path(spec)
     for flag in flags:
-        if flag.startswith("--parent="):
-            _end_with(int(flag.partition("=")[2]))
+        name, _, value = flag.partition("=")
+        if name == "--parent":
+            _end_with(int(value))
+        if name == "--cores":
+            with contextlib.suppress(OSError):  # they may be another's by now
+                os.sched_setaffinity(0, set(map(int, value.split(","))))
     with Interrupts() as interrupts:
         try:
             cells = json.loads(path.read_text())["cells"]

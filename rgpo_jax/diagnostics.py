@@ -16,6 +16,8 @@ KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 # Reduced over updates by their maximum; every other metric by its mean over the updates in which
 # it is defined.
 _MAXIMA = frozenset({"first_ratio_deviation", "approx_kl_max", "weight_max"})
+# Means over the gradient steps of an update, undefined where early stopping left none.
+_OF_STEPS = frozenset({"value_loss", "grad_norm"})
 
 
 def gate_diagnostics(
@@ -119,6 +121,9 @@ def accumulate(
             value += jnp.where(increment > 0, metric * increment, 0.0)
         elif name == "explained_variance":
             increment = jnp.isfinite(metric).astype(jnp.int32)
+            value += jnp.where(increment > 0, metric, 0.0)
+        elif name in _OF_STEPS and "gradient_step_rate" in metrics:
+            increment = (metrics["gradient_step_rate"] > 0).astype(jnp.int32)
             value += jnp.where(increment > 0, metric, 0.0)
         else:
             value, increment = value + metric, jnp.int32(1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -151,7 +152,15 @@ def test_in_turn_gives_the_numbers_of_side_by_side():
     assert not np.allclose(kernel[0], kernel[1])  # seeds differ
 
 
-def train(out, num_seeds, num_devices):
+ALWAYS_IN_TURN = """
+import sys
+from experiments import devices, run
+devices._LEAST_WORK_IN_TURN = 0
+sys.exit(run.main())
+"""
+
+
+def train(out, num_seeds, num_devices, *program):
     """Runs the program on so many virtual devices; returns what it said."""
     # Few and large minibatches, so that spreading pays: 8192 samples over up to 8 devices.
     flags = ["--agent", "rgpo", "--env", "CartPole-v1", "--num-envs", "64", "--num-steps", "128"]
@@ -159,7 +168,7 @@ def train(out, num_seeds, num_devices):
     flags += ["--hidden-sizes", "8", "--eval-episodes", "2", "--num-seeds", str(num_seeds)]
     xla = f"--xla_force_host_platform_device_count={num_devices}"
     return subprocess.run(
-        [sys.executable, "-m", "experiments.run", *flags, "--out", str(out)],
+        [sys.executable, *(program or ("-m", "experiments.run")), *flags, "--out", str(out)],
         cwd=Path(__file__).parents[1],
         # Tests compile longer than they run.
         env={**os.environ, "XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0"},
@@ -184,3 +193,10 @@ def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device,
     assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
     # And what was learnt is read where there are fewer devices.
     assert trained.load(str(tmp_path / "eight"), "--run").env_steps == 32768
+
+
+def test_in_turn_on_two_devices_gives_the_numbers_of_one(on_one_device, tmp_path):
+    said = train(tmp_path / "two", 3, 2, "-c", ALWAYS_IN_TURN)
+    assert "2 devices: seeds over 1, environments over 2, seeds of a device in turn" in said
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["in_turn"] is True
+    assert_same_numbers(tmp_path / "two", on_one_device, slice(3))

@@ -217,3 +217,18 @@ def test_no_update_is_nothing_defined():
     report = reduce(empty(dict.fromkeys(("entropy", "weight_max", "episode_return", "episodes"))))
     assert all(np.isnan(report[n]) for n in ("entropy", "weight_max", "episode_return"))
     assert report["episodes"] == 0.0
+
+
+def test_updates_that_took_no_step_do_not_count_in_the_means_over_steps():
+    updates = [
+        {"value_loss": 3.0, "grad_norm": 1.0, "gradient_step_rate": 0.5},
+        {"value_loss": np.nan, "grad_norm": np.nan, "gradient_step_rate": 0.0},
+        {"value_loss": 5.0, "grad_norm": np.nan, "gradient_step_rate": 1.0},  # it broke
+    ]
+    total = empty(updates[0])
+    for update in updates:
+        total = accumulate(total, jax.tree.map(jnp.float32, update))
+    result = reduce(total)
+    assert float(result["value_loss"]) == 4.0
+    assert np.isnan(result["grad_norm"])
+    assert float(result["gradient_step_rate"]) == 0.5

@@ -450,10 +450,10 @@ def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
 @pytest.mark.parametrize(
     ("cores", "jobs", "shares"),
     [
-        ({0, 1, 2, 5}, 2, [{0, 1}, {2, 5}]),
-        ({0, 1, 2, 3, 4}, 2, [{0, 1}, {2, 3, 4}]),
-        ({0, 1}, 1, [None]),  # alone, a program has all
-        ({0, 1}, 3, [None] * 3),  # too few to share out
+        ({0, 1, 2, 5}, 2, [[0, 1], [2, 5]]),
+        ({0, 1, 2, 3, 4}, 2, [[0, 1], [2, 3]]),  # equal: a layout must not depend on the share
+        ({0, 1}, 1, [[]]),  # alone, a program has all
+        ({0, 1}, 3, [[], [], []]),  # too few to share out
     ],
 )
 def test_programs_at_a_time_share_the_cores_out(cores, jobs, shares, monkeypatch):
@@ -461,11 +461,12 @@ def test_programs_at_a_time_share_the_cores_out(cores, jobs, shares, monkeypatch
     assert launchers.share_cores(jobs) == shares
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone pins processes")
 def test_a_program_gets_the_cores_of_one_that_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "command", lambda spec, *_: ["sleep", spec.stem])
-    monkeypatch.setattr(launchers, "share_cores", lambda jobs: [{first}, {last}])
-    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    said = "import sys, time; print(*sys.argv[3:], flush=True); time.sleep(float(sys.argv[1]))"
+    monkeypatch.setattr(
+        launchers, "command", lambda spec, *flags: [sys.executable, "-c", said, spec.stem, *flags]
+    )
+    monkeypatch.setattr(launchers, "share_cores", lambda jobs: [[0, 1], [2, 3]])
     local = launchers.Local(2)
     short, *long = (tmp_path / f"{seconds}.json" for seconds in (0, 100, 101))
     local.start(short)
@@ -476,9 +477,26 @@ def test_a_program_gets_the_cores_of_one_that_ended(tmp_path, monkeypatch):
     assert over == [(short, 0)]
     assert local.has_room()
     local.start(long[1])
-    pids = [local._running[spec][0].pid for spec in long]
-    assert [os.sched_getaffinity(pid) for pid in pids] == [{last}, {first}]
+    for spec, cores in ((short, "0,1"), (long[0], "2,3"), (long[1], "0,1")):
+        log, end = spec.with_suffix("") / launchers.LOG, time.monotonic() + 60
+        while not log.read_text().endswith("\n"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert log.read_text() == f"--cores={cores}\n"
     local.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone pins processes")
+def test_a_worker_keeps_to_its_cores(tmp_path):
+    core = max(os.sched_getaffinity(0))
+    code = (
+        "import os, sys; from experiments import worker\n"
+        "try: worker.main([sys.argv[1], f'--cores={sys.argv[2]},9999'])\n"
+        "finally: print(*os.sched_getaffinity(0))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "none.json"), str(core)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.split() == [str(core)]
 
 
 def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):

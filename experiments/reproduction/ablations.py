@@ -1,7 +1,8 @@
 """Gates that differ from RGPO's and PPO's in one thing: whether a ratio is called back.
 
 Where the advantage calls for a step that brings a ratio back to 1, PPO's weight is r, however far
-the ratio has run, and RGPO's fades as it does on the way out.
+the ratio has run, and RGPO's fades as it does on the way out. Their weights are what counts: as
+values the gates jump at r = 1.
 """
 
 import jax
