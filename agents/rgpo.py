@@ -19,11 +19,13 @@ class Config(BaseConfig):
     """Gate in the ratio (linear, the paper's) or in the log-ratio (log)."""
     normalize: bool = False
     """Multiply the gate by 4 / sharpness, so that sharpness changes its shape alone."""
+    call_back: bool = False
+    """Weigh samples that bring a ratio back to 1 by r, as PPO does: KL stays small (ours)."""
 
 
 def gate(config: Config) -> "rgpo_jax.gates.Tunable":
     """The gate that the Config describes."""
-    return rgpo_jax.gates.rgpo(config.sharpness, config.form, config.normalize)
+    return rgpo_jax.gates.rgpo(config.sharpness, config.form, config.normalize, config.call_back)
 
 
 make = maker(Config, gate)

@@ -67,17 +67,29 @@ def _ratio(log_ratio: Array) -> Array:
     return _clipped_weight(log_ratio, 0.0, _LARGEST_RATIO)
 
 
-def _rgpo(log_ratio: Array, advantage: Array, sharpness: Any, form: str, normalize: bool) -> Array:
-    del advantage
-    distance = _ratio(log_ratio) - 1.0 if form == "linear" else log_ratio
+def _rgpo(
+    log_ratio: Array,
+    advantage: Array,
+    sharpness: Any,
+    form: str,
+    normalize: bool,
+    call_back: bool,
+) -> Array:
+    ratio = _ratio(log_ratio)
+    distance = ratio - 1.0 if form == "linear" else log_ratio
     scale = 4.0 / sharpness if normalize else 1.0
-    return scale * jax.nn.sigmoid(sharpness * distance)
+    acceptance = scale * jax.nn.sigmoid(sharpness * distance)
+    if not call_back:
+        return acceptance
+    returning = jnp.sign(log_ratio) * jnp.sign(advantage) < 0
+    return jnp.where(returning, scale * (0.5 + sharpness / 4.0 * (ratio - 1.0)), acceptance)
 
 
 def rgpo(
     sharpness: Any = 4.0,
     form: Literal["linear", "log"] = "linear",
     normalize: bool = False,
+    call_back: bool = False,
 ) -> Tunable:
     r"""Rejection-Gated Policy Optimization: a smooth acceptance gate.
 
@@ -89,6 +101,9 @@ def rgpo(
       sharpness: k > 0; how fast the gate closes. It also scales the policy loss by k/4.
       form: "linear" in the ratio (the paper's) or "log", linear in the log-ratio.
       normalize: multiply by 4/k, so that w(1) = 1 and k changes the shape alone.
+      call_back: where the advantage calls for a step that brings the ratio back to 1, w = (k/4) r
+        in the place of a weight that fades (ours; PPO's clip leaves w = r there). KL stays several
+        times smaller, but w is no longer bounded where A < 0, and g leaves [0, 1].
 
     Source: arXiv 2604.14895. At k = 4 the weight is that of P3O (arXiv 2205.10047) and of
     SAPO (arXiv 2511.20347), which came before.
@@ -98,7 +113,10 @@ def rgpo(
         raise ValueError(f"form = {form!r}: expected 'linear' or 'log'")
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize = {normalize!r}: expected True or False")
-    return Tunable(_rgpo, {"sharpness": sharpness}, (("form", form), ("normalize", normalize)))
+    if not isinstance(call_back, bool):
+        raise ValueError(f"call_back = {call_back!r}: expected True or False")
+    options = (("form", form), ("normalize", normalize), ("call_back", call_back))
+    return Tunable(_rgpo, {"sharpness": sharpness}, options)
 
 
 def _ppo(log_ratio: Array, advantage: Array, clip: Any, clip_high: Any, dual_clip: Any) -> Array:

@@ -91,7 +91,7 @@ def test_default_config_gives_the_default_gate(name):
 
 # One value per field that is legal and no default, and differs between fields of one gate.
 OTHER_VALUES = {
-    "rgpo": {"sharpness": 2.5, "form": "log", "normalize": True},
+    "rgpo": {"sharpness": 2.5, "form": "log", "normalize": True, "call_back": True},
     "ppo": {"clip": 0.3, "clip_high": 0.4, "dual_clip": 3.0},
     "reinforce": {},
     "importance": {},

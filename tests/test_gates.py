@@ -68,6 +68,23 @@ def rgpo_log_case(k, normalize=False):
     )
 
 
+def rgpo_call_back_case(k, normalize=False):
+    scale = 4.0 / k if normalize else 1.0
+
+    def returning(r, s):
+        return (r - 1.0) * s < 0
+
+    return Case(
+        gates.rgpo(k, normalize=normalize, call_back=True),
+        lambda r, s: (
+            scale * np.where(returning(r, s), 0.5 + k / 4.0 * (r - 1.0), sigmoid(k * (r - 1.0)))
+        ),
+        lambda r, s: (
+            scale * np.where(returning(r, s), k / 4.0 * r, k * r * sigmoid_slope(k * (r - 1.0)))
+        ),
+    )
+
+
 def ppo_case(clip, clip_high=None, dual_clip=None):
     low, high = 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high)
     cap = np.inf if dual_clip is None else dual_clip
@@ -146,6 +163,8 @@ CASES = {
     "rgpo-1": rgpo_case(1.0),
     "rgpo-8": rgpo_case(8.0),
     "rgpo-normalized-8": rgpo_case(8.0, normalize=True),
+    "rgpo-call-back": rgpo_call_back_case(4.0),
+    "rgpo-call-back-normalized-8": rgpo_call_back_case(8.0, normalize=True),
     "rgpo-log": rgpo_log_case(4.0),
     "rgpo-log-2": rgpo_log_case(2.0),
     "rgpo-log-normalized-2": rgpo_log_case(2.0, normalize=True),
@@ -437,6 +456,9 @@ SEARCH = {
     "rgpo-log": st.builds(gates.rgpo, MAGNITUDE, st.just("log")),
     "rgpo-normalized": st.builds(gates.rgpo, MAGNITUDE, st.just("linear"), st.just(True)),
     "rgpo-log-normalized": st.builds(gates.rgpo, MAGNITUDE, st.just("log"), st.just(True)),
+    "rgpo-call-back": st.builds(
+        gates.rgpo, MAGNITUDE, st.sampled_from(["linear", "log"]), st.booleans(), st.just(True)
+    ),
     "ppo": st.builds(gates.ppo, FRACTION),
     "ppo-all": st.builds(gates.ppo, FRACTION, MAGNITUDE, ABOVE_ONE),
     "reinforce": st.just(gates.reinforce()),
@@ -523,7 +545,12 @@ def test_weight_is_the_derivative_in_the_log_ratio(name, data, log_ratio, advant
 
 
 EXTREME = [
-    *(gates.rgpo(k, form, True) for k in (1e-6, 1e10) for form in ("linear", "log")),
+    *(
+        gates.rgpo(k, form, True, call_back)
+        for k in (1e-6, 1e10)
+        for form in ("linear", "log")
+        for call_back in (False, True)
+    ),
     *(gates.smooth(kind, t) for t in (1e-6, 1e10) for kind in ("erf", "arctan", "softsign")),
     *(gates.p3o(t) for t in (1e-6, 1e10)),
     *(gates.spo(clip) for clip in (1e-6, 1e10)),
@@ -673,7 +700,7 @@ BAD_NUMBERS = [
 
 def test_the_range_of_every_number_is_tested():
     for name, constructor in gates.CONSTRUCTORS.items():
-        options = {"form", "kind", "normalize"}
+        options = {"form", "kind", "normalize", "call_back"}
         assert set(inspect.signature(constructor).parameters) - options == set(RANGES[name])
 
 
@@ -682,6 +709,22 @@ def test_bad_number_is_refused_by_name(name, number, value, accepted):
     with pytest.raises(ValueError) as caught:
         gates.make(name, **{number: value})
     assert str(caught.value) == f"{number} = {value}: expected {accepted}"
+
+
+@pytest.mark.parametrize("option", ["normalize", "call_back"])
+def test_a_switch_is_true_or_false(option):
+    with pytest.raises(ValueError, match=f"{option} = 1: expected True or False"):
+        gates.rgpo(**{option: 1})
+
+
+def test_calling_back_leaves_the_weight_on_the_way_out():
+    log_ratio = np.linspace(-2.0, 2.0, 9)
+    for advantage in (-1.0, 1.0):
+        ours = weight64(gates.rgpo(8.0, call_back=True), np.exp(log_ratio), advantage)
+        returning = log_ratio * advantage < 0
+        out = weight64(gates.rgpo(8.0), np.exp(log_ratio), advantage)
+        np.testing.assert_allclose(ours[~returning], out[~returning], rtol=1e-12)
+        np.testing.assert_allclose(ours[returning], 2 * np.exp(log_ratio[returning]), rtol=1e-12)
 
 
 def test_one_bad_number_among_many_is_refused():

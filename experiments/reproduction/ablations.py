@@ -1,8 +1,7 @@
 """Gates that differ from RGPO's and PPO's in one thing: whether a ratio is called back.
 
 Where the advantage calls for a step that brings a ratio back to 1, PPO's weight is r, however far
-the ratio has run, and RGPO's fades as it does on the way out. Their weights are what counts: as
-values the gates jump at r = 1.
+the ratio has run, and RGPO's fades as it does on the way out.
 """
 
 import jax
@@ -15,24 +14,14 @@ Array = jax.Array
 SHARPNESS = 4.0  # of the row rgpo_k4
 CLIP = 0.2458  # of the row ppo
 
-_rgpo = gates.rgpo(SHARPNESS)
-_importance = gates.importance()
+# RGPO's weight on the way out; w = r where the ratio is called back, as PPO has it.
+rgpo_calling_back = gates.rgpo(SHARPNESS, call_back=True)
+
 _ppo = gates.ppo(CLIP)
-
-
-def _calls_back(log_ratio: Array, advantage: Array) -> Array:
-    """Whether ascent on the advantage brings the ratio nearer to 1."""
-    return log_ratio * advantage < 0
-
-
-def rgpo_calling_back(log_ratio: Array, advantage: Array) -> Array:
-    """RGPO's weight on the way out; w = r where the ratio is called back, as PPO has it."""
-    back = _calls_back(log_ratio, advantage)
-    return jnp.where(back, _importance(log_ratio, advantage), _rgpo(log_ratio, advantage))
 
 
 def ppo_not_calling_back(log_ratio: Array, advantage: Array) -> Array:
     """PPO's weight within the clip, and 0 beyond it for either sign of the advantage."""
     # At -A the clip's other side is the active one.
-    back = _calls_back(log_ratio, advantage)
-    return _ppo(log_ratio, jnp.where(back, -advantage, advantage))
+    returning = log_ratio * advantage < 0
+    return _ppo(log_ratio, jnp.where(returning, -advantage, advantage))

@@ -137,8 +137,9 @@ def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
     first: Run | None = None
     for run in found:
         wanted = {"agent": row.agent, "gate": None, **row.settings}
-        if first is not None:
-            wanted = {**first.settings, **wanted}
+        if first is not None:  # one of them may be older than a setting
+            both = first.settings.keys() & run.settings.keys()
+            wanted = {**{name: first.settings[name] for name in both}, **wanted}
         for name, value in wanted.items():
             if name not in _MAY_DIFFER and run.settings.get(name) != value:
                 raise BadInput(
