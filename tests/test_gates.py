@@ -383,6 +383,16 @@ def test_normalized_rgpo_is_lipschitz_close_to_the_ratio(k):
 
 
 @pytest.mark.parametrize("k", [1e-3, *SHARPNESSES, 1e3])
+def test_surrogate_of_rgpo_with_call_back_is_a_lower_bound(k):
+    """(r - f) A >= 0, as of PPO: the improvement bound of TRPO then needs no term for the gate."""
+    for advantage in (-1.0, 1.0):
+        f = 1.0 + value64(gates.rgpo(k, normalize=True, call_back=True), R, advantage) - 2.0 / k
+        assert np.min((R - f) * advantage) >= -1e-12
+    f = 1.0 + value64(gates.rgpo(k, normalize=True), R, -1.0) - 2.0 / k
+    assert np.max(R - f) > 0  # not without
+
+
+@pytest.mark.parametrize("k", [1e-3, *SHARPNESSES, 1e3])
 def test_weight_of_rgpo_is_bounded(k):
     x = np.linspace(max(-40.0, -k * (1.0 - 1e-9)), 40.0, 20001)  # x = k (r - 1)
     assert weight64(gates.rgpo(k), 1.0) == pytest.approx(k / 4, rel=1e-12)
