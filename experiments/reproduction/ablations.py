@@ -17,11 +17,23 @@ CLIP = 0.2458  # of the row ppo
 # RGPO's weight on the way out; w = r where the ratio is called back, as PPO has it.
 rgpo_calling_back = gates.rgpo(SHARPNESS, call_back=True)
 
+_rgpo = gates.rgpo(SHARPNESS)
 _ppo = gates.ppo(CLIP)
+
+
+def rgpo_calling_back_bounded(log_ratio: Array, advantage: Array) -> Array:
+    """The same with w = k/4 where the ratio is called back, so that RGPO's weight stays bounded."""
+    back = 0.5 + SHARPNESS / 4 * log_ratio
+    return jnp.where(_returning(log_ratio, advantage), back, _rgpo(log_ratio, advantage))
 
 
 def ppo_not_calling_back(log_ratio: Array, advantage: Array) -> Array:
     """PPO's weight within the clip, and 0 beyond it for either sign of the advantage."""
     # At -A the clip's other side is the active one.
-    returning = log_ratio * advantage < 0
-    return _ppo(log_ratio, jnp.where(returning, -advantage, advantage))
+    flipped = jnp.where(_returning(log_ratio, advantage), -advantage, advantage)
+    return _ppo(log_ratio, flipped)
+
+
+def _returning(log_ratio: Array, advantage: Array) -> Array:
+    """Whether ascent brings the ratio nearer to 1."""
+    return log_ratio * advantage < 0

@@ -42,6 +42,11 @@ RELATIVES = {
         "rgpo",
         {"gate": "experiments.reproduction.ablations:rgpo_calling_back"},
     ),
+    "rgpo_calling_back_bounded": Row(
+        "RGPO, k = 4, calling back, bounded weight",
+        "rgpo",
+        {"gate": "experiments.reproduction.ablations:rgpo_calling_back_bounded"},
+    ),
     "ppo_not_calling_back": Row(
         "PPO, not calling back",
         "ppo",
