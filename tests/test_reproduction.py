@@ -309,18 +309,28 @@ def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
     assert "holds README.md" in capsys.readouterr().err
 
 
-def test_relatives_have_a_table_of_their_own_and_k_has_too(data, tmp_path):
+def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
     top, out = tmp_path / "data", tmp_path / "page"
     shutil.copytree(data, top)
     run_folders.write(top / "mujoco" / "sapo" / "a", "sapo", WALKER, final=1200, spread=10)
+    for row in ("rgpo_calling_back", "ppo_not_calling_back"):
+        gate = f"experiments.reproduction.ablations:{row}"
+        folder = top / "mujoco" / row / "a"
+        run_folders.write(folder, row.split("_")[0], ANT, gate=gate, final=700, spread=10)
     for k in (16.0, 2.0):
         folder = top / "mujoco" / "sharpness" / str(k)
         run_folders.write(folder, "rgpo", CHEETAH, final=1000 * k, spread=10, sharpness=k)
     assert program.main(["--data", str(top), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
-    table, _, rest = page.partition("### Beside the table")
+    table, ablations, rest = page.split("### Beside the table")
     beside, _, study = rest.partition("## RGPO's k")
-    assert "SAPO" not in table and "| Walker2d-v4 | SAPO | 5 | 1200 [" in beside
+    assert re.findall(r"^\| (\S+) \| ([^|]+) \| 5 \| (\d+)\b", ablations, re.MULTILINE) == [
+        ("Ant-v4", "RGPO, k = 4", "500"),
+        ("Ant-v4", "PPO", "1000"),
+        ("Ant-v4", "RGPO, k = 4, calling back", "700"),
+        ("Ant-v4", "PPO, not calling back", "700"),
+    ]
+    assert "SAPO" not in table + ablations and "| Walker2d-v4 | SAPO | 5 | 1200 [" in beside
     compared = ["RGPO, k = 4", "PPO", "SAPO"]  # on its task alone
     assert re.findall(r"^\| (\S+) \| ([^|]+) \| 5 ", beside, re.MULTILINE) == [
         ("Walker2d-v4", name) for name in compared

@@ -80,11 +80,10 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
     """A family of tasks; its figures of training go into `pictures`."""
     from experiments.report import charts
     from experiments.reproduction import figures, rows
-    from experiments.reproduction.page import Family
+    from experiments.reproduction.page import Beside, Family
     from experiments.reproduction.search import SEARCHES, candidates
 
     collection = rows.read(data / key)
-    beside = rows.beside_the_table(collection)
 
     def draw(shown: "Collection", prefix: str) -> dict[str, str]:
         drawn = figures.curves(shown)
@@ -92,6 +91,10 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
         pictures.update({names[task]: picture for task, picture in drawn.items()})
         return {task: f"{FIGURES}/{name}" for task, name in names.items()}
 
+    beside = {}
+    for name, group in rows.GROUPS.items():
+        shown = rows.beside_the_table(collection, group)
+        beside[name] = Beside(shown, draw(shown, f"{key}-{name}"))
     table = rows.of_the_table(collection)
     search = SEARCHES.get(key) if (data / key / SEARCH).is_dir() else None
     return Family(
@@ -102,7 +105,6 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
         search,
         candidates(data / key / SEARCH, search.references) if search else {},
         draw(table, key),
-        draw(beside, f"{key}-beside"),
         _read_text(data / key / READING),
     )
 

@@ -20,6 +20,19 @@ _JUDGED = ("rgpo_k4", "rgpo")
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside:
+    """Rows beside the table, with what they are compared with.
+
+    Attributes:
+      collection: on tasks of their own.
+      figures: task -> path of the picture that shows training.
+    """
+
+    collection: Collection
+    figures: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """Tasks that share their settings.
 
@@ -27,22 +40,20 @@ class Family:
       key: folder of its runs and sweep files.
       title: for people.
       collection: its rows.
-      beside: relatives of the rows, with what they are compared with, on tasks of their own.
+      beside: key of `rows.GROUPS` -> its rows.
       search: how its settings were found; None: they are defaults.
       candidates: row -> what the search tried, best first.
       figures: task -> path of the picture that shows training.
-      figures_beside: the same of `beside`.
       reading: what a person makes of it, in Markdown; the rest of the page is computed.
     """
 
     key: str
     title: str
     collection: Collection
-    beside: Collection
+    beside: dict[str, Beside]
     search: Search | None
     candidates: dict[str, list[Candidate]]
     figures: dict[str, str]
-    figures_beside: dict[str, str]
     reading: str
 
 

@@ -30,13 +30,8 @@ ROWS = {
     "awr": Row("AWR", "awr"),
     "reinforce": Row("REINFORCE", "reinforce"),
 }
-RELATIVES = {
-    "rgpo_target_kl": Row("RGPO, k = 4, early stopping on KL", "rgpo", {"sharpness": 4.0}),
-    "ppo_target_kl": Row("PPO, early stopping on KL", "ppo"),
-    "rgpo_ppo_settings": Row(
-        "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
-    ),
-    "ppo_rgpo_settings": Row("PPO, settings of RGPO's searched k", "ppo"),
+# Rows that differ from another in one thing: what calls a ratio back to 1.
+_ABLATIONS = {
     "rgpo_calling_back": Row(
         "RGPO, k = 4, calling back",
         "rgpo",
@@ -52,13 +47,32 @@ RELATIVES = {
         "ppo",
         {"gate": "experiments.reproduction.ablations:ppo_not_calling_back"},
     ),
+}
+_RELATIVES = {
+    "rgpo_target_kl": Row("RGPO, k = 4, early stopping on KL", "rgpo", {"sharpness": 4.0}),
+    "ppo_target_kl": Row("PPO, early stopping on KL", "ppo"),
+    "rgpo_ppo_settings": Row(
+        "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
+    ),
+    "ppo_rgpo_settings": Row("PPO, settings of RGPO's searched k", "ppo"),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
-ALL = {**ROWS, **RELATIVES}
+ALL = {**ROWS, **_ABLATIONS, **_RELATIVES}
 
-# With what the relatives are compared, in their own table.
-COMPARED = ("rgpo_k4", "rgpo", BASELINE)
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows with a table of their own, and the rows of the paper's table that stand there too."""
+
+    rows: Sequence[str]
+    compared: Sequence[str]
+
+
+GROUPS = {
+    "ablations": Group(tuple(_ABLATIONS), ("rgpo_k4", BASELINE)),
+    "relatives": Group(tuple(_RELATIVES), ("rgpo_k4", "rgpo", BASELINE)),
+}
 
 # In what rows of a family may differ.
 _CHOSEN = frozenset({*search.COMMON, *search.OWN.values(), "target_kl"})
@@ -118,11 +132,11 @@ def of_the_table(collection: Collection) -> Collection:
     return _only(collection, ROWS, collection.envs)
 
 
-def beside_the_table(collection: Collection) -> Collection:
-    """The relatives, and what they are compared with, on tasks on which a relative was run."""
-    names = {row.name for row in RELATIVES.values()}
+def beside_the_table(collection: Collection, group: Group) -> Collection:
+    """A group of rows and what they are compared with, on tasks on which one of them was run."""
+    names = {ALL[key].name for key in group.rows}
     tasks = [env for env, name in collection.cells if name in names]
-    return _only(collection, [*COMPARED, *RELATIVES], tasks)
+    return _only(collection, [*group.compared, *group.rows], tasks)
 
 
 def _only(collection: Collection, keys: Iterable[str], tasks: Sequence[str]) -> Collection:
