@@ -166,7 +166,8 @@ def fit_to_caches(
     share = config.batch_size // config.num_minibatches // layout.env_devices
     seeds = num_seeds // layout.seed_devices
     if in_turn is None:
-        in_turn = share * num_weights >= _LEAST_WORK_IN_TURN
+        few_threads = _num_cores() <= 2 * layout.num_devices  # many share a large operation
+        in_turn = few_threads and share * num_weights >= _LEAST_WORK_IN_TURN
     if in_turn and seeds > 1:
         layout, seeds = dataclasses.replace(layout, in_turn=True), 1
     if layout.num_devices == 1:  # its threads share the work of a large operation
