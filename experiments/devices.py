@@ -20,7 +20,7 @@ _CACHED_SAMPLES = 256
 _UNCACHED_SAMPLES = 4096
 # Vmapping shares the overhead of small operations among seeds, and sends every operation through
 # the memory of all of them. From so many multiplications of a gradient step on (samples of a
-# minibatch times weights) the latter costs more: 1.3 to 1.5 times with MinAtar and Brax.
+# minibatch times weights) the latter costs more: 1.3 to 1.4 times with MinAtar and Brax's ant.
 _LEAST_WORK_IN_TURN = 10_000_000
 
 
@@ -29,9 +29,9 @@ class Layout:
     """A grid of devices.
 
     Attributes:
-      seed_devices: over which seeds are spread; those that share a device are vmapped.
+      seed_devices: over which seeds are spread.
       env_devices: over which the environments of each seed are spread.
-      in_turn: seeds that share a device are not vmapped, but trained one after another.
+      in_turn: whether seeds that share a device are trained one after another; else vmapped.
     """
 
     seed_devices: int = 1

@@ -31,7 +31,7 @@ class HostState(NamedTuple):
 class HostPrograms(Programs):
     """Collects with the policies of all members, and updates them in one compiled program.
 
-    Updates are vmapped over members and spread over the local devices; one device acts.
+    Members' updates are spread over the local devices as in `over_seeds`; one device acts.
     """
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
