@@ -405,15 +405,33 @@ def test_the_table_uses_what_the_search_found():
             chosen = {name: content[name] for name in found[row][0].settings}
             assert chosen == found[row][0].settings, (family, row)
             assert len(found[row]) == search.NUM_CANDIDATES
-            for cell in rows.read(RESULTS / "data" / family).cells.values():
-                if cell.variant == rows.ROWS[row].name:
-                    run = {name: cell.runs[0].settings.get(name) for name in content}
-                    own = ("agents", "envs", "num_seeds")
-                    assert {n: v for n, v in run.items() if n not in own} == {
-                        n: v for n, v in content.items() if n not in own
-                    }
+            assert_run_as_written(family, row, content)
             checked.append((family, row))
     assert len(checked) >= 3
+
+
+def assert_run_as_written(family, row, content):
+    """The runs of a row have the settings of its sweep file."""
+    for cell in rows.read(RESULTS / "data" / family).cells.values():
+        if cell.variant == rows.ROWS[row].name:
+            run = {name: cell.runs[0].settings.get(name) for name in content}
+            own = ("agents", "envs", "num_seeds")
+            assert {n: v for n, v in run.items() if n not in own} == {
+                n: v for n, v in content.items() if n not in own
+            }
+
+
+def test_brax_has_the_settings_of_mujoco():
+    brax, mujoco = (rows.read(RESULTS / "data" / family).cells for family in ("brax", "mujoco"))
+    for row, named in rows.ROWS.items():
+        content = yaml.safe_load((RESULTS / "brax" / f"{row}.yaml").read_text())
+        assert_run_as_written("brax", row, content)
+        theirs = mujoco["envpool/Hopper-v4", named.name].runs[0].settings
+        about_the_run = ("env", "backend", "num_seeds", "log_every", "eval_every", "eval_episodes")
+        for cell in (cell for (_, name), cell in brax.items() if name == named.name):
+            ours = cell.runs[0].settings
+            differ = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
+            assert differ <= {*about_the_run, "reset_pool_size"}  # a pool is of no use to EnvPool
 
 
 def test_the_page_is_that_of_the_data(tmp_path):
