@@ -7,6 +7,8 @@ from rgpo_jax import gates
 from rgpo_jax.gates import weight
 
 DEFAULTS = {name: constructor() for name, constructor in gates.CONSTRUCTORS.items()}
+LOG_RATIO = np.linspace(-2.0, 2.0, 9).astype(np.float32)
+ADVANTAGE = np.where(np.arange(9) % 2, 1.0, -1.0).astype(np.float32)
 
 
 @jax.jit

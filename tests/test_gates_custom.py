@@ -3,13 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gate_probes import DEFAULTS
+from gate_probes import ADVANTAGE, DEFAULTS, LOG_RATIO
 
 from rgpo_jax import gates
 from rgpo_jax.tunable import Tunable
-
-LOG_RATIO = np.linspace(-2.0, 2.0, 9).astype(np.float32)
-ADVANTAGE = np.where(np.arange(9) % 2, 1.0, -1.0).astype(np.float32)
 
 
 def users_gate(log_ratio, advantage):

@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gate_probes import DEFAULTS, value_and_weight
+from gate_probes import ADVANTAGE, DEFAULTS, LOG_RATIO, value_and_weight
 from scipy.special import expit
 
 from rgpo_jax import gates, objective
 from rgpo_jax.gates import weight
-
-LOG_RATIO = np.linspace(-2.0, 2.0, 9).astype(np.float32)
-ADVANTAGE = np.where(np.arange(9) % 2, 1.0, -1.0).astype(np.float32)
 
 
 @pytest.mark.parametrize(
