@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.theory import unification
+from experiments.theory import surrogates, unification
 from experiments.theory.options import Options
 from rgpo_jax import gates
 
@@ -16,12 +16,12 @@ EXACT = 1e-12
 @pytest.fixture(scope="module", params=["CartPole-v1", "Pendulum-v1"])
 def samples(request):
     # The seed leads to ratios beyond both ends of the clip range.
-    return unification.draw(request.param, 2, 1e-2, num_envs=4, num_steps=16, num_updates=1)
+    return surrogates.draw(request.param, 2, 1e-2, num_envs=4, num_steps=16, num_updates=1)
 
 
 @pytest.fixture(scope="module")
 def reference(samples):
-    return unification.published(samples, unification.scores(samples))
+    return surrogates.published(samples, surrogates.scores(samples))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_each_gate_has_the_published_gradient(findings):
     assert findings.tells, "ratios beyond both ends of the clip range"
     assert findings.to_published.keys() == {"REINFORCE", "PPO", "TRPO"}
     assert max(findings.to_published.values()) < EXACT
-    assert findings.to_form.keys() == unification.FORMS.keys()
+    assert findings.to_form.keys() == surrogates.FORMS.keys()
     assert max(findings.to_form.values()) < EXACT
     # For contrast: RGPO's gradient is none of them, and tends to TRPO's as the gate flattens.
     assert min(distance for _, distance in findings.contrast.values()) > 1e-2
@@ -53,7 +53,7 @@ def test_another_gate_does_not_pass(samples, reference):
         "ppo, another clip": (gates.ppo(0.3), ("REINFORCE", "PPO", "TRPO")),
         "rgpo": (gates.rgpo(4.0), ("REINFORCE", "PPO", "TRPO")),
     }
-    gradients = unification.through_gates(samples, [gate for gate, _ in wrong.values()])
+    gradients = surrogates.through_gates(samples, [gate for gate, _ in wrong.values()])
     for gradient, (_, names) in zip(gradients, wrong.values(), strict=True):
         for name in names:
             assert unification.relative_difference(gradient, reference[name]) > 1e-3
@@ -113,7 +113,7 @@ def test_one_difference_refutes_the_claim(findings, field, name, verdicts):
 
 
 def test_the_study_has_its_figure_and_tables(samples, findings, monkeypatch):
-    monkeypatch.setattr(unification, "draw", lambda *_: samples)
+    monkeypatch.setattr(surrogates, "draw", lambda *_: samples)
     monkeypatch.setattr(unification, "measure", lambda _: findings)
     shares = []
     study = unification.run(Options(), shares.append)

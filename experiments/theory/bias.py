@@ -2,238 +2,58 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.theory import ratios
+from experiments.theory import estimators, ratios
+from experiments.theory.estimators import (
+    NEAR,
+    OTHERS,
+    SHARPNESSES,
+    SHOWN,
+    SMALL,
+    TAIL_SHARPNESSES,
+    WITHIN,
+)
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
 from rgpo_jax import gates
-from rgpo_jax.tunable import Tunable
 
 KLS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.1, 0.3, 1.0)  # of old to new, in nats
 SIZES = (64, 512, 4096, 32_768)  # samples of a gradient estimate
 SIGNALS = (0.1, 1.0)  # noisy advantages, and advantages that say all there is to say
-_SHARPNESSES = np.geomspace(0.003, 100.0, 121)
-_SHOWN = (1.0, 2.0, 4.0, 8.0, 16.0)
-_TAIL_SHARPNESSES = (0.003, 0.1, *_SHOWN)
-_SMALL = (1e-4, 1e-3)  # between which the bias under a tail is a power of k
-_NEAR = 0.1  # KL up to which (r - 1)^2 is 2 KL, about
-_WITHIN = 0.05  # an error that is larger by no more than this is as good
-
-
-class Moments(NamedTuple):
-    """Of one sample's gradient estimate.
-
-    Attributes:
-      bias: E_old[w A s] - E_old[r A s].
-      variance: of w A s.
-    """
-
-    bias: float
-    variance: float
-
-    def error(self, n: float) -> float:
-        """Mean squared error of the mean of n samples."""
-        return self.bias**2 + self.variance / n
-
-
-@jax.jit
-def _normalized(sharpness: jax.Array, log_ratio: jax.Array) -> jax.Array:
-    gate = gates.rgpo(sharpness, normalize=True)
-    return gates.weight(gate)(log_ratio, jax.numpy.ones_like(log_ratio))
-
-
-def _moments(w: np.ndarray, samples: ratios.Samples) -> Moments:
-    sample = w * samples.advantage * samples.score
-    truth = np.exp(samples.log_ratio) * samples.advantage * samples.score
-    mean = float(np.sum(samples.mass * sample))
-    variance = float(np.sum(samples.mass * np.square(sample))) - mean**2
-    return Moments(float(np.sum(samples.mass * (sample - truth))), variance)
-
-
-def true_gradient(samples: ratios.Samples) -> float:
-    """E_old[r A s], what importance sampling estimates without bias."""
-    return float(
-        np.sum(samples.mass * np.exp(samples.log_ratio) * samples.advantage * samples.score)
-    )
-
-
-def of_sharpness(sharpness: float, samples: ratios.Samples) -> Moments:
-    """Of the normalised gate, whose w(1) is 1 for every k."""
-    with jax.enable_x64(True):
-        return _moments(np.asarray(_normalized(sharpness, samples.log_ratio)), samples)
-
-
-def of_gate(gate: Tunable, samples: ratios.Samples) -> Moments:
-    """Of any gate."""
-    return _moments(ratios.weights(gate, samples.log_ratio, samples.advantage), samples)
-
-
-def bound(sharpness: float, samples: ratios.Samples) -> float:
-    """(k^2/4) E_pi[(r-1)^2 |A| |s|], which the normalised gate's |bias| does not exceed."""
-    r = np.exp(samples.log_ratio)
-    size = np.abs(samples.advantage * samples.score)
-    return sharpness**2 / 4.0 * float(np.sum(samples.mass * r * np.square(r - 1.0) * size))
-
-
-def capped_bound(sharpness: float, samples: ratios.Samples) -> float:
-    """E_pi[min(1, k^2/4 (r-1)^2) |A| |s|], a bound as well: finite where E_pi[(r-1)^2] is not."""
-    r = np.exp(samples.log_ratio)
-    share = np.minimum(1.0, np.square(sharpness * (r - 1.0) / 2.0))
-    size = np.abs(samples.advantage * samples.score)
-    return float(np.sum(samples.mass * r * share * size))
-
-
-class Tail(NamedTuple):
-    """Bias under a Pareto ratio.
-
-    Attributes:
-      tail: its index a.
-      truth: the gradient.
-      bias, bound: for each k of `_TAIL_SHARPNESSES`.
-      power: p where |bias| falls as k^p for small k.
-    """
-
-    tail: float
-    truth: float
-    bias: list[float]
-    bound: list[float]
-    power: float
-
-
-def under_tail(tail: float) -> Tail:
-    """Exact values, and the power between two small k."""
-    samples = ratios.ParetoBandit(tail).quadrature()
-    near, far = (abs(of_sharpness(k, samples).bias) for k in _SMALL)
-    return Tail(
-        tail,
-        true_gradient(samples),
-        [of_sharpness(k, samples).bias for k in _TAIL_SHARPNESSES],
-        [capped_bound(k, samples) for k in _TAIL_SHARPNESSES],
-        math.log(far / near) / math.log(_SMALL[1] / _SMALL[0]),
-    )
-
-
-def identity_error() -> float:
-    """Largest |w - r + r tanh^2(k(r-1)/2)| / r of the normalised gate, over k and r in float64."""
-    log_ratio = np.linspace(-8.0, 5.0, 20_001)
-    r, worst = np.exp(log_ratio), 0.0
-    for sharpness in (0.05, *_SHOWN, 100.0):
-        with jax.enable_x64(True):
-            w = np.asarray(_normalized(sharpness, log_ratio))
-        expected = -r * np.square(np.tanh(sharpness * (r - 1.0) / 2.0))
-        worst = max(worst, float(np.max(np.abs(w - r - expected) / r)))
-    return worst
-
-
-def rule(choices: "Sequence[Choice]") -> tuple[float, float]:
-    """The rule k = C / (signal sqrt(n KL)), fitted where KL and the best k are small.
-
-    For k^2 KL << 1 the squared bias grows as (signal k^2 KL)^2, and the variance falls by a share
-    k^2 KL of it: the sum is least where k^2 KL is in proportion to 1 / (signal^2 n).
-
-    Returns:
-      C, and the largest factor by which a best k is off the rule.
-    """
-    products = [
-        c.best * c.signal * math.sqrt(c.n * c.kl)
-        for c in choices
-        if c.kl <= _NEAR and c.best > 0.0 and c.best * math.sqrt(2.0 * c.kl) < 1.0
-    ]
-    constant = math.exp(float(np.mean(np.log(products))))
-    return constant, max(max(p / constant, constant / p) for p in products)
-
-
-class Choice(NamedTuple):
-    """The sharpness of least error at one distance, sample size and signal.
-
-    Attributes:
-      signal, kl, n: where.
-      best: the sharpness; 0 stands for importance sampling, which no k > 0 beats, and inf for an
-        estimate of 0, which none beats by more.
-      low, high: sharpnesses within 5 % of the least error; high inf where any large one is.
-      error: the least mean squared error, over the squared true gradient.
-      over: that of other estimators, over the least.
-    """
-
-    signal: float
-    kl: float
-    n: int
-    best: float
-    low: float
-    high: float
-    error: float
-    over: dict[str, float]
-
-
-_OTHERS: dict[str, Tunable] = {
-    "rgpo k=4": gates.rgpo(4.0),
-    "importance": gates.importance(),
-    "ppo": gates.ppo(),
-    "reinforce": gates.reinforce(),
-}
-
-
-def choose(signal: float, kl: float, sizes: Sequence[int], samples: ratios.Samples) -> list[Choice]:
-    """The sharpness of least error, for each number of samples."""
-    scanned = [of_sharpness(k, samples) for k in _SHARPNESSES]
-    others = {name: of_gate(gate, samples) for name, gate in _OTHERS.items()}
-    truth = true_gradient(samples)
-    found = []
-    for n in sizes:
-        errors = np.array([moments.error(n) for moments in scanned])
-        i = int(np.argmin(errors))
-        least = min(float(errors[i]), others["importance"].error(n))
-        best = float(_SHARPNESSES[i]) if errors[i] <= least and i else 0.0
-        (good,) = np.nonzero(errors <= least * (1.0 + _WITHIN))
-        found.append(
-            Choice(
-                signal,
-                kl,
-                n,
-                math.inf if i == len(_SHARPNESSES) - 1 else best,
-                0.0 if good[0] == 0 else float(_SHARPNESSES[good[0]]),
-                math.inf if good[-1] == len(_SHARPNESSES) - 1 else float(_SHARPNESSES[good[-1]]),
-                least / truth**2,
-                {name: moments.error(n) / least for name, moments in others.items()},
-            )
-        )
-    return found
 
 
 def run(options: Options, progress: Progress) -> Study:
     """The identity, the bound, and the trade of bias for variance."""
     rng = np.random.default_rng((options.seed, 3))
     rows: list[tuple[Value, ...]] = []
-    choices: list[Choice] = []
+    choices: list[estimators.Choice] = []
     measured: list[float] = []
     draws = min(options.samples, 1_000_000)
     for i, kl in enumerate(KLS):
         for signal in SIGNALS:
             model = ratios.Normals.at_distance(kl, signal)
             samples = model.quadrature()
-            choices += choose(signal, kl, SIZES, samples)
+            choices += estimators.choose(signal, kl, SIZES, samples)
             if signal != SIGNALS[-1]:
                 continue
             drawn = model.draw(rng, draws)
-            truth = true_gradient(samples)
-            for k in _SHOWN:
-                exact = of_sharpness(k, samples)
+            truth = estimators.true_gradient(samples)
+            for k in SHOWN:
+                exact = estimators.of_sharpness(k, samples)
                 r = np.exp(drawn.log_ratio)
                 with jax.enable_x64(True):
-                    w = np.asarray(_normalized(k, drawn.log_ratio))
+                    w = np.asarray(estimators.normalized_weight(k, drawn.log_ratio))
                 gaps = (w - r) * drawn.advantage * drawn.score
                 error = float(gaps.std(ddof=1)) / math.sqrt(draws)
                 measured.append((float(gaps.mean()) - exact.bias) / error)
-                rows.append(
-                    (kl, k, truth, exact.bias, float(gaps.mean()), error, bound(k, samples))
-                )
+                limit = estimators.bound(k, samples)
+                rows.append((kl, k, truth, exact.bias, float(gaps.mean()), error, limit))
         progress((i + 1) / len(KLS))
-    identity = identity_error()
-    tails = [under_tail(tail) for tail in ratios.TAILS]
+    identity = estimators.identity_error()
+    tails = [estimators.under_tail(tail) for tail in ratios.TAILS]
     return Study(
         "Bias, and what it buys",
         (
@@ -271,17 +91,17 @@ def run(options: Options, progress: Progress) -> Study:
                 [
                     (t.tail, k, t.truth, *found)
                     for t in tails
-                    for k, *found in zip(_TAIL_SHARPNESSES, t.bias, t.bound, strict=True)
+                    for k, *found in zip(TAIL_SHARPNESSES, t.bias, t.bound, strict=True)
                 ],
             ),
             Table(
                 "bias_guide",
                 "Choosing k: the sharpness of least error (0: importance sampling; ∞: nothing "
-                f"beats an estimate of 0), those within {_WITHIN:.0%} of it, the least error over "
+                f"beats an estimate of 0), those within {WITHIN:.0%} of it, the least error over "
                 "the squared true gradient, and the error of other estimators over the least",
                 (
                     *("signal", "KL", "samples", "best k", "from", "to", "relative error"),
-                    *_OTHERS,
+                    *OTHERS,
                 ),
                 [
                     (c.signal, c.kl, c.n, c.best, c.low, c.high, c.error, *c.over.values())
@@ -295,8 +115,8 @@ def run(options: Options, progress: Progress) -> Study:
 def _claims(
     identity: float,
     rows: Sequence[tuple[Value, ...]],
-    choices: Sequence[Choice],
-    tails: Sequence[Tail],
+    choices: Sequence[estimators.Choice],
+    tails: Sequence[estimators.Tail],
     measured: Sequence[float],
     draws: int,
 ) -> list[Claim]:
@@ -307,14 +127,14 @@ def _claims(
     share = np.abs(bias / truth)
     at_four = share[k == 4.0]
     flat = [
-        abs(of_sharpness(_SHARPNESSES[0], samples).bias) / t
+        abs(estimators.of_sharpness(SHARPNESSES[0], samples).bias) / t
         for samples, t in (
             (ratios.Normals.at_distance(one, SIGNALS[-1]).quadrature(), truth[kl == one][0])
             for one in KLS
         )
     ]
     reversed_from = kl[(bias < -truth) & (k == 4.0)]
-    constant, factor = rule(choices)
+    constant, factor = estimators.rule(choices)
     shown = [c for c in choices if (c.signal, c.kl) == (SIGNALS[0], 0.02)]
     return [
         Claim(
@@ -324,7 +144,7 @@ def _claims(
             f"of the normalised gate between normal policies: |bias| is below (k²/4) "
             f"E[(r-1)² |A| |s|] in all {len(rows)} cells (closest: "
             f"{say(abs(bias[tightest]) / limit[tightest])} of it, k = {k[tightest]:g}, KL = "
-            f"{kl[tightest]:g}); at k = {_SHARPNESSES[0]:g} it is at most "
+            f"{kl[tightest]:g}); at k = {SHARPNESSES[0]:g} it is at most "
             f"{say(100 * max(flat))} % of the gradient; "
             f"{draws:,} draws agree with the exact values within {say(farthest)} standard errors. "
             "The paper's gate is k/4 times this one: where k is not 4 its gradient is off by that "
@@ -339,11 +159,11 @@ def _claims(
                 np.all(np.abs(t.bias) <= t.bound) and abs(t.power - min(t.tail - 1.0, 2.0)) < 0.1
                 for t in tails
             ),
-            f"bandit, |bias| over the true gradient at k = {_TAIL_SHARPNESSES[0]:g} and at k = 4, "
-            f"and the power of k between {_SMALL[0]:g} and {_SMALL[1]:g}: "
+            f"bandit, |bias| over the true gradient at k = {TAIL_SHARPNESSES[0]:g} and at k = 4, "
+            f"and the power of k between {SMALL[0]:g} and {SMALL[1]:g}: "
             + "; ".join(
                 f"a = {t.tail:g}: {say(100 * abs(t.bias[0] / t.truth))} %, "
-                f"{say(100 * abs(t.bias[_TAIL_SHARPNESSES.index(4.0)] / t.truth))} %, "
+                f"{say(100 * abs(t.bias[TAIL_SHARPNESSES.index(4.0)] / t.truth))} %, "
                 f"{say(t.power)}"
                 for t in tails
             )
@@ -376,7 +196,7 @@ def _claims(
         ),
         Claim(
             f"The sharpness of least error is about {constant:.1f} / (signal √(n KL)) "
-            f"for KL up to {_NEAR:g}, where that is small for the distance: k √(2 KL) "
+            f"for KL up to {NEAR:g}, where that is small for the distance: k √(2 KL) "
             "< 1.",
             "ours",
             factor < 1.5,
@@ -396,7 +216,7 @@ def _claims(
 def _bias_figure(rows: Sequence[tuple[Value, ...]]) -> Figure:
     table = np.array(rows, float)
     lines = []
-    for style, k in enumerate(_SHOWN):
+    for style, k in enumerate(SHOWN):
         kl, _, truth, bias, measured, error, limit = table[table[:, 1] == k].T
         lines.append(Line(f"k = {k:g}", kl, np.abs(bias / truth), style))
         lines.append(Line("", kl, limit / np.abs(truth), style, ":"))
@@ -407,7 +227,7 @@ def _bias_figure(rows: Sequence[tuple[Value, ...]]) -> Figure:
     r = np.linspace(0.0, 4.0, 400)
     identity = [
         Line(f"k = {k:g}", r, -r * np.square(np.tanh(k * (r - 1.0) / 2.0)), style)
-        for style, k in enumerate(_SHOWN)
+        for style, k in enumerate(SHOWN)
     ]
     return Figure(
         "bias",
@@ -433,22 +253,22 @@ def _trade_figure() -> Figure:
     n = 512
     for kl in (0.02, 0.1, 1.0):
         samples = ratios.Normals.at_distance(kl, SIGNALS[0]).quadrature()
-        moments = [of_sharpness(k, samples) for k in _SHARPNESSES]
+        moments = [estimators.of_sharpness(k, samples) for k in SHARPNESSES]
         bias = np.array([m.bias**2 for m in moments])
         variance = np.array([m.variance / n for m in moments])
-        importance = of_gate(gates.importance(), samples).error(n)
+        importance = estimators.of_gate(gates.importance(), samples).error(n)
         panels.append(
             Panel(
                 f"KL = {kl:g}",
                 "sharpness k",
                 "error of the gradient",
                 [
-                    Line("bias²", _SHARPNESSES, bias, 0),
-                    Line(f"variance / {n}", _SHARPNESSES, variance, 1),
-                    Line("mean squared error", _SHARPNESSES, bias + variance, 2),
+                    Line("bias²", SHARPNESSES, bias, 0),
+                    Line(f"variance / {n}", SHARPNESSES, variance, 1),
+                    Line("mean squared error", SHARPNESSES, bias + variance, 2),
                     Line(
                         "importance sampling's",
-                        _SHARPNESSES[[0, -1]],
+                        SHARPNESSES[[0, -1]],
                         np.full(2, importance),
                         None,
                         "--",
@@ -468,7 +288,7 @@ def _trade_figure() -> Figure:
     )
 
 
-def _guide_figure(choices: Sequence[Choice]) -> Figure:
+def _guide_figure(choices: Sequence[estimators.Choice]) -> Figure:
     panels = []
     for signal in SIGNALS:
         lines = []
@@ -476,7 +296,7 @@ def _guide_figure(choices: Sequence[Choice]) -> Figure:
             chosen = [c for c in choices if c.signal == signal and c.n == n]
             kl = np.array([c.kl for c in chosen])
             best = np.array([c.best if 0.0 < c.best < math.inf else np.nan for c in chosen])
-            high = np.array([min(c.high, _SHARPNESSES[-1]) for c in chosen])
+            high = np.array([min(c.high, SHARPNESSES[-1]) for c in chosen])
             lines.append(Line(f"{n:,} samples", kl, best, style, marker="o"))
             lines.append(Line("", kl, high, style, ":"))
         panels.append(
@@ -492,7 +312,7 @@ def _guide_figure(choices: Sequence[Choice]) -> Figure:
         )
     return Figure(
         "bias_guide",
-        f"The k of least error (points) and the largest within {_WITHIN:.0%} of it (dotted), by "
+        f"The k of least error (points) and the largest within {WITHIN:.0%} of it (dotted), by "
         "distance of the policies and samples of an estimate; the thin line is k = 4.",
         panels,
     )
