@@ -14,7 +14,7 @@ from experiments import grid
 from experiments.command_line import BadInput
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, claims, rows, search
-from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
+from experiments.reproduction.claims import HELD, NOT_HELD, UNDECIDED
 from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
 from tests import run_folders
@@ -82,7 +82,7 @@ def test_there_is_no_share_of_a_return_that_may_be_negative():
     for baseline in ([-60.0, -50.0, -40.0], [-30.0, 10.0, 40.0], [50.0]):
         gain = claims.relative_gain(np.array([-110.0, -100.0, -90.0]), np.array(baseline))
         assert np.isnan(gain).all()
-        assert claims.judge_gain(gain, 0.81) == UNTOLD == claims.judge_gain(gain, 0.0)
+        assert claims.judge_gain(gain, 0.81) == UNDECIDED == claims.judge_gain(gain, 0.0)
         assert claims.percent(gain) == ""
 
 
@@ -103,14 +103,14 @@ def test_the_interval_of_variation_covers_what_it_says():
     [
         (0.5, 1.0, 0.81, HELD),
         (0.9, 1.5, 0.81, HELD),  # better than the paper's
-        (0.1, 1.0, 0.81, UNTOLD),
-        (-0.1, 1.0, 0.81, UNTOLD),
+        (0.1, 1.0, 0.81, UNDECIDED),
+        (-0.1, 1.0, 0.81, UNDECIDED),
         (0.1, 0.8, 0.81, NOT_HELD),
         (-0.5, -0.1, 0.81, NOT_HELD),
-        (np.nan, np.nan, 0.81, UNTOLD),
+        (np.nan, np.nan, 0.81, UNDECIDED),
         (-0.2, 0.2, 0.0, HELD),
         (0.05, 0.15, 0.0, HELD),
-        (0.05, 0.5, 0.0, UNTOLD),
+        (0.05, 0.5, 0.0, UNDECIDED),
         (0.3, 0.5, 0.0, NOT_HELD),
         (-0.5, -0.3, 0.0, NOT_HELD),
     ],
@@ -123,10 +123,10 @@ def test_a_limit_is_broken_by_one_and_kept_by_all():
     below, above, across = (Estimate(v, v - 0.1, v + 0.1) for v in (0.1, 0.5, 0.3))
     assert claims.judge_at_most([below, below], 0.27) == HELD
     assert claims.judge_at_most([below, above], 0.27) == NOT_HELD
-    assert claims.judge_at_most([below, across], 0.27) == UNTOLD
+    assert claims.judge_at_most([below, across], 0.27) == UNDECIDED
     assert claims.judge_within([across], 0.1, 0.5) == HELD
     assert claims.judge_within([across, above], 0.1, 0.35) == NOT_HELD
-    assert claims.judge_within([across], 0.25, 0.5) == UNTOLD
+    assert claims.judge_within([across], 0.25, 0.5) == UNDECIDED
 
 
 def test_claims_are_judged_task_by_task(collection):
@@ -136,14 +136,14 @@ def test_claims_are_judged_task_by_task(collection):
     assert found["Ant-v4: return +47 % against PPO"]["rgpo_k4"].verdict == NOT_HELD
     assert found["HalfCheetah-v4: return equal to PPO's"]["rgpo_k4"].verdict == HELD
     missing = found["Hopper-v4: return equal to PPO's"]["rgpo_k4"]
-    assert (missing.verdict, missing.evidence) == (UNTOLD, "not run yet")
-    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNTOLD
+    assert (missing.verdict, missing.evidence) == (UNDECIDED, "not run yet")
+    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNDECIDED
     spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
-    assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
+    assert spread.verdict == UNDECIDED and "Hopper-v4 not run yet" in spread.evidence
     spikes = found["KL spikes in no update"]["rgpo_k4"]
     assert spikes.verdict == NOT_HELD and "Ant-v4 10 / 10 / 10 / 10 %" in spikes.evidence
     del found["KL spikes in 44 to 84 % of PPO's updates"]  # does not ask for RGPO's runs
-    assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
+    assert all(findings["rgpo"].verdict == UNDECIDED for findings in found.values())
 
 
 def spiking(rate):
@@ -352,7 +352,7 @@ def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "| Walker2d-v4 | RGPO, k = 4 (unfinished at 50%) | 5 |  |  |  |" in page
-    assert "against PPO | **cannot be told**: unfinished at 50%" in page
+    assert "against PPO | **undecided**: unfinished at 50%" in page
 
 
 def test_what_was_not_logged_is_left_empty(tmp_path):
@@ -377,9 +377,9 @@ def test_what_was_not_logged_is_left_empty(tmp_path):
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "nan [" not in page and "[nan" not in page
-    assert "**cannot be told**: broken at 100%" in page
+    assert "**undecided**: broken at 100%" in page
     assert "b broke: parameters became NaN or infinite (seed 0 at update 3)." in page
-    assert "**cannot be told**: never evaluated" in page
+    assert "**undecided**: never evaluated" in page
 
 
 def test_no_data_is_one_line(tmp_path, capsys):

@@ -14,7 +14,7 @@ from rgpo_jax import statistics
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
 from rgpo_jax.statistics import Estimate
 
-HELD, NOT_HELD, UNTOLD = "held", "not held", "cannot be told"
+HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 # Task -> gain in return over PPO, as readers of the paper report it; 0 is parity.
 PAPERS_GAINS = {
     "envpool/Walker2d-v4": 0.81,
@@ -38,7 +38,7 @@ class Finding:
     """What one row's runs say of a claim.
 
     Attributes:
-      verdict: HELD, NOT_HELD or UNTOLD.
+      verdict: HELD, NOT_HELD or UNDECIDED.
       evidence: the intervals that say so.
     """
 
@@ -130,7 +130,7 @@ def judge_gain(gain: Estimate, papers: float) -> str:
         return judge_within([gain], -_PARITY, _PARITY)
     if gain.high < papers:
         return NOT_HELD
-    return HELD if gain.low > papers / 2 else UNTOLD
+    return HELD if gain.low > papers / 2 else UNDECIDED
 
 
 def judge_at_most(found: Sequence[Estimate], limit: float) -> str:
@@ -142,7 +142,7 @@ def judge_within(found: Sequence[Estimate], low: float, high: float) -> str:
     """Whether all of some numbers lie in a range: held by all, broken by one."""
     if any(estimate.low > high or estimate.high < low for estimate in found):
         return NOT_HELD
-    return HELD if all(low <= e.low and e.high <= high for e in found) else UNTOLD
+    return HELD if all(low <= e.low and e.high <= high for e in found) else UNDECIDED
 
 
 def claims(collection: Collection, rows: Sequence[str]) -> list[Claim]:
@@ -180,7 +180,7 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         reason = _missing(cells, task, row)
         theirs = _missing(cells, task, BASELINE)
         if reason or theirs:
-            findings[row] = Finding(UNTOLD, reason or f"PPO {theirs}")
+            findings[row] = Finding(UNDECIDED, reason or f"PPO {theirs}")
             continue
         gain = gain_over_baseline(cells, task, row)
         verdict = judge_gain(gain, papers)
@@ -194,8 +194,8 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         findings[row] = Finding(verdict, evidence)
     if papers == 0:
         rule = (
-            f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside; else it "
-            "cannot be told"
+            f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside; else "
+            "undecided"
         )
         return Claim(f"{short_name(task)}: return equal to PPO's", rule, findings)
     rule = (
@@ -221,7 +221,7 @@ def _over_tasks(
         texts.append(f"{short_name(task)} {reason or say(found[-1])}")
     verdict = judge(found)
     complete = len(found) == len(PAPERS_GAINS)
-    return Finding(verdict if complete or verdict == NOT_HELD else UNTOLD, "; ".join(texts))
+    return Finding(verdict if complete or verdict == NOT_HELD else UNDECIDED, "; ".join(texts))
 
 
 def _variation(cells: Cells, rows: Sequence[str]) -> Claim:
@@ -275,7 +275,7 @@ def _spikes_of_baseline(cells: Cells, rows: Sequence[str]) -> Claim:
 
     return Claim(
         f"KL spikes in {100 * low:.0f} to {100 * high:.0f} % of PPO's updates",
-        "as above, of PPO: the same for both rows",
+        "PPO's rates in that range, at one threshold; not held: at none",
         dict.fromkeys(rows, _rates(cells, BASELINE, judge)),
     )
 
@@ -289,13 +289,13 @@ def _rates(cells: Cells, row: str, judge: Callable[[Estimate], str]) -> Finding:
         says = f"{spikes(rates)} %" if rates else reason or "not logged"
         texts.append(f"{short_name(task)} {says}")
         for threshold, verdicts in by_threshold.items():
-            verdicts.append(judge(rates[threshold]) if rates else UNTOLD)
+            verdicts.append(judge(rates[threshold]) if rates else UNDECIDED)
     worst = [_worst(verdicts) for verdicts in by_threshold.values()]
-    return Finding(_first(HELD, UNTOLD, NOT_HELD, among=worst), "; ".join(texts))
+    return Finding(_first(HELD, UNDECIDED, NOT_HELD, among=worst), "; ".join(texts))
 
 
 def _worst(verdicts: Sequence[str]) -> str:
-    return _first(NOT_HELD, UNTOLD, HELD, among=verdicts)
+    return _first(NOT_HELD, UNDECIDED, HELD, among=verdicts)
 
 
 def _first(*order: str, among: Sequence[str]) -> str:

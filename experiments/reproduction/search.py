@@ -82,7 +82,7 @@ def candidates(
     """Row -> its candidates that were run on all tasks to their end, best first.
 
     Args:
-      folder: of the search, with a folder per sweep. RGPO at the paper's k is a row of its own;
+      folder: of the search, with a folder per sweep. RGPO at k = 4 is a row of its own;
         the defaults have that k, and are a candidate of both rows.
       references: of the tasks, see `Search`.
 
