@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import grid
+from agents import ppo
+from experiments import grid, settings
 from experiments.command_line import BadInput
 from experiments.reproduction import __main__ as program
-from experiments.reproduction import ablations, claims, rows, search
-from experiments.reproduction.claims import HELD, NOT_HELD, UNDECIDED
+from experiments.reproduction import ablations, claims, figures, rows, search
+from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
 from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
 from tests import run_folders
@@ -82,7 +83,7 @@ def test_there_is_no_share_of_a_return_that_may_be_negative():
     for baseline in ([-60.0, -50.0, -40.0], [-30.0, 10.0, 40.0], [50.0]):
         gain = claims.relative_gain(np.array([-110.0, -100.0, -90.0]), np.array(baseline))
         assert np.isnan(gain).all()
-        assert claims.judge_gain(gain, 0.81) == UNDECIDED == claims.judge_gain(gain, 0.0)
+        assert claims.judge_gain(gain, 0.81) == UNTOLD == claims.judge_gain(gain, 0.0)
         assert claims.percent(gain) == ""
 
 
@@ -103,14 +104,14 @@ def test_the_interval_of_variation_covers_what_it_says():
     [
         (0.5, 1.0, 0.81, HELD),
         (0.9, 1.5, 0.81, HELD),  # better than the paper's
-        (0.1, 1.0, 0.81, UNDECIDED),
-        (-0.1, 1.0, 0.81, UNDECIDED),
+        (0.1, 1.0, 0.81, UNTOLD),
+        (-0.1, 1.0, 0.81, UNTOLD),
         (0.1, 0.8, 0.81, NOT_HELD),
         (-0.5, -0.1, 0.81, NOT_HELD),
-        (np.nan, np.nan, 0.81, UNDECIDED),
+        (np.nan, np.nan, 0.81, UNTOLD),
         (-0.2, 0.2, 0.0, HELD),
         (0.05, 0.15, 0.0, HELD),
-        (0.05, 0.5, 0.0, UNDECIDED),
+        (0.05, 0.5, 0.0, UNTOLD),
         (0.3, 0.5, 0.0, NOT_HELD),
         (-0.5, -0.3, 0.0, NOT_HELD),
     ],
@@ -123,10 +124,10 @@ def test_a_limit_is_broken_by_one_and_kept_by_all():
     below, above, across = (Estimate(v, v - 0.1, v + 0.1) for v in (0.1, 0.5, 0.3))
     assert claims.judge_at_most([below, below], 0.27) == HELD
     assert claims.judge_at_most([below, above], 0.27) == NOT_HELD
-    assert claims.judge_at_most([below, across], 0.27) == UNDECIDED
+    assert claims.judge_at_most([below, across], 0.27) == UNTOLD
     assert claims.judge_within([across], 0.1, 0.5) == HELD
     assert claims.judge_within([across, above], 0.1, 0.35) == NOT_HELD
-    assert claims.judge_within([across], 0.25, 0.5) == UNDECIDED
+    assert claims.judge_within([across], 0.25, 0.5) == UNTOLD
 
 
 def test_claims_are_judged_task_by_task(collection):
@@ -136,14 +137,14 @@ def test_claims_are_judged_task_by_task(collection):
     assert found["Ant-v4: return +47 % against PPO"]["rgpo_k4"].verdict == NOT_HELD
     assert found["HalfCheetah-v4: return equal to PPO's"]["rgpo_k4"].verdict == HELD
     missing = found["Hopper-v4: return equal to PPO's"]["rgpo_k4"]
-    assert (missing.verdict, missing.evidence) == (UNDECIDED, "not run yet")
-    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNDECIDED
+    assert (missing.verdict, missing.evidence) == (UNTOLD, "not run yet")
+    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNTOLD
     spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
-    assert spread.verdict == UNDECIDED and "Hopper-v4 not run yet" in spread.evidence
+    assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
     spikes = found["KL spikes in no update"]["rgpo_k4"]
     assert spikes.verdict == NOT_HELD and "Ant-v4 10 / 10 / 10 / 10 %" in spikes.evidence
     del found["KL spikes in 44 to 84 % of PPO's updates"]  # does not ask for RGPO's runs
-    assert all(findings["rgpo"].verdict == UNDECIDED for findings in found.values())
+    assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
 
 
 def spiking(rate):
@@ -171,6 +172,23 @@ def test_spikes_are_judged_apart(ours, theirs, verdicts, tmp_path):
     found = claims.claims(rows.read(tmp_path), ["rgpo_k4"])
     judged = [claim.findings["rgpo_k4"] for claim in found if claim.text.startswith("KL spikes")]
     assert tuple(finding.verdict for finding in judged) == verdicts
+
+
+def test_spikes_are_claimed_with_their_intervals():
+    rates = {0.02: Estimate(0.9, 0.85, 0.95), 0.16: Estimate(0.0, 0.0, 0.01)}
+    assert claims.spikes(rates) == "90 / 0"
+    assert claims.spikes(rates, interval=True) == "90 [85, 95] / 0 [0, 1]"
+
+
+def test_a_row_of_the_table_has_one_colour_in_all_figures():
+    table = figures._styles(row.name for row in rows.ROWS.values())
+    for group in rows.GROUPS.values():
+        shown = [rows.ALL[key].name for key in (*group.compared, *group.rows)]
+        styles = figures._styles(reversed(shown))
+        assert styles.keys() == set(shown)
+        assert len(set(styles.values())) == len(shown)
+        for key in group.compared:
+            assert styles[rows.ALL[key].name] == table[rows.ALL[key].name]
 
 
 def test_a_verdict_that_samples_do_not_share_says_so(tmp_path):
@@ -219,6 +237,8 @@ def test_agents_differ_in_what_is_theirs_alone(tmp_path):
     run_folders.write(
         tmp_path / "awr" / "a", "awr", WALKER, advantage_temperature=1.0, num_epochs=9
     )
+    published = {"hidden_sizes": [256, 256], "discount": 0.98}
+    run_folders.write(tmp_path / "ppo_zoo" / "a", "ppo", WALKER, **published)
     rows.read(tmp_path)
     run_folders.write(tmp_path / "trpo" / "a", "trpo", WALKER, hidden_sizes=[32, 32])
     with pytest.raises(BadInput, match=r"hidden_sizes = \[32, 32\]: expected \[64, 64\], as in"):
@@ -352,7 +372,7 @@ def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "| Walker2d-v4 | RGPO, k = 4 (unfinished at 50%) | 5 |  |  |  |" in page
-    assert "against PPO | **undecided**: unfinished at 50%" in page
+    assert "against PPO | **cannot be told**: unfinished at 50%" in page
 
 
 def test_what_was_not_logged_is_left_empty(tmp_path):
@@ -377,9 +397,9 @@ def test_what_was_not_logged_is_left_empty(tmp_path):
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "nan [" not in page and "[nan" not in page
-    assert "**undecided**: broken at 100%" in page
+    assert "**cannot be told**: broken at 100%" in page
     assert "b broke: parameters became NaN or infinite (seed 0 at update 3)." in page
-    assert "**undecided**: never evaluated" in page
+    assert "**cannot be told**: never evaluated" in page
 
 
 def test_no_data_is_one_line(tmp_path, capsys):
@@ -416,12 +436,26 @@ def test_the_table_uses_what_the_search_found():
 def assert_run_as_written(cells, row, content):
     """The runs of a row have the settings of its sweep file."""
     for cell in cells.values():
-        if cell.variant == rows.ROWS[row].name:
+        if cell.variant == rows.ALL[row].name:
             run = {name: cell.runs[0].settings.get(name) for name in content}
             own = ("agents", "envs", "num_seeds")
             assert {n: v for n, v in run.items() if n not in own} == {
                 n: v for n, v in content.items() if n not in own
             }
+
+
+def test_rows_beside_the_table_were_run_as_written():
+    cells = rows.read(RESULTS / "data" / "mujoco").cells
+    for row in rows.ALL.keys() - rows.ROWS.keys():
+        assert_run_as_written(
+            cells, row, yaml.safe_load((RESULTS / "mujoco" / f"{row}.yaml").read_text())
+        )
+
+
+def test_ppo_with_cleanrls_settings_is_the_default():
+    file = str(RESULTS / "mujoco" / "ppo_cleanrl.yaml")
+    for cell in grid.expand(None, [], [], file, "sweep"):
+        assert cell.plan.config == settings.defaults(ppo.Config, cell.plan.options.env)
 
 
 def test_brax_has_the_settings_of_mujoco():

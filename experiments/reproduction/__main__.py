@@ -64,7 +64,7 @@ def _write(options: Options) -> int:
             studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
     gains = None
     for family in families:
-        if family.key == "mujoco" and (picture := figures.gains(family.collection)):
+        if family.key == "mujoco" and (picture := figures.gains(family.cells)):
             gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
     content = page.render(families, studies, gains, _read_text(data / READING))
     with results.refusing(folder):

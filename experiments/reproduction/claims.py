@@ -9,12 +9,12 @@ from scipy import stats
 
 from experiments.report import scores
 from experiments.report.runs import FINISHED, Cell, Collection
-from experiments.reproduction.rows import BASELINE, ROWS
+from experiments.reproduction.rows import ALL, BASELINE, ROWS
 from rgpo_jax import statistics
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
 from rgpo_jax.statistics import Estimate
 
-HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
+HELD, NOT_HELD, UNTOLD = "held", "not held", "cannot be told"
 # Task -> gain in return over PPO, as readers of the paper report it; 0 is parity.
 PAPERS_GAINS = {
     "envpool/Walker2d-v4": 0.81,
@@ -38,7 +38,7 @@ class Finding:
     """What one row's runs say of a claim.
 
     Attributes:
-      verdict: HELD, NOT_HELD or UNDECIDED.
+      verdict: HELD, NOT_HELD or UNTOLD.
       evidence: the intervals that say so.
     """
 
@@ -130,7 +130,7 @@ def judge_gain(gain: Estimate, papers: float) -> str:
         return judge_within([gain], -_PARITY, _PARITY)
     if gain.high < papers:
         return NOT_HELD
-    return HELD if gain.low > papers / 2 else UNDECIDED
+    return HELD if gain.low > papers / 2 else UNTOLD
 
 
 def judge_at_most(found: Sequence[Estimate], limit: float) -> str:
@@ -142,7 +142,7 @@ def judge_within(found: Sequence[Estimate], low: float, high: float) -> str:
     """Whether all of some numbers lie in a range: held by all, broken by one."""
     if any(estimate.low > high or estimate.high < low for estimate in found):
         return NOT_HELD
-    return HELD if all(low <= e.low and e.high <= high for e in found) else UNDECIDED
+    return HELD if all(low <= e.low and e.high <= high for e in found) else UNTOLD
 
 
 def claims(collection: Collection, rows: Sequence[str]) -> list[Claim]:
@@ -158,7 +158,7 @@ def claims(collection: Collection, rows: Sequence[str]) -> list[Claim]:
 
 def _missing(cells: Cells, task: str, row: str) -> str | None:
     """Why a row has no score on a task; None where it has one."""
-    cell = cells.get((task, ROWS[row].name))
+    cell = cells.get((task, ALL[row].name))
     if cell is None:
         return "not run yet"
     if cell.status != FINISHED:
@@ -170,7 +170,7 @@ def gain_over_baseline(cells: Cells, task: str, row: str, metric: str = scores.S
     """A row's final return against PPO's; NaN where one is missing."""
     if _missing(cells, task, row) or _missing(cells, task, BASELINE):
         return _NOTHING
-    ours, theirs = (cells[task, ROWS[name].name].final(metric) for name in (row, BASELINE))
+    ours, theirs = (cells[task, ALL[name].name].final(metric) for name in (row, BASELINE))
     return relative_gain(ours, theirs)
 
 
@@ -180,7 +180,7 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         reason = _missing(cells, task, row)
         theirs = _missing(cells, task, BASELINE)
         if reason or theirs:
-            findings[row] = Finding(UNDECIDED, reason or f"PPO {theirs}")
+            findings[row] = Finding(UNTOLD, reason or f"PPO {theirs}")
             continue
         gain = gain_over_baseline(cells, task, row)
         verdict = judge_gain(gain, papers)
@@ -194,8 +194,8 @@ def _gain(task: str, papers: float, cells: Cells, rows: Sequence[str]) -> Claim:
         findings[row] = Finding(verdict, evidence)
     if papers == 0:
         rule = (
-            f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside; else "
-            "undecided"
+            f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside; else it "
+            "cannot be told"
         )
         return Claim(f"{short_name(task)}: return equal to PPO's", rule, findings)
     rule = (
@@ -221,7 +221,7 @@ def _over_tasks(
         texts.append(f"{short_name(task)} {reason or say(found[-1])}")
     verdict = judge(found)
     complete = len(found) == len(PAPERS_GAINS)
-    return Finding(verdict if complete or verdict == NOT_HELD else UNDECIDED, "; ".join(texts))
+    return Finding(verdict if complete or verdict == NOT_HELD else UNTOLD, "; ".join(texts))
 
 
 def _variation(cells: Cells, rows: Sequence[str]) -> Claim:
@@ -286,16 +286,16 @@ def _rates(cells: Cells, row: str, judge: Callable[[Estimate], str]) -> Finding:
     for task in PAPERS_GAINS:
         reason = _missing(cells, task, row)
         rates = {} if reason else scores.spike_rates(cells[task, ROWS[row].name])
-        says = f"{spikes(rates)} %" if rates else reason or "not logged"
+        says = f"{spikes(rates, interval=True)} %" if rates else reason or "not logged"
         texts.append(f"{short_name(task)} {says}")
         for threshold, verdicts in by_threshold.items():
-            verdicts.append(judge(rates[threshold]) if rates else UNDECIDED)
+            verdicts.append(judge(rates[threshold]) if rates else UNTOLD)
     worst = [_worst(verdicts) for verdicts in by_threshold.values()]
-    return Finding(_first(HELD, UNDECIDED, NOT_HELD, among=worst), "; ".join(texts))
+    return Finding(_first(HELD, UNTOLD, NOT_HELD, among=worst), "; ".join(texts))
 
 
 def _worst(verdicts: Sequence[str]) -> str:
-    return _first(NOT_HELD, UNDECIDED, HELD, among=verdicts)
+    return _first(NOT_HELD, UNTOLD, HELD, among=verdicts)
 
 
 def _first(*order: str, among: Sequence[str]) -> str:
@@ -310,9 +310,13 @@ def short_name(task: str) -> str:
     return task.rpartition("/")[2]
 
 
-def spikes(rates: Mapping[float, Estimate]) -> str:
-    """Shares of updates at each threshold, in percent: `12 / 3 / 0 / 0`."""
-    return " / ".join(f"{100 * rates[t].value:.0f}" for t in KL_SPIKE_THRESHOLDS if t in rates)
+def spikes(rates: Mapping[float, Estimate], interval: bool = False) -> str:
+    """Shares of updates at each threshold, in percent: `12 / 3 / 0 / 0`, or `12 [10, 14] / ...`."""
+
+    def say(rate: Estimate) -> str:
+        return percent(rate).replace(" %", "") if interval else f"{100 * rate.value:.0f}"
+
+    return " / ".join(say(rates[t]) for t in KL_SPIKE_THRESHOLDS if t in rates)
 
 
 def percent(estimate: Estimate, sign: bool = False) -> str:

@@ -1,8 +1,10 @@
 """The figures of the reproduction, drawn as those of a report are."""
 
+import dataclasses
 import io
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,42 +16,45 @@ from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Cell, Collection
 from experiments.reproduction.claims import (
     PAPERS_GAINS,
+    Cells,
     gain_over_baseline,
     interquartile_mean,
     mean_over_updates,
     short_name,
 )
-from experiments.reproduction.rows import BASELINE, ROWS
+from experiments.reproduction.rows import ALL, BASELINE, ROWS
 from rgpo_jax.statistics import Estimate
 
+# In the picture of gains: the table, and PPO with the settings of a row that is ahead of it.
+_GAINS = (*ROWS, "ppo_rgpo_settings")
 _SHOWN = ("episode_return", "approx_kl", "effective_sample_size", "weight_mean")
 
 
-def gains(collection: Collection) -> bytes | None:
+def gains(cells: Cells) -> bytes | None:
     """Every row's return against PPO's, task by task, with the paper's figure for RGPO; PNG.
 
     None where there is nothing to compare.
     """
     computed = {
-        (task, row): gain_over_baseline(collection.cells, task, row)
-        for task in PAPERS_GAINS
-        for row in ROWS
+        (task, row): gain_over_baseline(cells, task, row) for task in PAPERS_GAINS for row in _GAINS
     }
     found = {key: gain for key, gain in computed.items() if math.isfinite(gain.value)}
     tasks = [task for task in PAPERS_GAINS if (task, BASELINE) in found]
-    rows = [row for row in ROWS if row != BASELINE and any((task, row) in found for task in tasks)]
+    rows = [
+        row for row in _GAINS if row != BASELINE and any((task, row) in found for task in tasks)
+    ]
+    styles = _styles(ALL[row].name for row in rows)
     if not rows:
         return None
     with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
-        size = (6.4, 0.9 + 0.16 * len(tasks) * (len(rows) + 2))
+        size = (6.4, 1.5 + 0.16 * len(tasks) * (len(rows) + 2))
         figure = Figure(figsize=size, dpi=160, layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            style = collection.variants.index(ROWS[row].name)  # as in the other figures
-            color = charts.COLORS[style % len(charts.COLORS)]
+            color = charts.COLORS[styles[ALL[row].name] % len(charts.COLORS)]
             offset = 0.7 * ((place + 0.5) / len(rows) - 0.5)
             by_place = {i + offset: found.get((task, row)) for i, task in enumerate(tasks)}
-            _draw_row(axes, by_place, color, ROWS[row].name)
+            _draw_row(axes, by_place, color, ALL[row].name)
         for index, task in enumerate(tasks):
             label = "the paper's RGPO" if index == 0 else None
             axes.plot(
@@ -67,8 +72,21 @@ def gains(collection: Collection) -> bytes | None:
         axes.set_xlabel("return against PPO's (interquartile mean over seeds, 95 % interval)")
         axes.grid(alpha=0.25, linewidth=0.5, axis="x")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right center", frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _png(figure)
+
+
+def _styles(names: Iterable[str]) -> dict[str, int]:
+    """Name of a row -> its index of colour and dash: the same in all figures for the table's rows.
+
+    Rows beside the table have those of rows that are not shown.
+    """
+    shown = set(names)
+    table = {row.name: style for style, row in enumerate(ROWS.values())}
+    own = {name: style for name, style in table.items() if name in shown}
+    free = (style for style in itertools.count() if style not in own.values())
+    others = [row.name for row in ALL.values() if row.name in shown - own.keys()]
+    return own | dict(zip(others, free, strict=False))
 
 
 def _draw_row(axes: Axes, by_place: Mapping[float, Estimate | None], color: str, name: str) -> None:
@@ -84,9 +102,16 @@ def _draw_row(axes: Axes, by_place: Mapping[float, Estimate | None], color: str,
 
 def curves(collection: Collection) -> dict[str, bytes]:
     """Task -> return, KL, effective sample size and weights over training; PNG."""
-    drawn = {}
+    drawn, styles = {}, _styles(collection.variants)
     for task, group in charts.diagnostics(collection).items():
-        wanted = [c for c in group if c.key.startswith(tuple(f"{m}-beside" for m in _SHOWN))]
+        wanted = [
+            dataclasses.replace(
+                chart,
+                series=[dataclasses.replace(s, style=styles[s.label]) for s in chart.series],
+            )
+            for chart in group
+            if chart.key.startswith(tuple(f"{metric}-beside" for metric in _SHOWN))
+        ]
         if wanted:
             drawn[task] = paper.draw(wanted)[".png"]
     return drawn

@@ -56,6 +56,12 @@ class Family:
     figures: dict[str, str]
     reading: str
 
+    @property
+    def cells(self) -> claims.Cells:
+        """By (task, name of the row), of the table and beside it."""
+        collections = [group.collection for group in self.beside.values()] + [self.collection]
+        return {key: cell for one in collections for key, cell in one.cells.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -181,12 +187,13 @@ def _largest(cell: Cell, metric: str) -> float:
 
 
 def _minutes(cell: Cell) -> str:
-    """Of each program, and how many seeds it trained side by side."""
+    """Of each program, and how many seeds it trained side by side or, per device, in turn."""
     parts = []
     for run in cell.runs:
         seconds = run.summary.get("run_seconds", run.wall_seconds[-1])
         members = run.summary.get("trained_side_by_side", len(run.seeds))
-        parts.append(f"{seconds / 60:.1f} ({members})")
+        how = " in turn" if run.summary.get("in_turn") else ""
+        parts.append(f"{seconds / 60:.1f} ({members}{how})")
     return ", ".join(parts)
 
 

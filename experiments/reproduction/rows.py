@@ -58,7 +58,12 @@ _RELATIVES = {
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
-ALL = {**ROWS, **_ABLATIONS, **_RELATIVES}
+# PPO with the settings of others, which is no part of the contest: does it reach what they publish?
+_PUBLISHED = {
+    "ppo_cleanrl": Row("PPO, CleanRL's settings", "ppo"),
+    "ppo_zoo": Row("PPO, the Zoo's settings for the task", "ppo"),
+}
+ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Group:
 GROUPS = {
     "ablations": Group(tuple(_ABLATIONS), ("rgpo_k4", BASELINE)),
     "relatives": Group(tuple(_RELATIVES), ("rgpo_k4", "rgpo", BASELINE)),
+    "published": Group(tuple(_PUBLISHED), (BASELINE,)),
 }
 
 # In what rows of a family may differ.
@@ -92,12 +98,15 @@ def read(family: Path) -> Collection:
     """
     cells: dict[tuple[str, str], Cell] = {}
     found: list[Collection] = []
+    contest: list[Run] = []
     for key, row in ALL.items():
         if not (family / key).is_dir():
             continue
         collection = collect(family / key)
         _check(family / key, row, collection.runs)
         found.append(collection)
+        if key not in _PUBLISHED:
+            contest += collection.runs
         for (env, _), cell in collection.cells.items():
             cells[env, row.name] = dataclasses.replace(cell, variant=row.name)
     all_runs = tuple(run for collection in found for run in collection.runs)
@@ -106,7 +115,7 @@ def read(family: Path) -> Collection:
         raise BadInput(f"{family}: expected rows of equal total_steps, found {lengths}")
     if not all_runs:
         raise BadInput(f"{family}: expected runs in folders named {', '.join(ROWS)}")
-    _check_contest(all_runs)
+    _check_contest(contest)
     return Collection(
         all_runs,
         cells,
@@ -171,8 +180,8 @@ def _check(folder: Path, row: Row, found: Sequence[Run]) -> None:
 def _check_contest(found: Sequence[Run]) -> None:
     """Raises BadInput unless agents differ in what a search may choose, and in what is theirs."""
     may_differ = {*_MAY_DIFFER, *_CHOSEN, "agent", "gate", "eval_episodes"}
-    first = found[0]
     for run in found:
+        first = found[0]
         for name in first.settings.keys() & run.settings.keys() - may_differ:
             ours, theirs = run.settings[name], first.settings[name]
             if ours != theirs:

@@ -117,7 +117,7 @@ def _verdicts(studies: Mapping[str, "Study"]) -> str:
     verdicts = [claim.holds for study in studies.values() for claim in study.claims]
     open_ = verdicts.count(None)
     return f"{verdicts.count(True)} of {len(verdicts)} claims hold" + (
-        f", {open_} undecided" if open_ else ""
+        f", {open_} cannot be told" if open_ else ""
     )
 
 

@@ -19,7 +19,7 @@ SOURCES = {
     "reader": "a reader of the paper",
     "ours": "ours",
 }
-VERDICTS = {True: "holds", False: "does not hold", None: "undecided"}
+VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}
 
 
 def render(
