@@ -142,7 +142,10 @@ def test_claims_are_judged_task_by_task(collection):
     spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
     assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
     spikes = found["KL spikes in no update"]["rgpo_k4"]
-    assert spikes.verdict == NOT_HELD and "Ant-v4 10 / 10 / 10 / 10 %" in spikes.evidence
+    assert (
+        spikes.verdict == NOT_HELD
+        and f"Ant-v4 {' / '.join(['10 [10, 10]'] * 4)} %" in spikes.evidence
+    )
     del found["KL spikes in 44 to 84 % of PPO's updates"]  # does not ask for RGPO's runs
     assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
 
