@@ -17,6 +17,12 @@ Array = jax.Array
 # Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+
+def check_share(share: float) -> None:
+    """Progress that is told must be a share of the work."""
+    assert 0.0 <= share <= 1.0
+
+
 DISCOUNT_FACTOR = 0.9
 LIMIT = 4
 

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import results
-from experiments.theory import (
-    __main__ as program,
-)
+from experiments.theory import __main__ as program
 from experiments.theory import catalogue, drawing
 from experiments.theory.options import STUDIES
 from experiments.theory.study import Claim, Figure, Line, Panel, say

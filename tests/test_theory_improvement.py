@@ -8,6 +8,7 @@ import pytest
 
 from experiments.theory import bounds, catalogue, improvement, tabular
 from rgpo_jax import gates
+from tests.probes import check_share
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_bounds_by_hand():
 
 
 def test_no_bound_is_violated_and_a_higher_one_would_be():
-    outcome = improvement.sample(np.random.default_rng(7), 64, [].append)
+    outcome = improvement.sample(np.random.default_rng(7), 64, check_share)
     assert len(outcome.improvement) == 64 * 3 * improvement._STEPS
     assert np.mean(outcome.improvement > 0) > 0.3
     for name in improvement.BOUNDS:
@@ -100,7 +101,7 @@ def test_no_bound_is_violated_and_a_higher_one_would_be():
 
 
 def test_the_linear_bound_certifies_nothing_up_to_4_and_the_cubic_one_does():
-    outcome = improvement.sample(np.random.default_rng(8), 64, [].append)
+    outcome = improvement.sample(np.random.default_rng(8), 64, check_share)
     for k in catalogue.SHARPNESSES:
         if k <= 4:
             assert outcome.bounds[f"{improvement.LINEAR} k={k:g}"].max() <= 0.0

@@ -9,10 +9,7 @@ from scipy import integrate
 from experiments.theory import family, ratios, variance
 from experiments.theory.options import Options
 from rgpo_jax import gates
-
-
-def check_share(share):
-    assert 0.0 <= share <= 1.0
+from tests.probes import check_share
 
 
 def test_measured_moments_are_those_of_the_draws(monkeypatch):

@@ -100,6 +100,7 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
     return Family(
         key,
         FAMILIES[key],
+        collection.cells,
         table,
         beside,
         search,

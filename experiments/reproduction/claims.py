@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.report import scores
 from experiments.report.runs import FINISHED, Cell, Collection
-from experiments.reproduction.rows import ALL, BASELINE, ROWS
+from experiments.reproduction.rows import ALL, BASELINE
 from rgpo_jax import statistics
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
 from rgpo_jax.statistics import Estimate
@@ -217,7 +217,7 @@ def _over_tasks(
     for task in PAPERS_GAINS:
         reason = _missing(cells, task, row)
         if reason is None:
-            found.append(measure(cells[task, ROWS[row].name]))
+            found.append(measure(cells[task, ALL[row].name]))
         texts.append(f"{short_name(task)} {reason or say(found[-1])}")
     verdict = judge(found)
     complete = len(found) == len(PAPERS_GAINS)
@@ -285,7 +285,7 @@ def _rates(cells: Cells, row: str, judge: Callable[[Estimate], str]) -> Finding:
     texts, by_threshold = [], {threshold: [HELD] for threshold in KL_SPIKE_THRESHOLDS}
     for task in PAPERS_GAINS:
         reason = _missing(cells, task, row)
-        rates = {} if reason else scores.spike_rates(cells[task, ROWS[row].name])
+        rates = {} if reason else scores.spike_rates(cells[task, ALL[row].name])
         says = f"{spikes(rates, interval=True)} %" if rates else reason or "not logged"
         texts.append(f"{short_name(task)} {says}")
         for threshold, verdicts in by_threshold.items():
@@ -313,10 +313,11 @@ def short_name(task: str) -> str:
 def spikes(rates: Mapping[float, Estimate], interval: bool = False) -> str:
     """Shares of updates at each threshold, in percent: `12 / 3 / 0 / 0`, or `12 [10, 14] / ...`."""
 
-    def say(rate: Estimate) -> str:
-        return percent(rate).replace(" %", "") if interval else f"{100 * rate.value:.0f}"
+    def write(share: float) -> str:
+        return f"{100 * share:.0f}"
 
-    return " / ".join(say(rates[t]) for t in KL_SPIKE_THRESHOLDS if t in rates)
+    shown = [rates[t] for t in KL_SPIKE_THRESHOLDS if t in rates]
+    return " / ".join(_say(rate, write) if interval else write(rate.value) for rate in shown)
 
 
 def percent(estimate: Estimate, sign: bool = False) -> str:

@@ -43,9 +43,9 @@ def gains(cells: Cells) -> bytes | None:
     rows = [
         row for row in _GAINS if row != BASELINE and any((task, row) in found for task in tasks)
     ]
-    styles = _styles(ALL[row].name for row in rows)
     if not rows:
         return None
+    styles = _styles(ALL[row].name for row in rows)
     with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
         size = (6.4, 1.5 + 0.16 * len(tasks) * (len(rows) + 2))
         figure = Figure(figsize=size, dpi=160, layout="constrained")

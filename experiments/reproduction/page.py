@@ -39,7 +39,8 @@ class Family:
     Attributes:
       key: folder of its runs and sweep files.
       title: for people.
-      collection: its rows.
+      cells: by (task, name of the row), of the table and beside it.
+      collection: the table's rows.
       beside: key of `rows.GROUPS` -> its rows.
       search: how its settings were found; None: they are defaults.
       candidates: row -> what the search tried, best first.
@@ -49,18 +50,13 @@ class Family:
 
     key: str
     title: str
+    cells: claims.Cells
     collection: Collection
     beside: dict[str, Beside]
     search: Search | None
     candidates: dict[str, list[Candidate]]
     figures: dict[str, str]
     reading: str
-
-    @property
-    def cells(self) -> claims.Cells:
-        """By (task, name of the row), of the table and beside it."""
-        collections = [group.collection for group in self.beside.values()] + [self.collection]
-        return {key: cell for one in collections for key, cell in one.cells.items()}
 
 
 @dataclasses.dataclass(frozen=True)

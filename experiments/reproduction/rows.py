@@ -97,30 +97,27 @@ def read(family: Path) -> Collection:
         rows differ in the length of their training, or in what is no agent's own.
     """
     cells: dict[tuple[str, str], Cell] = {}
-    found: list[Collection] = []
-    contest: list[Run] = []
+    found: dict[str, Collection] = {}
     for key, row in ALL.items():
         if not (family / key).is_dir():
             continue
         collection = collect(family / key)
         _check(family / key, row, collection.runs)
-        found.append(collection)
-        if key not in _PUBLISHED:
-            contest += collection.runs
+        found[key] = collection
         for (env, _), cell in collection.cells.items():
             cells[env, row.name] = dataclasses.replace(cell, variant=row.name)
-    all_runs = tuple(run for collection in found for run in collection.runs)
+    all_runs = tuple(run for collection in found.values() for run in collection.runs)
     lengths = sorted({run.settings["total_steps"] for run in all_runs})
     if len(lengths) > 1:
         raise BadInput(f"{family}: expected rows of equal total_steps, found {lengths}")
     if not all_runs:
         raise BadInput(f"{family}: expected runs in folders named {', '.join(ROWS)}")
-    _check_contest(contest)
+    _check_contest([run for key in found if key not in _PUBLISHED for run in found[key].runs])
     return Collection(
         all_runs,
         cells,
-        tuple(note for collection in found for note in collection.notes),
-        sum(collection.waiting for collection in found),
+        tuple(note for collection in found.values() for note in collection.notes),
+        sum(collection.waiting for collection in found.values()),
     )
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from experiments.theory import estimators, ratios
@@ -44,8 +43,8 @@ def run(options: Options, progress: Progress) -> Study:
             for k in SHOWN:
                 exact = estimators.of_sharpness(k, samples)
                 r = np.exp(drawn.log_ratio)
-                with jax.enable_x64(True):
-                    w = np.asarray(estimators.normalized_weight(k, drawn.log_ratio))
+                gate = gates.rgpo(k, normalize=True)
+                w = ratios.weights(gate, drawn.log_ratio, drawn.advantage)
                 gaps = (w - r) * drawn.advantage * drawn.score
                 error = float(gaps.std(ddof=1)) / math.sqrt(draws)
                 measured.append((float(gaps.mean()) - exact.bias) / error)

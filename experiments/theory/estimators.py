@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.theory import ratios
@@ -35,13 +34,6 @@ class Moments(NamedTuple):
         return self.bias**2 + self.variance / n
 
 
-@jax.jit
-def normalized_weight(sharpness: jax.Array, log_ratio: jax.Array) -> jax.Array:
-    """w of RGPO's gate by 4/k, which is 1 at r = 1 for every k; of the shape of `log_ratio`."""
-    gate = gates.rgpo(sharpness, normalize=True)
-    return gates.weight(gate)(log_ratio, jax.numpy.ones_like(log_ratio))
-
-
 def _moments(w: np.ndarray, samples: ratios.Samples) -> Moments:
     sample = w * samples.advantage * samples.score
     truth = np.exp(samples.log_ratio) * samples.advantage * samples.score
@@ -59,8 +51,7 @@ def true_gradient(samples: ratios.Samples) -> float:
 
 def of_sharpness(sharpness: float, samples: ratios.Samples) -> Moments:
     """Of the normalised gate, whose w(1) is 1 for every k."""
-    with jax.enable_x64(True):
-        return _moments(np.asarray(normalized_weight(sharpness, samples.log_ratio)), samples)
+    return of_gate(gates.rgpo(sharpness, normalize=True), samples)
 
 
 def of_gate(gate: Tunable, samples: ratios.Samples) -> Moments:
@@ -118,8 +109,7 @@ def identity_error() -> float:
     log_ratio = np.linspace(-8.0, 5.0, 20_001)
     r, worst = np.exp(log_ratio), 0.0
     for sharpness in (0.05, *SHOWN, 100.0):
-        with jax.enable_x64(True):
-            w = np.asarray(normalized_weight(sharpness, log_ratio))
+        w = ratios.weights(gates.rgpo(sharpness, normalize=True), log_ratio, np.ones_like(r))
         expected = -r * np.square(np.tanh(sharpness * (r - 1.0) / 2.0))
         worst = max(worst, float(np.max(np.abs(w - r - expected) / r)))
     return worst
