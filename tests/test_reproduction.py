@@ -1,6 +1,7 @@
 """The reproduction of the paper's table: rows, verdicts, the search, and the page."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -342,9 +343,10 @@ def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
         gate = f"experiments.reproduction.ablations:{row}"
         folder = top / "mujoco" / row / "a"
         run_folders.write(folder, row.split("_")[0], ANT, gate=gate, final=700, spread=10)
-    for k in (16.0, 2.0):
-        folder = top / "mujoco" / "sharpness" / str(k)
-        run_folders.write(folder, "rgpo", CHEETAH, final=1000 * k, spread=10, sharpness=k)
+    for k, on in itertools.product((16.0, 2.0), (False, True)):
+        folder = top / "mujoco" / "sharpness" / f"{k}-{on}"
+        own = {"sharpness": k, "normalize": on}
+        run_folders.write(folder, "rgpo", CHEETAH, final=1000 * k + on, spread=10, **own)
     assert program.main(["--data", str(top), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     table, ablations, rest = page.split("### Beside the table")
@@ -360,7 +362,12 @@ def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
     assert re.findall(r"^\| (\S+) \| ([^|]+) \| 5 ", beside, re.MULTILINE) == [
         ("Walker2d-v4", name) for name in compared
     ]
-    assert re.findall(r"sharpness=(\d+) \| 5 \| (\d+) ", study) == [("2", "2000"), ("16", "16000")]
+    assert re.findall(r"sharpness=(\d+) normalize=(\w+) \| 5 \| (\d+) ", study) == [
+        ("2", "False", "2000"),
+        ("2", "True", "2001"),
+        ("16", "False", "16000"),
+        ("16", "True", "16001"),
+    ]
     assert "](figures/mujoco-sharpness.png)" in study
     for name in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert (out / name).read_bytes().startswith(b"\x89PNG")

@@ -22,8 +22,9 @@ FAMILIES = {
     "minatar": "MinAtar, 10M steps",
     "classic": "Classic control, 500k steps",
 }
-# Folder below a family's, and the sweep file of that name -> title, setting, its symbol.
-STUDIES = {"mujoco/sharpness": ("RGPO's k", "sharpness", "k")}
+# Folder below a family's, and the sweep file of that name -> title, setting, its symbol, and a
+# second setting that is on or off.
+STUDIES = {"mujoco/sharpness": ("RGPO's k", "sharpness", "k", "normalize")}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,10 +58,10 @@ def _write(options: Options) -> int:
     pictures: dict[str, bytes] = {}
     families = [_read(data, key, pictures) for key in there]
     studies = []
-    for key, (title, setting, symbol) in STUDIES.items():
+    for key, (title, setting, symbol, switch) in STUDIES.items():
         if (data / key).is_dir():
             collection, name = rows.collect(data / key), f"{key.replace('/', '-')}.png"
-            pictures[name] = figures.over_setting(collection, setting, symbol)
+            pictures[name] = figures.over_setting(collection, setting, symbol, switch)
             studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
     gains = None
     for family in families:

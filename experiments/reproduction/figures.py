@@ -126,38 +126,47 @@ _OVER_SETTING: dict[str, Callable[[Cell], Estimate]] = {
 }
 
 
-def over_setting(collection: Collection, setting: str, symbol: str) -> bytes:
-    """Returns, KL and effective sample size over a setting's values, a line per task; PNG.
+def over_setting(collection: Collection, setting: str, symbol: str, switch: str) -> bytes:
+    """Returns, KL and effective sample size over a setting's values; PNG.
 
-    Cells that are not finished are left out.
+    Args:
+      collection: cells that are not finished are left out.
+      setting: a number.
+      symbol: of it.
+      switch: another setting, true or false. A line per task and value; dashed where it is true.
     """
     with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(6.8, 5.2), dpi=160, layout="constrained")
         panels = figure.subplots(2, 2).ravel()
         for axes, (label, statistic) in zip(panels, _OVER_SETTING.items(), strict=True):
-            for style, task in enumerate(collection.envs):
+            for (style, task), on in itertools.product(enumerate(collection.envs), (False, True)):
                 points = sorted(
                     (cell.runs[0].settings[setting], statistic(cell))
                     for (env, _), cell in collection.cells.items()
-                    if env == task and cell.status == FINISHED
+                    if env == task
+                    and cell.status == FINISHED
+                    and cell.runs[0].settings.get(switch, False) == on
                 )
+                if not points:
+                    continue
                 x = [value for value, _ in points]
                 color = charts.COLORS[style]
+                label = short_name(task) + (f", {switch}" if on else "")
                 axes.fill_between(
                     x,
                     [e.low for _, e in points],
                     [e.high for _, e in points],
                     color=color,
-                    alpha=0.2,
+                    alpha=0.12,
                 )
                 axes.plot(
                     x,
                     [e.value for _, e in points],
-                    "o-",
+                    "o--" if on else "o-",
                     color=color,
                     markersize=3,
                     linewidth=1.2,
-                    label=short_name(task) if axes is panels[0] else None,
+                    label=label if axes is panels[0] else None,
                 )
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
@@ -169,7 +178,7 @@ def over_setting(collection: Collection, setting: str, symbol: str) -> bytes:
         panels[2].yaxis.set_major_formatter("{x:g}")
         panels[2].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panels[2].yaxis.set_minor_formatter("")
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _png(figure)
 
 

@@ -59,9 +59,11 @@ _RELATIVES = {
     "spo": Row("SPO", "spo"),
 }
 # PPO with the settings of others, which is no part of the contest: does it reach what they publish?
+# And RGPO with those, but for the gate.
 _PUBLISHED = {
     "ppo_cleanrl": Row("PPO, CleanRL's settings", "ppo"),
     "ppo_zoo": Row("PPO, the Zoo's settings for the task", "ppo"),
+    "rgpo_zoo": Row("RGPO, k = 4, the Zoo's settings for the task", "rgpo", {"sharpness": 4.0}),
 }
 ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
