@@ -21,6 +21,9 @@ class BraxEnvironment(physics.PhysicsEnvironment):
         """The time that passes in a step."""
         return float(self._env.dt)
 
+    def _coordinates(self, inner: Any) -> tuple[jax.Array, jax.Array]:
+        return inner.pipeline_state.q, inner.pipeline_state.qd
+
     def place(self, state: physics.PhysicsState) -> Any:
         """Where the bodies are, in NumPy arrays."""
         return jax.device_get(state.inner.pipeline_state.x)

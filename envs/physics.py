@@ -82,7 +82,7 @@ class PhysicsEnvironment:
 
     Actions are in [-1, 1] per element, which the library scales to the actuators where they differ.
     What it calls `done` is a death: `terminated`, and it wins where it falls together with the
-    limit.
+    limit. So is physics that has become NaN or infinite, of which nothing is learned.
     """
 
     def __init__(self, name: str, env: Any, limit: int):
@@ -97,6 +97,10 @@ class PhysicsEnvironment:
     def _observation(self, inner: Any) -> Array:
         return inner.obs
 
+    def _coordinates(self, inner: Any) -> tuple[Array, Array]:
+        """Positions and velocities."""
+        raise NotImplementedError
+
     def reset(self, key: Array) -> tuple[PhysicsState, Array]:
         inner = carry.definite(self._env.reset(jax.random.key_data(key)))  # it splits raw keys
         return PhysicsState(inner, jnp.int32(0)), self._observation(inner)
@@ -106,8 +110,13 @@ class PhysicsEnvironment:
         after = self._env.step(jax.tree.map(lambda leaf: leaf, state.inner), action)
         after = carry.like(after, state.inner)
         time = state.time + 1
-        terminated = after.done > 0
-        truncated = (time >= self._limit) & ~terminated
         observation = self._observation(after)
-        timestep = TimeStep(observation, after.reward, terminated, truncated, observation)
+        seen = (*self._coordinates(after), observation, after.reward)
+        broken = ~jnp.stack([jnp.isfinite(x).all() for x in seen]).all()
+        terminated = (after.done > 0) | broken
+        truncated = (time >= self._limit) & ~terminated
+        observation, reward = (
+            jnp.where(jnp.isfinite(x), x, 0.0) for x in (observation, after.reward)
+        )
+        timestep = TimeStep(observation, reward, terminated, truncated, observation)
         return PhysicsState(after, time), timestep

@@ -13,10 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from envs import physics
-from rgpo_jax.environment import TimeStep
 
 with physics.quietly():  # tells of optional packages that are not there
     from mujoco_playground import locomotion, registry
@@ -49,27 +47,8 @@ class PlaygroundEnvironment(physics.PhysicsEnvironment):
     def _observation(self, inner: Any) -> Array:
         return inner.obs["state"] if isinstance(inner.obs, Mapping) else inner.obs
 
-    def step(
-        self, key: Array, state: physics.PhysicsState, action: Array
-    ) -> tuple[physics.PhysicsState, TimeStep]:
-        state, timestep = super().step(key, state, action)
-
-        # Not every task ends an episode whose physics has become NaN; and nothing is learned of it.
-        inner = (state.inner.data.qpos, state.inner.data.qvel, timestep.observation)
-        whole = [jnp.isfinite(x).all() for x in (*inner, timestep.reward)]
-        broken = ~jnp.stack(whole).all()
-
-        def finite(x: Array) -> Array:
-            return jnp.where(jnp.isfinite(x), x, 0.0)
-
-        observation = finite(timestep.observation)
-        return state, timestep._replace(
-            observation=observation,
-            reward=finite(timestep.reward),
-            terminated=timestep.terminated | broken,
-            truncated=timestep.truncated & ~broken,
-            final_observation=observation,
-        )
+    def _coordinates(self, inner: Any) -> tuple[Array, Array]:
+        return inner.data.qpos, inner.data.qvel
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> PlaygroundEnvironment:
