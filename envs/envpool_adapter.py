@@ -15,6 +15,7 @@ with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
     ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
 import envpool
 
+_NO_LIMIT = 2**31 - 1  # what EnvPool says where a task has none
 _FOR_ALL_TASKS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}  # ours to choose
 
 
@@ -33,7 +34,7 @@ class EnvPoolEnvironment:
         config, space = _inspect(name, task, params)
         limit = config["max_episode_steps"]
         self.name = name
-        self.max_episode_steps: int | None = int(limit) if limit > 0 else None
+        self.max_episode_steps: int | None = int(limit) if 0 < limit < _NO_LIMIT else None
         self.action_space = spaces.action_space(name, space.gymnasium_action_space)
         shape, self.observation_dtype = spaces.observation(name, space.gymnasium_observation_space)
         # EnvPool stacks pictures in front of height and width.
@@ -69,12 +70,11 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
     reserved = _FOR_ALL_TASKS.intersection(params)
     if reserved:
         raise ValueError(f"{name}: {', '.join(sorted(reserved))} cannot be chosen")
-    defaults = envpool.make_spec(task)
-    known = list(defaults._config_keys)
-    for param in params:
-        if param not in known:
-            raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
     try:
+        known = list(envpool.make_spec(task)._config_keys)
+        for param in params:
+            if param not in known:
+                raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
         spec = envpool.make_spec(task, **params)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None

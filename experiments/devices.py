@@ -118,13 +118,23 @@ def choose(
     # What a minibatch is shuffled from, and shared out by: steps, or whole sequences.
     parts = minibatch_size if config.network != "gru" else config.num_envs // config.num_minibatches
     total = num_devices * num_processes
+    microbatch_size = config.microbatch_size or minibatch_size
+
+    def divides(environments: int) -> bool:
+        """Whether each of so many devices gets equal shares, down to whole microbatches."""
+        share = minibatch_size // environments
+        return (
+            config.num_envs % environments == 0
+            and parts % environments == 0
+            and (share <= microbatch_size or share % microbatch_size == 0)
+        )
+
     layouts = [
         Layout(seeds, environments)
         for seeds in range(1, min(num_seeds, total) + 1)
         for environments in range(1, (1 if on_host else total // seeds) + 1)
         if num_seeds % seeds == 0
-        and config.num_envs % environments == 0
-        and parts % environments == 0
+        and divides(environments)
         and seeds * environments % num_processes == 0
     ]
     if not layouts:

@@ -261,7 +261,8 @@ def read_plan(
     default = flags(Options(), settings.defaults(config_class, env, gate or agent))
     parsed: Any = command_line.read(flags, default, [*file_args, *args], prog)
     plan = Plan(parsed.run, parsed.agent)
-    _refuse_other_settings(stored, plan)
+    if stored:
+        refuse_other_settings(stored, plan, Path(str(plan.options.out)))
     return plan
 
 
@@ -282,17 +283,17 @@ def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
         raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
 
 
-def _refuse_other_settings(stored: dict[str, Any], plan: Plan) -> None:
-    """Raises BadInput if a run that is to go on was begun with other settings."""
+def refuse_other_settings(stored: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """Raises BadInput if the run in a folder was begun with other settings than the plan's."""
     wanted = json.loads(json.dumps(command_line.as_settings(plan.options, plan.config)))
-    if stored:  # a run that is older than a setting had its default
-        own = command_line.as_settings(plan.options, type(plan.config)())
-        stored = {**json.loads(json.dumps(own)), **stored}
+    defaults = command_line.as_settings(Options(), type(plan.config)())
+    # A run that is older than a setting had its default.
+    stored = {**json.loads(json.dumps(defaults)), **stored}
     for name, value in stored.items():
         if name not in MAY_CHANGE and wanted.get(name) != value:
             raise BadInput(
-                f"{command_line.flag(name)} {wanted.get(name)}: the run in {plan.options.out} was "
-                f"begun with {value}; go on with its own settings, or start one in another folder"
+                f"{command_line.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "
+                f"{value}; go on with its own settings, or start one in another folder"
             )
 
 
@@ -383,6 +384,8 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
     layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
     env = _make_environment(plan)
     with _naming_flags(plan):
+        if env.max_episode_steps is None:
+            raise ValueError("its episodes have no limit, and an evaluation needs whole ones")
         network = networks.make(env.observation_shape, env.action_space, plan.config)
     config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
     return _assemble(plan, env, config, layout.axis_name), layout

@@ -269,13 +269,12 @@ class Recorder:
         self._loggers = loggers.make(log_to, folder)
         self._started = time.perf_counter()
 
-    def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None:
+    def rewind(self, metrics_bytes: int, env_steps: int) -> None:
         """Goes back to where a checkpoint was made; what was written after it is dropped.
 
         Args:
           metrics_bytes: what `metrics_bytes` was then.
           env_steps: steps that were done then (of one seed).
-          seconds: that the run had taken until then.
 
         Raises:
           BadInput: the metrics are no longer those that were there then.
@@ -293,6 +292,9 @@ class Recorder:
             (self.folder / name).unlink(missing_ok=True)
         for logger in self._loggers:
             logger.rewind(env_steps)
+
+    def start_clock(self, seconds: float) -> None:
+        """Counts `wall_seconds` from here, where the run has taken so many."""
         self._started = time.perf_counter() - seconds
 
     def metrics_bytes(self) -> int:
@@ -406,7 +408,9 @@ class Bystander(Recorder):
         if not folder.is_dir():
             raise BadInput(f"--out {folder}: not seen here; expected a folder all processes share")
 
-    def rewind(self, metrics_bytes: int, env_steps: int, seconds: float) -> None: ...
+    def rewind(self, metrics_bytes: int, env_steps: int) -> None: ...
+
+    def start_clock(self, seconds: float) -> None: ...
 
     def metrics_bytes(self) -> int:
         return 0

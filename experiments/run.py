@@ -51,7 +51,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     # Loads JAX: two seconds that a typing mistake need not wait.
     from experiments import trained, training
     from rgpo_jax import processes
-    from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+    from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     try:
         agent, layout = plan.make_spread_agent(wanted, options.num_seeds)
@@ -94,6 +94,10 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         except Interrupted as interrupted:
             recorder.say(f"stopped; {go_on}")
             return interrupted.exit_status
+        except UnreadableCheckpoint as error:
+            command_line.refuse(
+                f"--resume: {error}; begin again with --overwrite, or in another folder"
+            )
         except (CheckpointError, OSError) as error:
             with contextlib.suppress(OSError):
                 recorder.say(f"error: {error}; what was kept before is whole; {go_on}")

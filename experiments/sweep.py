@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 PROG = "python -m experiments.sweep"
 PROGRAMS, LOG = "programs", "sweep.log"
 _POLL = 0.2  # seconds
+# Launcher -> options that it alone reads.
+_OF_LAUNCHERS = {"local": ("jobs",), "ray": ("address", "program_cpus", "program_gpus")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,11 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         command_line.check_path("out", self.out)
-        if self.launcher != "ray" and self.address is not None:
-            raise ConfigError("address", f"{self.address}: expected --launcher ray with it")
+        other = "ray" if self.launcher == "local" else "local"
+        for name in _OF_LAUNCHERS[other]:
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(name, f"{value}: expected --launcher {other} with it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,23 +161,28 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
 def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Program]:
     """The programs that are still to be run.
 
-    A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now:
-    its checkpoint is of them all together. So it does where it was cut off at its very end, when
-    some of its cells had been closed. Where the folder of one of them is gone, all start again.
+    A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now
+    or no longer has: its checkpoint is of them all together. So it does where it was cut off at its
+    very end, when some of its cells had been closed. Where the folder of one of them is gone, all
+    start again.
     """
     by_name = {cell.name: cell for cell in cells}
     unfinished = {name: cell for name, cell in by_name.items() if not _summary(out / name)}
     found = []
     for spec in sorted((out / PROGRAMS).glob("*.json")):
-        names = _names_of(spec)
-        if not (unfinished.keys() & names) or not by_name.keys() >= set(names):
+        names = _settings_in(spec)
+        if not (unfinished.keys() & names) or not all(_has_metrics(out / name) for name in names):
             continue
-        program = Program([by_name[name] for name in names], goes_on=True)
+        dropped = [
+            Cell(name, {}, plan.read_plan([], given=settings))
+            for name, settings in names.items()
+            if name not in by_name
+        ]
+        known = by_name | {cell.name: cell for cell in dropped}
+        program = Program([known[name] for name in names], goes_on=True)
         updates = _newest_checkpoint(spec)
-        if not all(_has_metrics(out / name) for name in names):
-            continue
         at_end = updates == program.cells[0].plan.config.num_updates
-        if at_end or (updates >= 0 and unfinished.keys() >= set(names)):
+        if at_end or (updates >= 0 and not any(_summary(out / name) for name in names)):
             found.append(program)
             for name in names:
                 unfinished.pop(name, None)
@@ -183,12 +193,23 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
     return found + [Program(group) for group in groups]
 
 
-def _names_of(spec: Path) -> list[str]:
-    """The cells of an earlier call's program; none if its spec cannot be read."""
+def _settings_in(spec: Path) -> dict[str, dict[str, Any]]:
+    """Name -> settings of an earlier call's program; empty if its spec cannot be read."""
     try:
-        return worker.read_cells(spec)
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return worker.read_spec(spec)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def refuse_other_settings(cells: Sequence[Cell], out: Path) -> None:
+    """Raises BadInput if a cell's folder holds a run that was begun with other settings."""
+    for cell in cells:
+        folder = out / cell.name
+        try:
+            stored = command_line.settings_from_file(str(folder / CONFIG))
+        except BadInput:  # there is none; or it is damaged, and the cell fails without the others
+            continue
+        plan.refuse_other_settings(stored, cell.plan, folder)
 
 
 def _can_go_on(cell: Cell, out: Path) -> bool:
@@ -345,7 +366,7 @@ def _run(
                     f"{len(specs) - len(waiting) - len(running)} of {len(specs)} programs done",
                 )
                 time.sleep(_POLL)
-    except (Interrupted, OSError) as error:  # or a folder that can no longer be written
+    except BaseException as error:  # such as a folder that can no longer be written
         with interrupts.deferred():
             if isinstance(error, Interrupted):
                 screen.say("stopping: what runs is kept first ...")
@@ -359,7 +380,7 @@ def _forget_superseded(programs: Sequence[Program], out: Path, screen: Screen) -
     planned = {cell.name for program in programs for cell in program.cells}
     going_on = {program.name for program in programs if program.goes_on}
     for spec in sorted((out / PROGRAMS).glob("*.json")):
-        names = planned.intersection(_names_of(spec))
+        names = planned.intersection(_settings_in(spec))
         if spec.stem in going_on or not names:
             continue
         if _newest_checkpoint(spec) >= 0:
@@ -379,6 +400,14 @@ def _progress(spec: Path) -> dict[str, Any]:
         return {"env_steps": 0, "rate": 0.0}
 
 
+def _describe(score: dict[str, Any]) -> str:
+    """A score with its interval; null where an evaluation was not finite."""
+    if score["iqm"] is None:
+        return "undefined"
+    interval = score["ci95"]
+    return f"{score['iqm']:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+
+
 def _close(
     spec: Path, program: Program, out: Path, status: int, took: str, screen: Screen
 ) -> set[str]:
@@ -392,9 +421,7 @@ def _close(
     for cell in program.cells:
         summary = _summary(out / cell.name)
         if summary and not summary.get("broken"):
-            score = summary["final_return"]
-            interval = "[{:.1f}, {:.1f}]".format(*score["ci95"]) if score["ci95"] else ""
-            screen.say(f"  {cell.name}: {score['iqm']:.1f} {interval}  ({took})")
+            screen.say(f"  {cell.name}: {_describe(summary['final_return'])}  ({took})")
         else:
             failed.add(cell.name)
     if failed:
@@ -419,6 +446,7 @@ def main(args: Sequence[str] | None = None) -> int:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path(options.out or f"sweeps/{stamp}").expanduser()
             cells = keep_names(cells, out)
+            refuse_other_settings(cells, out)
             programs = plan_programs(cells, out, options.max_members)
             if options.dry_run:
                 _estimate(programs, out, Screen(None))
@@ -446,7 +474,8 @@ def main(args: Sequence[str] | None = None) -> int:
             "cells": {cell.name: cell.settings for cell in cells},
         }
         screen = Screen(out / LOG)
-        done = len(cells) - sum(len(program.cells) for program in programs)
+        planned = {cell.name for program in programs for cell in program.cells}
+        done = sum(cell.name not in planned for cell in cells)
         try:
             write_atomically(out / SWEEP, to_json(content, indent=2))
             screen.say(

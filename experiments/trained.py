@@ -6,13 +6,16 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import plan
+from experiments import command_line, plan
 from experiments.command_line import BadInput
 from experiments.plan import Plan
 from experiments.results import CHECKPOINTS, CONFIG
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 from rgpo_jax.learner import LearnerState
+
+# Settings without which a network's parameters mean something else, in the same shapes.
+_MEANING = ("activation", "policy", "state_dependent_std", "initial_std")
 
 
 class Trained(NamedTuple):
@@ -77,7 +80,15 @@ def load_start(folder: str, agent: Agent) -> LearnerState:
     Raises:
       BadInput: the run cannot be read, or its networks are others.
     """
-    learners = load(folder, "--init-from").learners
+    start = load(folder, "--init-from")
+    learners = start.learners
+    for name in _MEANING:
+        theirs, ours = getattr(start.plan.config, name), getattr(agent.config, name)
+        if theirs != ours:
+            raise BadInput(
+                f"{command_line.flag(name)} {ours}: the parameters of --init-from {folder} are of "
+                f"{theirs}"
+            )
     own = jax.eval_shape(agent.learner.init, jax.random.key(0), agent.learner.hyperparameters)
     for field, name in (("params", "networks"), ("observation_moments", "observations")):
         theirs, ours = getattr(learners, field), getattr(own, field)

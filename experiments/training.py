@@ -221,12 +221,13 @@ class Training:
             cell.recorder.say(line)
 
     def start_from(self, learners: LearnerState) -> None:
-        """Takes parameters and statistics from other learners [N], over and over.
+        """Takes parameters and statistics from other learners [N], over and over, in each cell.
 
         Those of returns too, where both scale rewards: the critic's unit is theirs.
         """
         own = self._states.learner
-        which = np.arange(self._num_members) % jax.tree.leaves(learners.params)[0].shape[0]
+        number = jax.tree.leaves(learners.params)[0].shape[0]
+        which = np.concatenate([np.arange(part.stop - part.start) for part in self._parts]) % number
 
         def take(theirs: jax.Array, ours: jax.Array) -> jax.Array:
             return jax.device_put(np.asarray(theirs)[which], ours.sharding)
@@ -252,7 +253,7 @@ class Training:
             for cell in self._cells:
                 if cell.recorder.metrics_bytes():
                     cell.recorder.say("no checkpoint yet: starting at the first step")
-                cell.recorder.rewind(0, -1, 0.0)
+                cell.recorder.rewind(0, -1)
             return
         for line in restored.damaged:
             self._say(f"warning: a damaged checkpoint is passed over: {line}")
@@ -262,7 +263,7 @@ class Training:
         self._progress = parts["progress"]
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
-                cell.recorder.rewind(size, self._env_steps, self._position.seconds)
+                cell.recorder.rewind(size, self._env_steps)
         restarted = self._programs.restart_episodes(self._position.updates)
         if restarted:
             self._forget_running_returns()
@@ -283,7 +284,7 @@ class Training:
         """Trains to the end, and writes the results.
 
         Raises:
-          Broken: parameters became NaN or infinite; cells without such are finished.
+          Broken: parameters became NaN or infinite; seeds without such are finished.
           Interrupted: asked to end; what was done so far is kept.
           CheckpointError, OSError: what was done cannot be kept.
         """
@@ -292,6 +293,8 @@ class Training:
         evaluations = Every.make(self._options.eval_every, 10, config)
         self._begun, self._seconds_before = time.perf_counter(), position.seconds
         self._saved, self._save_cost = self._begun, 0.0
+        for cell in self._cells:
+            cell.recorder.start_clock(position.seconds)
         with interrupts.deferred():
             if not position.updates:
                 position.evaluation = self._programs.evaluate(self._states, 0)
@@ -345,7 +348,7 @@ class Training:
 
     @property
     def _all_broken(self) -> bool:
-        return all(self._broken_in(part) for part in self._parts)
+        return len(self._position.broken) == self._num_members
 
     def _describe_broken(self, broken: list[list[int]]) -> str:
         where = ", ".join(
@@ -419,9 +422,12 @@ class Training:
         # One device: an array that lies on a mesh cannot be cut anywhere.
         learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
         for folder, part in zip(folders, self._parts, strict=True):
-            if not Checkpoints(folder).saved():
+            checkpoints = Checkpoints(folder)
+            if not checkpoints.begun():
+                checkpoints.forget_unfinished()
                 own = jax.tree.map(operator.itemgetter(part), learners)
-                Checkpoints(folder).save(self._position.updates, {"learner": own}, {})
+                checkpoints.save(self._position.updates, {"learner": own}, {})
+                checkpoints.close()
 
     def _run_seconds(self) -> float:
         """That the run has taken, with what it took before it went on, but without compiling."""

@@ -45,9 +45,10 @@ def write_spec(path: Path, out: Path, cells: Sequence[Cell]) -> None:
     write_atomically(path, to_json({"cells": settings}, indent=1))
 
 
-def read_cells(path: Path) -> list[str]:
-    """The names of a spec's cells."""
-    return [Path(cell["folder"]).name for cell in json.loads(path.read_text())["cells"]]
+def read_spec(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> settings of a spec's cells."""
+    cells = json.loads(path.read_text())["cells"]
+    return {Path(cell["folder"]).name: cell["settings"] for cell in cells}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -21,7 +21,11 @@ _CHECKSUMS = "checksums.json"
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be written or read; the message says which, and why."""
+    """A checkpoint cannot be written; the message says which, and why."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """There are checkpoints, but none that can be read."""
 
 
 class Restored(NamedTuple):
@@ -48,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 3):
-        """Creates the folder if need be.
+        """Touches nothing; the first `save` creates the folder.
 
         Args:
           folder: holds one folder per checkpoint, named by its number of updates.
@@ -110,15 +114,15 @@ class Checkpoints:
             another process may be writing them.
 
         Raises:
-          CheckpointError: all that there are, are damaged; or it is the state of something else.
+          UnreadableCheckpoint: all are damaged; or it is the state of something else.
         """
         begun = bool(processes.agree(self.begun()))
         updates, damaged = self._newest_whole()
         if updates is None:
             if begun:
-                raise CheckpointError("no checkpoint is whole: " + "; ".join(damaged))
-            if damaged and tidy:
-                self._forget_after(-1)
+                raise UnreadableCheckpoint("no checkpoint is whole: " + "; ".join(damaged))
+            if tidy:
+                self.forget_unfinished()
             return None
         if damaged and tidy:
             self._forget_after(updates)
@@ -130,7 +134,8 @@ class Checkpoints:
             content = self._manager.restore(updates, args=arguments)
         except Exception as error:
             folder = self._folder / str(updates)
-            raise CheckpointError(f"{folder}: cannot be restored: {_reason(error)}") from error
+            reason = f"{folder}: cannot be restored: {_reason(error)}"
+            raise UnreadableCheckpoint(reason) from error
         parts = {name: _unflatten(part, content[name]) for name, part in like.items()}
         return Restored(updates, parts, content.position, damaged)
 
@@ -168,6 +173,11 @@ class Checkpoints:
         return len(saved) > 1 or any(
             (self._folder / str(updates) / _CHECKSUMS).exists() for updates in saved
         )
+
+    def forget_unfinished(self) -> None:
+        """Takes the first checkpoint out of the way, if it was cut off before it was finished."""
+        if processes.agree(bool(self.saved()) and not self.begun()):
+            self._forget_after(-1)
 
     def _forget_after(self, updates: int) -> None:
         """Takes damaged checkpoints out of the way, since their numbers will be needed again."""

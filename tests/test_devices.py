@@ -43,6 +43,9 @@ LARGE = Config(num_envs=64, num_steps=128, total_steps=10**6)  # of 2048
         (dataclasses.replace(LARGE, num_minibatches=1), 1, 8, (1, 8)),
         (LARGE, 3, 4, (3, 1)),
         (Config(num_envs=63, num_steps=128, total_steps=10**6), 1, 2, (1, 1)),
+        # Half of a minibatch of 3072 is no multiple of 1024.
+        (Config(num_envs=24, num_steps=512, microbatch_size=1024), 1, 2, (1, 1)),
+        (Config(num_envs=24, num_steps=512, microbatch_size=768), 1, 2, (1, 2)),
     ],
 )
 def test_seeds_are_spread_first_and_environments_where_it_pays(

@@ -63,7 +63,7 @@ def record(wandb, folder, steps, **options):
     with Recorder(folder, log_to=("tensorboard", "wandb"), **options) as recorder:
         recorder.write_config(SETTINGS)
         if options.get("resume"):
-            recorder.rewind(0, 16, 1.0)
+            recorder.rewind(0, 16)
         for step in steps:
             recorder.log_metrics(
                 step, step // 16, {"episode_return": [1.0, 2.0], "eval_return": [8, math.nan]}

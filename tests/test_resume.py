@@ -153,9 +153,26 @@ def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
     before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
     for checksums in (tmp_path / "cut" / "checkpoints").glob("*/checksums.json"):
         checksums.write_text("{}x")
-    assert go_on(tmp_path / "cut") == run.EXIT_NOT_KEPT
-    assert "no checkpoint is whole" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refused:
+        go_on(tmp_path / "cut")
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint is whole" in error and "begin again with --overwrite" in error
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_taken_out_of_the_way(tmp_path):
+    parts = {"x": jax.numpy.arange(3.0)}
+    checkpoints = Checkpoints(tmp_path / "kept")
+    checkpoints.save(7, parts, {})
+    checkpoints.forget_unfinished()
+    assert checkpoints.saved() == [7]
+    (tmp_path / "kept" / "7" / "checksums.json").unlink()
+    checkpoints.forget_unfinished()
+    assert checkpoints.saved() == []
+    checkpoints.save(7, parts, {})
+    assert checkpoints.begun()
+    checkpoints.close()
 
 
 def test_a_run_killed_in_its_first_checkpoint_begins_anew(whole, tmp_path, monkeypatch):
@@ -340,6 +357,7 @@ def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
         (["--hidden-sizes", "4"], "its networks have other shapes"),
         (["--env", "Acrobot-v1"], "its networks have other shapes"),
         (["--no-normalize-observations"], "its observations have other shapes"),
+        (["--activation", "relu"], "--activation relu: the parameters of --init-from"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(args, message, whole, tmp_path, capsys):

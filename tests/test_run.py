@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from probes import RUN_FILES
 
 import agents
-from experiments import command_line, plan, results, run, settings
+from experiments import command_line, plan, results, run, settings, trained
 from experiments.command_line import BadInput
 
 TINY = [
@@ -190,6 +192,32 @@ def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["broken"] == [{"seed": 5, "update": 0}, {"seed": 6, "update": 0}]
     assert len(lines(folder)) >= 2
+
+
+def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, capsys):
+    args = [*TINY, "--out", str(tmp_path / "start")]
+    assert run.main(args) == 0
+    load = trained.load_start
+
+    def broken(folder, agent):
+        learners = load(folder, agent)
+        params = jax.tree.map(lambda x: x.at[0].set(jnp.nan), learners.params)
+        return learners._replace(params=params)
+
+    monkeypatch.setattr(trained, "load_start", broken)
+    folder = tmp_path / "broken"
+    args = [*TINY, "--init-from", str(tmp_path / "start"), "--out", str(folder)]
+    assert run.main(args) == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["broken"] == [{"seed": 5, "update": 0}]
+    assert lines(folder)[-1]["env_steps"] == lines(tmp_path / "start")[-1]["env_steps"]
+    assert isinstance(summary["final_return"]["per_seed"][1], float)
+    assert "seed 5 at update 0" in capsys.readouterr().out
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
+    public = {name for name in vars(results.Recorder) if not name.startswith("_")}
+    assert public <= vars(results.Bystander).keys()
 
 
 def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):

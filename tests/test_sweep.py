@@ -160,6 +160,8 @@ def test_a_bad_file_is_refused(content, message, tmp_path):
         (["--agents", "--envs", "CartPole-v1"], "--agents: expected at least one name"),
         (["--jobs", "0"], "--jobs 0: expected a whole number"),
         (["--address", "auto"], "--address auto: expected --launcher ray"),
+        (["--program-gpus", "1"], "--program-gpus 1: expected --launcher ray"),
+        (["--launcher", "ray", "--jobs", "2"], "--jobs 2: expected --launcher local"),
         (["--out", ""], "--out '': expected a folder"),
         (["--out", "/dev/null/x"], "--out /dev/null/x: cannot be written"),
         (["--launcher", "slurm"], "slurm"),
@@ -263,6 +265,20 @@ def test_a_program_without_a_checkpoint_is_planned_anew(tmp_path):
     assert len(sweep.plan_programs(cells, tmp_path, 2)) == 1
 
 
+def test_a_program_that_was_cut_off_keeps_cells_that_the_sweep_no_longer_has(tmp_path):
+    cells = expand("sharpness: [1, 2, 4]\n", folder=tmp_path)
+    (program,) = sweep.plan_programs(cells, tmp_path, 64)
+    spec = tmp_path / "programs" / f"{program.name}.json"
+    (spec.with_suffix("") / "checkpoints" / "3").mkdir(parents=True)
+    sweep.worker.write_spec(spec, tmp_path, cells)
+    for cell in cells:
+        (tmp_path / cell.name).mkdir()
+        (tmp_path / cell.name / "metrics.jsonl").write_text("{}\n")
+    (narrowed,) = sweep.plan_programs(cells[:2], tmp_path, 64)
+    assert narrowed.name == program.name and narrowed.goes_on
+    assert [cell.plan for cell in narrowed.cells] == [cell.plan for cell in cells]
+
+
 def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(tmp_path):
     content = "agents: [ppo]\nlearning_rate: [1e-3, 2e-3]\n"
     (tmp_path / "sweep.yaml").write_text(content)
@@ -319,13 +335,35 @@ def test_an_unfinished_cell_is_the_sweeps_to_go_on_with(finished, tmp_path, caps
     assert (cell / "metrics.jsonl").read_bytes() == before
 
 
-def test_other_settings_in_the_same_folder_are_a_failed_cell(finished, tmp_path, capsys):
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("flag", [("--learning-rate", "0.5"), ("--num-seeds", "3")])
+def test_other_settings_in_the_same_folder_are_refused(flag, ended, finished, tmp_path, capsys):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
-    (out / CELLS[0] / "summary.json").unlink()
-    args = ["--agents", "ppo", "--out", str(out), *TINY, "--learning-rate", "0.5"]
-    assert sweep.main(args) == run.EXIT_BROKEN
-    assert "--learning-rate 0.5: the run in" in capsys.readouterr().out
+    if not ended:
+        (out / CELLS[0] / "summary.json").unlink()
+    before = {path: path.read_bytes() for path in sorted(out.glob("**/*.json*"))}
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["--agents", "ppo", "--out", str(out), *TINY, *flag])
+    assert refused.value.code == 2
+    assert f"{' '.join(flag)}: the run in {out / CELLS[0]} was" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in sorted(out.glob("**/*.json*"))}
+
+
+def test_a_score_that_is_not_finite_is_said():
+    assert sweep._describe({"iqm": None, "ci95": [None, None]}) == "undefined"
+    assert sweep._describe({"iqm": 1.25, "ci95": [1.0, 2.0]}) == "1.2 [1.0, 2.0]"
+    assert sweep._describe({"iqm": 1.25, "ci95": None}) == "1.2"
+
+
+def test_each_cell_starts_from_the_same_parameters(finished, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("learning_rate: [1e-3, 2e-3]\nnum_seeds: 1\n")
+    args = ["--agents", "ppo", "--file", str(tmp_path / "sweep.yaml"), *TINY[2:]]
+    start = ["--init-from", str(finished / CELLS[0]), "--out", str(tmp_path / "out")]
+    assert sweep.main([*args, *start]) == 0
+    first, other = (records(folder)[0] for folder in sorted((tmp_path / "out").glob("CartPole*")))
+    assert first["eval_return_stochastic"] == other["eval_return_stochastic"]
+    assert first["eval_return"] == other["eval_return"]
 
 
 def test_a_broken_cell_does_not_stop_the_others(tmp_path, capsys):

@@ -138,7 +138,7 @@ def over_setting(collection: Collection, setting: str, symbol: str, switch: str)
     with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(6.8, 5.2), dpi=160, layout="constrained")
         panels = figure.subplots(2, 2).ravel()
-        for axes, (label, statistic) in zip(panels, _OVER_SETTING.items(), strict=True):
+        for axes, (title, statistic) in zip(panels, _OVER_SETTING.items(), strict=True):
             for (style, task), on in itertools.product(enumerate(collection.envs), (False, True)):
                 points = sorted(
                     (cell.runs[0].settings[setting], statistic(cell))
@@ -171,7 +171,7 @@ def over_setting(collection: Collection, setting: str, symbol: str, switch: str)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlabel(symbol)
-            axes.set_title(label, fontsize=9)
+            axes.set_title(title, fontsize=9)
             axes.grid(alpha=0.25, linewidth=0.5)
             axes.spines[["top", "right"]].set_visible(False)
         panels[2].set_yscale("log")
