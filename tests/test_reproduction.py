@@ -15,7 +15,7 @@ from agents import ppo
 from experiments import grid, settings
 from experiments.command_line import BadInput
 from experiments.reproduction import __main__ as program
-from experiments.reproduction import ablations, claims, figures, rows, search
+from experiments.reproduction import ablations, claims, figures, page, rows, search
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
 from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
@@ -24,6 +24,7 @@ from tests import run_folders
 RESULTS = Path(__file__).parents[1] / "results"
 WALKER, ANT = "envpool/Walker2d-v4", "envpool/Ant-v4"
 CHEETAH, HOPPER = "envpool/HalfCheetah-v4", "envpool/Hopper-v4"
+TASKS = (WALKER, ANT, CHEETAH, HOPPER)
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +133,39 @@ def test_a_limit_is_broken_by_one_and_kept_by_all():
 
 
 def test_claims_are_judged_task_by_task(collection):
-    found = {claim.text: claim.findings for claim in claims.claims(collection, ["rgpo_k4", "rgpo"])}
-    assert found["Walker2d-v4: return +81 % against PPO"]["rgpo_k4"].verdict == HELD
-    assert "+90 % [" in found["Walker2d-v4: return +81 % against PPO"]["rgpo_k4"].evidence
-    assert found["Ant-v4: return +47 % against PPO"]["rgpo_k4"].verdict == NOT_HELD
-    assert found["HalfCheetah-v4: return equal to PPO's"]["rgpo_k4"].verdict == HELD
-    missing = found["Hopper-v4: return equal to PPO's"]["rgpo_k4"]
+    cells, judged = collection.cells, ["rgpo_k4", "rgpo"]
+    of_return = {claim.text: claim for claim in claims.claims_of_return(cells, judged)}
+    walker, ant, cheetah, hopper = (of_return[claims.short_name(task)] for task in TASKS)
+    assert (walker.paper, cheetah.paper) == ("+81 %", "equal")
+    assert walker.findings["rgpo_k4"].verdict == HELD
+    assert "+90 % [" in walker.findings["rgpo_k4"].evidence
+    assert ant.findings["rgpo_k4"].verdict == NOT_HELD
+    assert cheetah.findings["rgpo_k4"].verdict == HELD
+    missing = hopper.findings["rgpo_k4"]
     assert (missing.verdict, missing.evidence) == (UNTOLD, "not run yet")
-    assert found["Hopper-v4: return equal to PPO's"]["rgpo"].verdict == UNTOLD
-    spread = found["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
+    of_updates = {claim.text: claim.findings for claim in claims.claims_of_updates(cells, judged)}
+    spread = of_updates["Coefficient of variation over seeds at most 27 % everywhere"]["rgpo_k4"]
     assert spread.verdict == UNTOLD and "Hopper-v4 not run yet" in spread.evidence
-    spikes = found["KL spikes in no update"]["rgpo_k4"]
-    assert (
-        spikes.verdict == NOT_HELD
-        and f"Ant-v4 {' / '.join(['10 [10, 10]'] * 4)} %" in spikes.evidence
-    )
-    del found["KL spikes in 44 to 84 % of PPO's updates"]  # does not ask for RGPO's runs
-    assert all(findings["rgpo"].verdict == UNTOLD for findings in found.values())
+    spikes = of_updates["KL spikes in no update"]["rgpo_k4"]
+    rates = " / ".join(["10 [10, 10]"] * 4)
+    assert spikes.verdict == NOT_HELD and f"Ant-v4 {rates} %" in spikes.evidence
+    assert of_updates["KL spikes in 44 to 84 % of PPO's updates"].keys() == {"ppo"}
+    for findings in (*(claim.findings for claim in of_return.values()), *of_updates.values()):
+        assert findings.get("rgpo", missing).verdict == UNTOLD
+
+
+def test_a_gain_is_judged_against_ppo_with_the_same_settings_too(tmp_path):
+    for row, agent, final in (
+        ("rgpo", "rgpo", 2000),
+        ("ppo", "ppo", 1000),
+        ("ppo_rgpo_settings", "ppo", 1900),
+    ):
+        run_folders.write(tmp_path / row / "a", agent, ANT, final=final, spread=10)
+    found = claims.claims_of_return(rows.read(tmp_path).cells, ["rgpo_k4", "rgpo"])
+    verdicts = {claim.text: claim.findings["rgpo"].verdict for claim in found}
+    assert verdicts["Ant-v4"] == HELD
+    assert verdicts["Ant-v4, against PPO, RGPO's settings"] == NOT_HELD
+    assert found[2].findings.keys() == {"rgpo"}
 
 
 def spiking(rate):
@@ -173,9 +190,9 @@ def test_spikes_are_judged_apart(ours, theirs, verdicts, tmp_path):
         ):
             folder = tmp_path / row / task.replace("/", "-")
             run_folders.write(folder, agent, task, metrics=spiking(rate), **own)
-    found = claims.claims(rows.read(tmp_path), ["rgpo_k4"])
-    judged = [claim.findings["rgpo_k4"] for claim in found if claim.text.startswith("KL spikes")]
-    assert tuple(finding.verdict for finding in judged) == verdicts
+    found = claims.claims_of_updates(rows.read(tmp_path).cells, ["rgpo_k4"])
+    spikes = [claim.findings for claim in found if claim.text.startswith("KL spikes")]
+    assert (spikes[0]["rgpo_k4"].verdict, spikes[1]["ppo"].verdict) == verdicts
 
 
 def test_spikes_are_claimed_with_their_intervals():
@@ -201,9 +218,10 @@ def test_a_verdict_that_samples_do_not_share_says_so(tmp_path):
         returns = {"eval_return_stochastic": [sampled + 0.1 * i for i in range(5)]}
         folder = tmp_path / row / "a"
         run_folders.write(folder, agent, WALKER, final=mode, spread=0.1, metrics=returns, **own)
-    claim = claims.claims(rows.read(tmp_path), ["rgpo_k4"])[0].findings["rgpo_k4"]
-    assert claim.verdict == HELD
-    assert claim.evidence.endswith("(with sampled actions +0 % [-0, +0]: not held)")
+    (walker, *_) = claims.claims_of_return(rows.read(tmp_path).cells, ["rgpo_k4"])
+    finding = walker.findings["rgpo_k4"]
+    assert finding.verdict == HELD
+    assert finding.evidence.endswith("(sampled +0 % [-0, +0]: not held)")
 
 
 DAMAGED = {
@@ -328,7 +346,7 @@ def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
     assert "| 1.00 [1.00, 1.00] |" in page  # of the improvement over PPO
     for name in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert len(re.findall(r"\]\(figures/", page)) == 5  # the gains, and training on four tasks
+    assert len(re.findall(r"\]\(figures/", page)) == 5  # returns, and training on four tasks
     with pytest.raises(SystemExit) as refused:
         program.main(["--data", str(data), "--out", str(out)])
     assert refused.value.code == 2
@@ -338,6 +356,7 @@ def test_the_page_has_claims_table_and_figures(data, tmp_path, capsys):
 def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
     top, out = tmp_path / "data", tmp_path / "page"
     shutil.copytree(data, top)
+    (top / "reading.md").write_text("What it means.\n")
     run_folders.write(top / "mujoco" / "sapo" / "a", "sapo", WALKER, final=1200, spread=10)
     for row in ("rgpo_calling_back", "ppo_not_calling_back"):
         gate = f"experiments.reproduction.ablations:{row}"
@@ -349,13 +368,15 @@ def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
         run_folders.write(folder, "rgpo", CHEETAH, final=1000 * k + on, spread=10, **own)
     assert program.main(["--data", str(top), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
-    table, ablations, rest = page.split("### Beside the table")
+    assert page.index("What it means.") < page.index("## Claims")
+    table, _, rest = page.partition("### Ablation: the pull-back")
+    ablations, _, rest = rest.partition("### Further rows: early stopping")
     beside, _, study = rest.partition("## RGPO's k")
     assert re.findall(r"^\| (\S+) \| ([^|]+) \| 5 \| (\d+)\b", ablations, re.MULTILINE) == [
         ("Ant-v4", "RGPO, k = 4", "500"),
         ("Ant-v4", "PPO", "1000"),
-        ("Ant-v4", "RGPO, k = 4, calling back", "700"),
-        ("Ant-v4", "PPO, not calling back", "700"),
+        ("Ant-v4", "RGPO, k = 4, with pull-back", "700"),
+        ("Ant-v4", "PPO, without pull-back", "700"),
     ]
     assert "SAPO" not in table + ablations and "| Walker2d-v4 | SAPO | 5 | 1200 [" in beside
     compared = ["RGPO, k = 4", "PPO", "SAPO"]  # on its task alone
@@ -382,7 +403,7 @@ def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
     assert program.main(["--data", str(tmp_path / "data"), "--out", str(out)]) == 0
     page = (out / "README.md").read_text()
     assert "| Walker2d-v4 | RGPO, k = 4 (unfinished at 50%) | 5 |  |  |  |" in page
-    assert "against PPO | **cannot be told**: unfinished at 50%" in page
+    assert "| Walker2d-v4 | +81 % | **cannot be told**: unfinished at 50% |" in page
 
 
 def test_what_was_not_logged_is_left_empty(tmp_path):
@@ -494,6 +515,9 @@ def test_the_page_is_that_of_the_data(tmp_path):
     assert without_intervals(written) == without_intervals(committed)
     for name in re.findall(r"\]\((figures/[^)]+)\)", committed):
         assert (RESULTS / name).exists()
+    headings = re.findall(r"^#+ (.+)$", committed, re.MULTILINE)
+    anchors = {page._anchor(heading) for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", committed)) <= anchors
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,11 @@ def _write(options: Options) -> int:
             collection, name = rows.collect(data / key), f"{key.replace('/', '-')}.png"
             pictures[name] = figures.over_setting(collection, setting, symbol, switch)
             studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
-    gains = None
+    returns = None
     for family in families:
-        if family.key == "mujoco" and (picture := figures.gains(family.cells)):
-            gains, pictures["gains.png"] = f"{FIGURES}/gains.png", picture
-    content = page.render(families, studies, gains, _read_text(data / READING))
+        if family.key == "mujoco" and (picture := figures.returns(family.cells)):
+            returns, pictures["returns.png"] = f"{FIGURES}/returns.png", picture
+    content = page.render(families, studies, returns, _read_text(data / READING))
     with results.refusing(folder):
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():

@@ -4,20 +4,21 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Cell, Collection
 from experiments.reproduction.claims import (
     PAPERS_GAINS,
     Cells,
-    gain_over_baseline,
     interquartile_mean,
     mean_over_updates,
     short_name,
@@ -25,55 +26,70 @@ from experiments.reproduction.claims import (
 from experiments.reproduction.rows import ALL, BASELINE, ROWS
 from rgpo_jax.statistics import Estimate
 
-# In the picture of gains: the table, and PPO with the settings of a row that is ahead of it.
-_GAINS = (*ROWS, "ppo_rgpo_settings")
+# In the picture of returns, from the top: the table, and PPO with the settings of RGPO.
+_RETURNS = (BASELINE, "ppo_rgpo_settings", *(row for row in ROWS if row != BASELINE))
+_CLAIMED = ("rgpo_k4", "rgpo")  # of which the paper says how far they are ahead of PPO
 _SHOWN = ("episode_return", "approx_kl", "effective_sample_size", "weight_mean")
 
 
-def gains(cells: Cells) -> bytes | None:
-    """Every row's return against PPO's, task by task, with the paper's figure for RGPO; PNG.
+def returns(cells: Cells) -> bytes | None:
+    """Every row's final return, a panel per task, and where the paper's gain over our PPO is; PNG.
 
-    None where there is nothing to compare.
+    None where PPO is finished on no task.
     """
-    computed = {
-        (task, row): gain_over_baseline(cells, task, row) for task in PAPERS_GAINS for row in _GAINS
-    }
-    found = {key: gain for key, gain in computed.items() if math.isfinite(gain.value)}
-    tasks = [task for task in PAPERS_GAINS if (task, BASELINE) in found]
-    rows = [
-        row for row in _GAINS if row != BASELINE and any((task, row) in found for task in tasks)
-    ]
-    if not rows:
+    finished = {key: cell for key, cell in cells.items() if cell.status == FINISHED}
+    tasks = [task for task in PAPERS_GAINS if (task, ALL[BASELINE].name) in finished]
+    rows = [row for row in _RETURNS if any((task, ALL[row].name) in finished for task in tasks)]
+    if not tasks:
         return None
     styles = _styles(ALL[row].name for row in rows)
-    with matplotlib.rc_context({"font.size": 9, "axes.linewidth": 0.6}):
-        size = (6.4, 1.5 + 0.16 * len(tasks) * (len(rows) + 2))
+    with matplotlib.rc_context({"font.size": 8, "axes.linewidth": 0.6}):
+        size = (1.9 + 1.6 * len(tasks), 1.1 + 0.26 * len(rows))
         figure = Figure(figsize=size, dpi=160, layout="constrained")
-        axes = figure.subplots()
-        for place, row in enumerate(rows):
-            color = charts.COLORS[styles[ALL[row].name] % len(charts.COLORS)]
-            offset = 0.7 * ((place + 0.5) / len(rows) - 0.5)
-            by_place = {i + offset: found.get((task, row)) for i, task in enumerate(tasks)}
-            _draw_row(axes, by_place, color, ALL[row].name)
-        for index, task in enumerate(tasks):
-            label = "the paper's RGPO" if index == 0 else None
-            axes.plot(
-                [PAPERS_GAINS[task]] * 2,
-                [index - 0.4, index + 0.4],
-                color="black",
-                linestyle=":",
-                linewidth=1.4,
-                label=label,
-            )
-        axes.axvline(0.0, color="black", linewidth=0.6, alpha=0.5)
-        axes.set_yticks(range(len(tasks)), [short_name(task) for task in tasks])
-        axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("return against PPO's (interquartile mean over seeds, 95 % interval)")
-        axes.grid(alpha=0.25, linewidth=0.5, axis="x")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+        for axes, task in zip(panels, tasks, strict=True):
+            for place, row in enumerate(rows):
+                if cell := finished.get((task, ALL[row].name)):
+                    color = charts.COLORS[styles[cell.variant] % len(charts.COLORS)]
+                    _draw_returns(axes, cell, place, color)
+            ours = interquartile_mean(finished[task, ALL[BASELINE].name].final(scores.SCORE))
+            claimed = [place for place, row in enumerate(rows) if row in _CLAIMED]
+            if claimed:
+                x = ours.value * (1 + PAPERS_GAINS[task])
+                ends = min(claimed) - 0.45, max(claimed) + 0.45
+                axes.plot([x, x], ends, color="black", linestyle=":", linewidth=1.4)
+            axes.set_title(short_name(task), fontsize=9)
+            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.grid(alpha=0.25, linewidth=0.5, axis="x")
+            axes.spines[["top", "right"]].set_visible(False)
+        names = [textwrap.fill(ALL[row].name, 20) for row in rows]
+        panels[0].set_yticks(range(len(rows)), names)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        legend = [
+            Line2D([], [], color="gray", marker="o", linestyle="", label="policy's mode"),
+            Line2D(
+                [], [], color="gray", marker="o", mfc="white", linestyle="", label="its samples"
+            ),
+            Line2D([], [], color="black", linestyle=":", label="the paper's gain over our PPO"),
+        ]
+        title = "return: interquartile mean over seeds, 95 % interval"
+        figure.legend(
+            handles=legend, title=title, loc="outside lower center", ncols=3, frameon=False
+        )
         return _png(figure)
+
+
+def _draw_returns(axes: Axes, cell: Cell, place: float, color: str) -> None:
+    """The interval of the policy's mode, and below it that of its samples, hollow."""
+    for metric, offset, fill, width in (
+        (scores.SCORE, -0.13, color, 3.0),
+        (scores.SAMPLED, 0.17, "white", 1.2),
+    ):
+        found, y = interquartile_mean(cell.final(metric)), place + offset
+        if math.isfinite(found.high - found.low):
+            axes.plot([found.low, found.high], [y, y], color=color, linewidth=width, alpha=0.45)
+        axes.plot([found.value], [y], "o", color=color, markersize=4, mfc=fill)
 
 
 def _styles(names: Iterable[str]) -> dict[str, int]:
@@ -89,17 +105,6 @@ def _styles(names: Iterable[str]) -> dict[str, int]:
     return own | dict(zip(others, free, strict=False))
 
 
-def _draw_row(axes: Axes, by_place: Mapping[float, Estimate | None], color: str, name: str) -> None:
-    label: str | None = name
-    for y, gain in by_place.items():
-        if gain is None:
-            continue
-        if math.isfinite(gain.high - gain.low):
-            axes.plot([gain.low, gain.high], [y, y], color=color, linewidth=3, alpha=0.4)
-        axes.plot([gain.value], [y], "o", color=color, markersize=4, label=label)
-        label = None  # one entry in the legend
-
-
 def curves(collection: Collection) -> dict[str, bytes]:
     """Task -> return, KL, effective sample size and weights over training; PNG."""
     drawn, styles = {}, _styles(collection.variants)
@@ -109,8 +114,9 @@ def curves(collection: Collection) -> dict[str, bytes]:
                 chart,
                 series=[dataclasses.replace(s, style=styles[s.label]) for s in chart.series],
             )
+            for metric in _SHOWN
             for chart in group
-            if chart.key.startswith(tuple(f"{metric}-beside" for metric in _SHOWN))
+            if chart.key.startswith(f"{metric}-beside")
         ]
         if wanted:
             drawn[task] = paper.draw(wanted)[".png"]

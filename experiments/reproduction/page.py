@@ -1,7 +1,8 @@
-"""`results/README.md`: claims first, then tables, the search, and what differs from the paper."""
+"""`results/README.md`: the answer and the claims, how far to trust them, and what they rest on."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,14 @@ def tasks(collection: Collection) -> list[str]:
 
 
 def render(
-    families: Sequence[Family], studies: Sequence[Study], gains: str | None, reading: str
+    families: Sequence[Family], studies: Sequence[Study], returns: str | None, reading: str
 ) -> bytes:
     """The page, in Markdown.
 
     Args:
       families: in the order in which they are shown; MuJoCo's are those of the paper's claims.
       studies: shown after the families.
-      gains: path of the picture of all rows against PPO; None: there is none.
+      returns: path of the picture of all rows' returns; None: there is none.
       reading: what a person makes of the claims, in Markdown.
     """
     environment = jinja2.Environment(
@@ -105,13 +106,16 @@ def render(
         keep_trailing_newline=True,
     )
     environment.filters["short_name"] = short_name
-    mujoco = [family.collection for family in families if family.key == "mujoco"]
+    environment.filters["anchor"] = _anchor
+    mujoco = next((family.cells for family in families if family.key == "mujoco"), {})
     content = environment.get_template("page.md").render(
-        claims=claims.claims(mujoco[0], _JUDGED) if mujoco else [],
+        of_return=claims.claims_of_return(mujoco, _JUDGED),
+        of_updates=claims.claims_of_updates(mujoco, _JUDGED),
         judged={row: rows.ROWS[row].name for row in _JUDGED},
+        baseline=rows.BASELINE,
         families=families,
         studies=studies,
-        gains=gains,
+        returns=returns,
         reading=reading,
         table=table,
         row_keys=row_keys,
@@ -123,6 +127,11 @@ def render(
         hardware=hardware,
     )
     return content.encode()
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def table(collection: Collection) -> list[dict[str, str]]:

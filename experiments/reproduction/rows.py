@@ -30,20 +30,20 @@ ROWS = {
     "awr": Row("AWR", "awr"),
     "reinforce": Row("REINFORCE", "reinforce"),
 }
-# Rows that differ from another in one thing: what calls a ratio back to 1.
+# Rows that differ from another in one thing: what pulls a ratio back to 1.
 _ABLATIONS = {
     "rgpo_calling_back": Row(
-        "RGPO, k = 4, calling back",
+        "RGPO, k = 4, with pull-back",
         "rgpo",
         {"gate": "experiments.reproduction.ablations:rgpo_calling_back"},
     ),
     "rgpo_calling_back_bounded": Row(
-        "RGPO, k = 4, calling back, bounded weight",
+        "RGPO, k = 4, bounded pull-back",
         "rgpo",
         {"gate": "experiments.reproduction.ablations:rgpo_calling_back_bounded"},
     ),
     "ppo_not_calling_back": Row(
-        "PPO, not calling back",
+        "PPO, without pull-back",
         "ppo",
         {"gate": "experiments.reproduction.ablations:ppo_not_calling_back"},
     ),
@@ -54,7 +54,7 @@ _RELATIVES = {
     "rgpo_ppo_settings": Row(
         "RGPO, k = 4, PPO's settings, early stopping on KL", "rgpo", {"sharpness": 4.0}
     ),
-    "ppo_rgpo_settings": Row("PPO, settings of RGPO's searched k", "ppo"),
+    "ppo_rgpo_settings": Row("PPO, RGPO's settings", "ppo"),
     "sapo": Row("SAPO", "sapo"),
     "spo": Row("SPO", "spo"),
 }
@@ -65,6 +65,8 @@ _PUBLISHED = {
     "ppo_zoo": Row("PPO, the Zoo's settings for the task", "ppo"),
     "rgpo_zoo": Row("RGPO, k = 4, the Zoo's settings for the task", "rgpo", {"sharpness": 4.0}),
 }
+# Row -> PPO with its step size and epochs.
+SAME_SETTINGS = {"rgpo": "ppo_rgpo_settings"}
 ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
 
