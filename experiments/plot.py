@@ -78,9 +78,7 @@ def gate_weights() -> bytes:
         "RGPO (k = 4)": (gates.rgpo(), "#c8452d", "-", 2.4),
         "REINFORCE": (gates.reinforce(), "#3d8b57", "-", 1.4),
         "importance (TRPO)": (gates.importance(), "#7a8ca3", "-", 1.4),
-        "truncated importance": (gates.truncated_importance(), "#7a8ca3", "--", 1.4),
-        "SAPO": (gates.sapo(), "#d98c4a", "--", 1.4),
-        "SPO (clip 0.2)": (gates.spo(), "#8a5fa8", ":", 1.8),
+        "SAPO (t = 1, 1.05)": (gates.sapo(), "#d98c4a", "--", 1.4),
     }
     ratio = np.linspace(0.01, 2.5, 800, dtype=np.float32)
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
@@ -90,9 +88,13 @@ def gate_weights() -> bytes:
             w[1:][np.abs(np.diff(w)) > 0.1] = np.nan  # a jump is no slope
             axes.plot(ratio, w, color=color, linestyle=style, linewidth=width, label=label)
         axes.axvline(1.0, color="black", linewidth=0.6, alpha=0.4)
+        # Where a step uphill brings the ratio nearer to 1.
+        left, right = (0.0, 1.0) if sign > 0 else (1.0, 2.5)
+        axes.axvspan(left, right, color="black", alpha=0.06, linewidth=0)
+        axes.text((left + right) / 2, -0.2, "moves r back to 1", ha="center", fontsize=9)
         axes.set_title(f"advantage {'positive' if sign > 0 else 'negative'}", fontsize=10)
         axes.set_xlabel("ratio r")
-        axes.set_ylim(-0.6, 2.1)
+        axes.set_ylim(-0.3, 2.1)
         axes.set_xlim(0, 2.5)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

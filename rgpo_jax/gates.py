@@ -359,7 +359,7 @@ CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {
 
 
 def make(name: str, **settings: Any) -> Tunable:
-    """Builds a gate from its name, as flags and files give it: `make("rgpo", sharpness=2.0)`.
+    """Builds a gate from its name: `make("rgpo", sharpness=2.0)`.
 
     Raises:
       ValueError: no gate has this name (the message has the nearest), or a setting is out of range.

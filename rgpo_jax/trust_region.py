@@ -64,6 +64,8 @@ def _step(
     params: Any,
     surrogate: Callable[[Any], Array],
     kl: Callable[[Any], Array],
+    mean: Callable[[Any], Any] = lambda tree: tree,
+    *,
     max_kl: Any,
     damping: Any,
     backtrack_factor: Any,
@@ -78,12 +80,14 @@ def _step(
     def flat_kl(theta: Array) -> Array:
         return kl(unravel(theta))
 
-    before, gradient = jax.value_and_grad(flat_surrogate)(theta)
+    # Means are taken of derivatives, and not derivatives of means: of its share each device has
+    # a derivative of its own.
+    before, gradient = mean(jax.value_and_grad(flat_surrogate)(theta))
     # The KL's Hessian at theta_old is the Fisher matrix; forward over reverse gives its products.
     kl_gradient = jax.grad(flat_kl)
 
     def fisher_product(v: Array) -> Array:
-        return jax.jvp(kl_gradient, (theta,), (v,))[1] + damping * v
+        return mean(jax.jvp(kl_gradient, (theta,), (v,))[1]) + damping * v
 
     direction = conjugate_gradient(fisher_product, gradient, cg_iterations)
     curvature = jnp.vdot(direction, fisher_product(direction))
@@ -92,8 +96,8 @@ def _step(
 
     def trial(scale: Array) -> tuple[Array, Array, Array]:
         candidate = theta + scale * full_step
-        improvement = flat_surrogate(candidate) - before
-        divergence = flat_kl(candidate)
+        gained, divergence = mean((flat_surrogate(candidate), flat_kl(candidate)))
+        improvement = gained - before
         # Comparisons with NaN are false: a step into NaN is refused.
         return (improvement > 0) & (divergence <= max_kl), divergence, improvement
 
@@ -146,8 +150,10 @@ def natural_gradient(
       line_search_steps: step sizes tried at most.
 
     Returns:
-      Function (params, surrogate, kl) -> (params, StepReport), where surrogate and kl map params
-      to scalars, and kl is measured from the policy that drew the samples.
+      Function (params, surrogate, kl, mean) -> (params, StepReport), where surrogate and kl map
+      params to scalars, and kl is measured from the policy that drew the samples. Where each of
+      several devices has them of its share of the samples, mean is over the devices
+      (`Spread.mean`); else it is the identity.
 
     Source: arXiv 1502.05477.
     """

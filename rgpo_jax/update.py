@@ -57,10 +57,15 @@ def _mean_gradient(
 
 
 def _step_policy(
-    network: Network, hyperparameters: Hyperparameters, actor_params: Any, batch: Batch
+    network: Network,
+    hyperparameters: Hyperparameters,
+    actor_params: Any,
+    batch: Batch,
+    spread: Spread,
 ) -> tuple[Any, Array, Metrics]:
     """One trust-region step; also the log-ratios before it, as of one minibatch [1, 1, n]."""
     assert hyperparameters.policy_step is not None
+    batch = spread.share(batch, axis=0)
     old = network.policy(actor_params, batch.observation)
 
     def log_ratio(params: Any) -> Array:
@@ -75,14 +80,15 @@ def _step_policy(
     def kl(params: Any) -> Array:
         return jnp.mean(old.kl(network.policy(params, batch.observation)))
 
-    new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl)
+    new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl, spread.mean)
     metrics = {
         "policy_grad_norm": report.grad_norm,
         "line_search_accepted": report.accepted,
         "line_search_scale": report.step_scale,
         "trust_region_kl": report.kl,
     }
-    return new_params, log_ratio(actor_params).reshape(1, 1, -1), metrics
+    before = spread.gather(log_ratio(actor_params), axis=0)
+    return new_params, before.reshape(1, 1, -1), metrics
 
 
 def make(
@@ -174,7 +180,7 @@ def make(
 
         if policy_step is not None:
             actor, log_ratio, policy_metrics = _step_policy(
-                network, hyperparameters, params["actor"], batch
+                network, hyperparameters, params["actor"], batch, spread
             )
             params = {**params, "actor": actor}
             metrics |= policy_metrics

@@ -1,6 +1,6 @@
 """Scores that must be reached, by the program as a user runs it. Slow: `make slow`.
 
-Last results, with the command, stand in the README.
+Last results, with the command, stand in docs/benchmarks.md.
 """
 
 import json
@@ -34,7 +34,7 @@ def test_every_agent_learns_on_cartpole(agent, tmp_path):
         tmp_path, agent, "CartPole-v1", "--num-seeds", "4", "--total-steps", "200000"
     )
     # A random policy scores 22; none of the gates may be inert. (REINFORCE's w = 1 collapses for
-    # some seeds under four epochs: the best counts here, the README has the interval.)
+    # some seeds under four epochs: the best counts here, docs/benchmarks.md has the interval.)
     assert max(scores) >= 100
 
 
