@@ -1,7 +1,7 @@
 """THE update step: epochs of minibatches over one trajectory, the same for every agent."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,76 @@ def _mean_gradient(
 
     total, terms = jax.lax.scan(add, jnp.zeros_like(params), parts)
     return total * (microbatch_size / num_samples), jax.tree.map(jnp.ravel, terms)
+
+
+class GradientSteps(NamedTuple):
+    """What the gradient steps of an update were [epochs, minibatches, ...].
+
+    Attributes:
+      terms: of the loss, before each step, a value per sample.
+      grad_norm: of the gradient, before it is clipped.
+      taken: whether early stopping let it count.
+    """
+
+    terms: dict[str, Array]
+    grad_norm: Array
+    taken: Array
+
+
+def _descend(
+    loss: Callable[[Any, Batch], tuple[Array, dict[str, Array]]],
+    params: Any,
+    optimizer_state: Any,
+    batch: Batch,
+    key: Array,
+    optimizer: optax.GradientTransformation,
+    target_kl: Any,
+    config: Config,
+    spread: Spread,
+) -> tuple[Any, Any, GradientSteps]:
+    """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
+
+    With a `target_kl` the first step at whose start KL(old || new) exceeds it, estimated on its
+    minibatch, and all after it change nothing.
+
+    Returns:
+      Parameters, the optimiser's state, and what the steps were.
+    """
+    # One flat vector: Adam is then a handful of operations and not a handful per layer.
+    flat_params, unravel = ravel_pytree(params)
+    num_samples = batch.log_prob.shape[0]
+
+    def flat_loss(flat_params: Array, minibatch: Batch) -> tuple[Array, dict[str, Array]]:
+        return loss(unravel(flat_params), minibatch)
+
+    def gradient_step(carry: tuple, minibatch: Batch) -> tuple[tuple, GradientSteps]:
+        before, goes_on = carry
+        flat_params, optimizer_state = before
+        gradient, terms = _mean_gradient(flat_loss, flat_params, minibatch, config.microbatch_size)
+        gradient = spread.mean(gradient)
+        change, optimizer_state = optimizer.update(gradient, optimizer_state)
+        norm = jnp.linalg.norm(gradient)
+        after = (flat_params + change, optimizer_state)
+        if target_kl is not None:
+            kl = spread.mean(diagnostics.kl_k3(terms["log_ratio"].ravel()))
+            goes_on &= kl <= target_kl
+            after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, before)
+        return (after, goes_on), GradientSteps(terms, norm, goes_on)
+
+    def epoch(carry: tuple, key: Array) -> tuple[tuple, GradientSteps]:
+        order = shuffle.permutation(key, num_samples).reshape(config.num_minibatches, -1)
+        order = jax.lax.optimization_barrier(spread.share(order, axis=1))
+        minibatches = jax.tree.map(lambda x: x[order], batch)
+        return jax.lax.scan(gradient_step, carry, minibatches)
+
+    ((flat_params, optimizer_state), _), steps = jax.lax.scan(
+        epoch,
+        ((flat_params, optimizer_state), jnp.bool_(True)),
+        jax.random.split(key, config.num_epochs),
+    )
+    # [epochs, minibatches, samples of one], whether a sample was a step or a sequence.
+    terms = jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), spread.gather(steps.terms, axis=2))
+    return unravel(flat_params), optimizer_state, steps._replace(terms=terms)
 
 
 def _step_policy(
@@ -159,9 +229,28 @@ def make(
             raise TypeError("this network has no recurrence, and takes no memory")
         return network.recurrence.step(state.params, observation, memory)
 
+    def actor_critic_loss(
+        params: Any, minibatch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[Array, dict[str, Array]]:
+        total, terms = objective.loss(
+            params,
+            network,
+            hyperparameters.gate,
+            minibatch,
+            hyperparameters.value_coefficient,
+            hyperparameters.entropy_coefficient,
+        )
+        return total, terms._asdict()
+
+    def critic_loss(
+        params: Any, minibatch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[Array, dict[str, Array]]:
+        errors = objective.squared_error(network, params["critic"], minibatch)
+        loss = hyperparameters.value_coefficient * 0.5 * jnp.mean(errors)
+        return loss, {"squared_error": errors}
+
     def update(state: LearnerState, trajectory: Trajectory) -> tuple[LearnerState, Metrics]:
-        hyperparameters = state.hyperparameters
-        params = state.params
+        hyperparameters, params = state.hyperparameters, state.params
         batch, state, metrics = samples.prepare(
             network, config, state, trajectory, max_episode_steps, spread
         )
@@ -176,79 +265,42 @@ def make(
         step_size = hyperparameters.learning_rate * (
             jnp.maximum(remaining, 0.0) if config.anneal_learning_rate else 1.0
         )
-        optimizer = _optimizer(hyperparameters, step_size)
-
+        loss = actor_critic_loss
         if policy_step is not None:
             actor, log_ratio, policy_metrics = _step_policy(
                 network, hyperparameters, params["actor"], batch, spread
             )
-            params = {**params, "actor": actor}
+            params, loss = {**params, "actor": actor}, critic_loss
             metrics |= policy_metrics
 
-        # One flat vector: Adam is then a handful of operations and not a handful per layer.
-        flat_params, unravel = ravel_pytree(params)
-
-        def loss(flat_params: Array, minibatch: Batch) -> tuple[Array, Any]:
-            params = unravel(flat_params)
-            if policy_step is not None:
-                errors = objective.squared_error(network, params["critic"], minibatch)
-                loss = hyperparameters.value_coefficient * 0.5 * jnp.mean(errors)
-                return loss, {"squared_error": errors}
-            total, terms = objective.loss(
-                params,
-                network,
-                hyperparameters.gate,
-                minibatch,
-                hyperparameters.value_coefficient,
-                hyperparameters.entropy_coefficient,
-            )
-            return total, terms._asdict()
-
-        def gradient_step(carry: tuple, minibatch: Batch) -> tuple[tuple, Any]:
-            before, goes_on = carry
-            flat_params, optimizer_state = before
-            gradient, terms = _mean_gradient(loss, flat_params, minibatch, config.microbatch_size)
-            gradient = spread.mean(gradient)
-            change, optimizer_state = optimizer.update(gradient, optimizer_state)
-            norm = jnp.linalg.norm(gradient)
-            after = (flat_params + change, optimizer_state)
-            if hyperparameters.target_kl is not None:
-                kl = spread.mean(diagnostics.kl_k3(terms["log_ratio"].ravel()))
-                goes_on &= kl <= hyperparameters.target_kl
-                after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, before)
-            return (after, goes_on), (terms, norm, goes_on)
-
-        def epoch(carry: tuple, key: Array) -> tuple[tuple, Any]:
-            order = shuffle.permutation(key, num_samples).reshape(config.num_minibatches, -1)
-            order = jax.lax.optimization_barrier(spread.share(order, axis=1))
-            minibatches = jax.tree.map(lambda x: x[order], batch)
-            return jax.lax.scan(gradient_step, carry, minibatches)
-
         key, shuffle_key = jax.random.split(state.key)
-        ((flat_params, optimizer_state), _), (terms, norms, taken) = jax.lax.scan(
-            epoch,
-            ((flat_params, state.optimizer_state), jnp.bool_(True)),
-            jax.random.split(shuffle_key, config.num_epochs),
+        params, optimizer_state, steps = _descend(
+            lambda params, minibatch: loss(params, minibatch, hyperparameters),
+            params,
+            state.optimizer_state,
+            batch,
+            shuffle_key,
+            _optimizer(hyperparameters, step_size),
+            hyperparameters.target_kl,
+            config,
+            spread,
         )
-        params = unravel(flat_params)
-        # [epochs, minibatches, samples of one], whether a sample was a step or a sequence.
-        terms = jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), spread.gather(terms, axis=2))
         own = spread.share(batch, axis=0)
         policy = network.policy(params["actor"], own.observation)
         metrics |= diagnostics.gate_diagnostics(
             hyperparameters.gate,
             spread.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
             batch.advantage.ravel(),
-            terms["log_ratio"] if policy_step is None else log_ratio,
+            steps.terms["log_ratio"] if policy_step is None else log_ratio,
         )
         metrics["entropy"] = spread.mean(jnp.mean(policy.entropy()))
         # Of the gradient steps that were taken; NaN where early stopping left none.
-        value_losses = 0.5 * jnp.mean(terms["squared_error"], axis=-1)
-        metrics["value_loss"] = jnp.mean(value_losses, where=taken)
-        metrics["grad_norm"] = jnp.mean(norms, where=taken)
+        value_losses = 0.5 * jnp.mean(steps.terms["squared_error"], axis=-1)
+        metrics["value_loss"] = jnp.mean(value_losses, where=steps.taken)
+        metrics["grad_norm"] = jnp.mean(steps.grad_norm, where=steps.taken)
         metrics["learning_rate"] = step_size
         if hyperparameters.target_kl is not None:
-            metrics["gradient_step_rate"] = jnp.mean(taken, dtype=jnp.float32)
+            metrics["gradient_step_rate"] = jnp.mean(steps.taken, dtype=jnp.float32)
         state = state._replace(
             params=params, optimizer_state=optimizer_state, key=key, updates=state.updates + 1
         )

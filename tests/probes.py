@@ -251,7 +251,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_numbers(folder: Path, reference: Path, seeds: slice = slice(None)) -> None:
-    """Holds a run's metrics against those of a reference's seeds, to what docs/running.md promises."""
+    """Holds a run's metrics against those of a reference's seeds, as docs/running.md promises."""
 
     def numbers(values: list[float | None]) -> list[float]:
         return [math.nan if value is None else value for value in values]
