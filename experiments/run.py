@@ -96,7 +96,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             return interrupted.exit_status
         except UnreadableCheckpoint as error:
             command_line.refuse(
-                f"--resume: {error}; begin again with --overwrite, or in another folder"
+                f"--resume: {error}; start in another folder, or here again with --overwrite"
             )
         except (CheckpointError, OSError) as error:
             with contextlib.suppress(OSError):

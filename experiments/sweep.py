@@ -404,8 +404,9 @@ def _describe(score: dict[str, Any]) -> str:
     """A score with its interval; null where an evaluation was not finite."""
     if score["iqm"] is None:
         return "undefined"
-    interval = score["ci95"]
-    return f"{score['iqm']:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+    interval = [end for end in score["ci95"] or () if end is not None]
+    spread = " [{:.1f}, {:.1f}]".format(*interval) if len(interval) == 2 else ""
+    return f"{score['iqm']:.1f}{spread}"
 
 
 def _close(
@@ -492,7 +493,7 @@ def main(args: Sequence[str] | None = None) -> int:
         broken = {cell.name for cell in cells if _summary(out / cell.name).get("broken")}
         troubled = sorted(broken | failed)
         screen.say(
-            f"{len(cells) - len(troubled)} of {len(cells)} cells finished"
+            f"{sum(cell.name not in troubled for cell in cells)} of {len(cells)} cells finished"
             + (f"; failed: {', '.join(troubled)}" if troubled else "")
             + f"; compare them with: python -m experiments.report {shlex.quote(str(out))}"
         )

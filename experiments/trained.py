@@ -15,7 +15,7 @@ from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 from rgpo_jax.learner import LearnerState
 
 # Settings without which a network's parameters mean something else, in the same shapes.
-_MEANING = ("activation", "policy", "state_dependent_std", "initial_std")
+_MEANING = ("activation", "policy", "state_dependent_std")
 
 
 class Trained(NamedTuple):
@@ -82,7 +82,9 @@ def load_start(folder: str, agent: Agent) -> LearnerState:
     """
     start = load(folder, "--init-from")
     learners = start.learners
-    for name in _MEANING:
+    # Else the initial deviation is where a parameter begins, and no more.
+    scale = ("initial_std",) if agent.config.state_dependent_std else ()
+    for name in (*_MEANING, *scale):
         theirs, ours = getattr(start.plan.config, name), getattr(agent.config, name)
         if theirs != ours:
             raise BadInput(

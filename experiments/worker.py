@@ -99,7 +99,7 @@ def _train(
     path: Path, plans: Sequence[plan.Plan], agent: Any, layout: Any, interrupts: Interrupts
 ) -> int:
     from experiments import trained, training
-    from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+    from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
@@ -137,6 +137,9 @@ def _train(
     except training.Broken as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BROKEN
+    except UnreadableCheckpoint as error:
+        print(f"error: {error}; remove {folder} to start again", file=sys.stderr)
+        return EXIT_NOT_KEPT
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NOT_KEPT

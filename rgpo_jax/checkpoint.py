@@ -25,7 +25,7 @@ class CheckpointError(Exception):
 
 
 class UnreadableCheckpoint(CheckpointError):
-    """There are checkpoints, but none that can be read."""
+    """There are checkpoints, but none is whole, or the newest is of something else."""
 
 
 class Restored(NamedTuple):

@@ -99,7 +99,8 @@ class _Share:
         """Acts on the observation, and begins the step."""
         acted = act(state, self.observation, key, np.int32(time), self._index)
         self.action, self.log_prob, units = map(np.asarray, acted)
-        self._pool.send(units.reshape(-1, *units.shape[2:]))
+        # Of a seed that broke: physics stalls, or complains in a file, over actions that are NaN.
+        self._pool.send(np.nan_to_num(units).reshape(-1, *units.shape[2:]))
 
     def finish_step(self) -> TimeStep:
         """Waits for the step; fields are [S, n, ...]."""

@@ -157,7 +157,7 @@ def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
         go_on(tmp_path / "cut")
     assert refused.value.code == 2
     error = capsys.readouterr().err
-    assert "no checkpoint is whole" in error and "begin again with --overwrite" in error
+    assert "no checkpoint is whole" in error and "here again with --overwrite" in error
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
 
 

@@ -354,6 +354,7 @@ def test_a_score_that_is_not_finite_is_said():
     assert sweep._describe({"iqm": None, "ci95": [None, None]}) == "undefined"
     assert sweep._describe({"iqm": 1.25, "ci95": [1.0, 2.0]}) == "1.2 [1.0, 2.0]"
     assert sweep._describe({"iqm": 1.25, "ci95": None}) == "1.2"
+    assert sweep._describe({"iqm": 1.25, "ci95": [1.0, None]}) == "1.2"
 
 
 def test_each_cell_starts_from_the_same_parameters(finished, tmp_path):
