@@ -342,6 +342,15 @@ def test_a_run_that_breaks_says_where(tmp_path, capsys):
     assert "seed 5 at update 0, seed 6 at update 0" in capsys.readouterr().out
 
 
+def test_a_task_without_a_limit_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--env", "envpool/Catch-v0", "--out", str(tmp_path / "x")])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "envpool/Catch-v0" in error and "no limit" in error
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_missing_library_is_one_line(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -194,6 +194,12 @@ def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
     assert len(lines(folder)) >= 2
 
 
+def test_no_line_counts_compiling(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert 0 <= lines(finished)[0]["wall_seconds"] < lines(finished)[-1]["wall_seconds"]
+    assert lines(finished)[-1]["wall_seconds"] <= summary["run_seconds"]
+
+
 def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, capsys):
     args = [*TINY, "--out", str(tmp_path / "start")]
     assert run.main(args) == 0
