@@ -3,6 +3,7 @@
 Those restart every episode from one cached state, and lose the observation in which it ended.
 """
 
+import abc
 import contextlib
 import io
 import operator
@@ -77,7 +78,7 @@ class PhysicsState(NamedTuple):
     time: Array
 
 
-class PhysicsEnvironment:
+class PhysicsEnvironment(abc.ABC):
     """An environment of such a library, cut after `limit` steps.
 
     Actions are in [-1, 1] per element, which the library scales to the actuators where they differ.
@@ -97,9 +98,9 @@ class PhysicsEnvironment:
     def _observation(self, inner: Any) -> Array:
         return inner.obs
 
+    @abc.abstractmethod
     def _coordinates(self, inner: Any) -> tuple[Array, Array]:
         """Positions and velocities."""
-        raise NotImplementedError
 
     def reset(self, key: Array) -> tuple[PhysicsState, Array]:
         inner = carry.definite(self._env.reset(jax.random.key_data(key)))  # it splits raw keys

@@ -85,11 +85,11 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         command_line.check_path("out", self.out)
-        other = "ray" if self.launcher == "local" else "local"
-        for name in _OF_LAUNCHERS[other]:
-            value = getattr(self, name)
-            if value != type(self).__dataclass_fields__[name].default:
-                raise ConfigError(name, f"{value}: expected --launcher {other} with it")
+        for launcher, names in _OF_LAUNCHERS.items():
+            for name in names:
+                value, default = getattr(self, name), getattr(type(self), name)
+                if launcher != self.launcher and value != default:
+                    raise ConfigError(name, f"{value}: expected --launcher {launcher} with it")
 
 
 @dataclasses.dataclass(frozen=True)

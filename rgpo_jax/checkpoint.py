@@ -21,7 +21,7 @@ _CHECKSUMS = "checksums.json"
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be written; the message says which, and why."""
+    """A checkpoint cannot be written or read; the message says which, and why."""
 
 
 class UnreadableCheckpoint(CheckpointError):

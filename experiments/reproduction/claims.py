@@ -184,16 +184,6 @@ def _missing(cells: Cells, task: str, row: str) -> str | None:
     return None if len(cell.final(scores.SCORE)) else "never evaluated"
 
 
-def gain_over_baseline(
-    cells: Cells, task: str, row: str, metric: str = scores.SCORE, baseline: str = BASELINE
-) -> Estimate:
-    """A row's final return against PPO's; NaN where one is missing."""
-    if _missing(cells, task, row) or _missing(cells, task, baseline):
-        return _NOTHING
-    ours, theirs = (cells[task, ALL[name].name].final(metric) for name in (row, baseline))
-    return relative_gain(ours, theirs)
-
-
 def _gain(task: str, cells: Cells, rows: Sequence[str], baseline: str) -> Claim:
     papers, findings = PAPERS_GAINS[task], {}
     for row in rows:
@@ -202,11 +192,12 @@ def _gain(task: str, cells: Cells, rows: Sequence[str], baseline: str) -> Claim:
         if reason or theirs:
             findings[row] = Finding(UNTOLD, reason or f"{ALL[baseline].name} {theirs}")
             continue
-        gain = gain_over_baseline(cells, task, row, scores.SCORE, baseline)
+        pair = [cells[task, ALL[name].name] for name in (row, baseline)]
+        gain = relative_gain(*(cell.final(scores.SCORE) for cell in pair))
         verdict = judge_gain(gain, papers)
         evidence = percent(gain, sign=True) or "PPO's return is not clearly above 0"
         # Policies that go on exploring show what a mode hides.
-        sampled = gain_over_baseline(cells, task, row, scores.SAMPLED, baseline)
+        sampled = relative_gain(*(cell.final(scores.SAMPLED) for cell in pair))
         if says := percent(sampled, sign=True):
             other = judge_gain(sampled, papers)
             differs = "" if other == verdict else f": {other}"

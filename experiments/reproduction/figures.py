@@ -23,12 +23,11 @@ from experiments.reproduction.claims import (
     mean_over_updates,
     short_name,
 )
-from experiments.reproduction.rows import ALL, BASELINE, ROWS
+from experiments.reproduction.rows import ALL, BASELINE, JUDGED, ROWS
 from rgpo_jax.statistics import Estimate
 
 # In the picture of returns, from the top: the table, and PPO with the settings of RGPO.
 _RETURNS = (BASELINE, "ppo_rgpo_settings", *(row for row in ROWS if row != BASELINE))
-_CLAIMED = ("rgpo_k4", "rgpo")  # of which the paper says how far they are ahead of PPO
 _SHOWN = ("episode_return", "approx_kl", "effective_sample_size", "weight_mean")
 
 
@@ -53,7 +52,7 @@ def returns(cells: Cells) -> bytes | None:
                     color = charts.COLORS[styles[cell.variant] % len(charts.COLORS)]
                     _draw_returns(axes, cell, place, color)
             ours = interquartile_mean(finished[task, ALL[BASELINE].name].final(scores.SCORE))
-            claimed = [place for place, row in enumerate(rows) if row in _CLAIMED]
+            claimed = [place for place, row in enumerate(rows) if row in JUDGED]
             if claimed:
                 x = ours.value * (1 + PAPERS_GAINS[task])
                 ends = min(claimed) - 0.45, max(claimed) + 0.45

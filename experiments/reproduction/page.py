@@ -17,8 +17,6 @@ from experiments.reproduction.claims import number, percent, short_name
 from experiments.reproduction.search import Candidate, Search
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
 
-_JUDGED = ("rgpo_k4", "rgpo")
-
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
@@ -109,9 +107,9 @@ def render(
     environment.filters["anchor"] = _anchor
     mujoco = next((family.cells for family in families if family.key == "mujoco"), {})
     content = environment.get_template("page.md").render(
-        of_return=claims.claims_of_return(mujoco, _JUDGED),
-        of_updates=claims.claims_of_updates(mujoco, _JUDGED),
-        judged={row: rows.ROWS[row].name for row in _JUDGED},
+        of_return=claims.claims_of_return(mujoco, rows.JUDGED),
+        of_updates=claims.claims_of_updates(mujoco, rows.JUDGED),
+        judged={row: rows.ROWS[row].name for row in rows.JUDGED},
         baseline=rows.BASELINE,
         families=families,
         studies=studies,

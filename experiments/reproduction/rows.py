@@ -21,6 +21,7 @@ class Row:
 
 
 BASELINE = "ppo"
+JUDGED = ("rgpo_k4", "rgpo")  # of which the paper says how they compare with the baseline
 # Name of a row's folder of runs, and of its sweep file -> what it is.
 ROWS = {
     "rgpo_k4": Row("RGPO, k = 4", "rgpo", {"sharpness": 4.0}),
