@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rgpo_jax import statistics
 from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
@@ -147,3 +148,30 @@ def test_coefficient_of_variation():
     assert statistics.coefficient_of_variation([-1.0, -2.0, -3.0]) == pytest.approx(0.5)
     assert np.isnan(statistics.coefficient_of_variation([1.0]))
     assert np.isnan(statistics.coefficient_of_variation([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("shapes", [[(8,)], [(5,), (10,)], [(3, 7)], [(10, 4), (7, 4)], [(2,)]])
+@pytest.mark.parametrize(
+    "statistic", [statistics.pooled_iqm, statistics.pooled_mean, statistics.pooled_optimality_gap]
+)
+def test_interval_is_that_of_scipys_bootstrap(shapes, statistic):
+    rng = np.random.default_rng(1)
+    strata = [rng.normal(size=shape) for shape in shapes]
+    ours = statistics.estimate(statistic, strata, resamples=500)
+    expected = stats.bootstrap(
+        strata,
+        statistic,
+        axis=0,
+        n_resamples=500,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    np.testing.assert_allclose(ours.low, expected.low, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(ours.high, expected.high, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+def test_interquartile_mean_is_scipys_trimmed_mean(n):
+    scores = np.random.default_rng(n).normal(size=(n, 3))
+    ours = statistics.pooled_iqm(scores, axis=0)
+    np.testing.assert_allclose(ours, stats.trim_mean(scores, 0.25, axis=0), rtol=1e-13, atol=1e-14)
