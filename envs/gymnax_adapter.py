@@ -5,14 +5,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments import spaces
 
-from envs import carry
+from envs import carry, lazy
 from rgpo_jax.environment import Box, Discrete, TimeStep
+
+# gymnax draws with these, and we do not: two of the seconds that a run waits to begin.
+with lazy.imports("matplotlib.pyplot", "seaborn"):
+    import gymnax
+    from gymnax.environments import spaces
 
 Array = jax.Array
 
