@@ -29,6 +29,7 @@ NOT_IN_FILES = (
     "coordinator",
     "num_processes",
     "process_id",
+    "compilation_cache",
 )
 
 

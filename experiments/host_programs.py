@@ -1,14 +1,24 @@
 """A run's programs where environments live on the host."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.compiling import Compiler
 from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
-from experiments.programs import SEEDS, Members, Programs, memory_of
+from experiments.programs import (
+    SEEDS,
+    Episodes,
+    Members,
+    Programs,
+    empty_progress,
+    memory_of,
+    on_mesh,
+)
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
 from rgpo_jax.learner import LearnerState
@@ -34,12 +44,16 @@ class HostPrograms(Programs):
     Members' updates are spread over the local devices as in `over_seeds`; one device acts.
     """
 
-    def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
+    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
         mesh, num_members = layout.mesh(), len(members.seeds)
+        self.compiler = Compiler()
         self._agent, self._seeds = agent, members.seeds
         self._sharding = NamedSharding(mesh, SEEDS)
         self._collector = host.Collector(agent, members.seeds)
-        self._evaluator = host.Evaluator(agent, members.seeds, eval_episodes)
+        self._evaluators = {
+            whole: host.Evaluator(agent, members.seeds, number)
+            for whole, number in ((True, episodes.at_the_end), (False, episodes.while_training))
+        }
 
         def init(key: jax.Array, overrides: dict) -> tuple[HostState, jax.Array]:
             learner_key, evaluation_key, key = jax.random.split(key, 3)
@@ -55,47 +69,55 @@ class HostPrograms(Programs):
             return new, progress.take(state.updates, new.params, metrics)
 
         keys = seed_keys(mesh, members.seeds)
-        program = over_seeds(init, layout, (SEEDS, SEEDS), (SEEDS, SEEDS))
+        one_by_one = dataclasses.replace(layout, in_turn=True)
+        program = over_seeds(init, one_by_one, (SEEDS, SEEDS), (SEEDS, SEEDS))
         overrides = spread_over_seeds(mesh, members.overrides())
-        self.initial_states, self._eval_keys = jax.jit(program)(keys, overrides)
+        self._init_arguments = keys, overrides
+        traced = jax.jit(program).trace(*self._init_arguments)
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+        states, _ = on_mesh(mesh, traced.out_info, (SEEDS, SEEDS))
 
-        one = (self.initial_states.learner, self._collector.shapes)
+        one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
         _, shapes = jax.eval_shape(agent.learner.update, *one)
         shapes |= jax.eval_shape(episode_metrics, EpisodeTotals(*np.zeros(3)))
         self.metric_names = sorted(shapes)
-        self._start = jax.jit(
-            lambda: jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (num_members, *x.shape)), Progress.start(shapes)
-            ),
-            out_shardings=self._sharding,
+        progress = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), Progress.start(shapes)
         )
+        self._empty = empty_progress(on_mesh(mesh, progress, SEEDS))
         self._finish = jax.jit(jax.vmap(Progress.finish))
+        self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
         program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))
-        on_mesh = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding),
+        experience = on_mesh(
+            mesh,
             (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_members), np.float32))),
+            SEEDS,
         )
-        lowered = jax.jit(program).lower(self.initial_states.learner, *on_mesh, self._start())
-        self._update = lowered.compile()
-        self.memory_bytes = memory_of(self._update)
-        self._collector.compile(self.initial_states.learner, keys)
-        self._evaluator.compile(self.initial_states.learner, keys)
+        lowered = jax.jit(program).lower(states.learner, *experience, self._empty)
+        self._update = self.compiler.start("training", lowered)
 
-    def start(self, states: HostState) -> Progress:
-        return self._start()
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        learners, keys = self.initial_states.learner, self._eval_keys
+        self._collector.compile(learners, keys)
+        for evaluator in self._evaluators.values():
+            evaluator.compile(learners, keys)
+        self.compiler.wait(show)
+        self.memory_bytes = memory_of(self._update.result())
 
     def advance(
         self, states: HostState, progress: Progress, num_updates: int
     ) -> tuple[HostState, Progress]:
         learner, keys = states
+        update = self._update.result()
         for _ in range(num_updates):
             keys, rollout_keys = self._split(keys)
             trajectory, totals = self._collector.collect(learner, rollout_keys)
             totals = jax.tree.map(np.float32, totals)
             experience = jax.device_put((trajectory, totals), self._sharding)
-            learner, progress = self._update(learner, *experience, progress)
+            learner, progress = update(learner, *experience, progress)
         return HostState(learner, keys), progress
 
     def restart_episodes(self, updates: int) -> bool:
@@ -103,7 +125,8 @@ class HostPrograms(Programs):
         return True
 
     def _run_episodes(
-        self, states: HostState, keys: jax.Array, deterministic: bool
-    ) -> tuple[Any, Any]:
-        returns, lengths = self._evaluator.run(states.learner, keys, deterministic)
+        self, states: HostState, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        keys = self._fold_in(self._eval_keys, np.int32(updates))
+        returns, lengths = self._evaluators[whole].run(states.learner, keys, deterministic)
         return returns.mean(axis=1), lengths.mean(axis=1)

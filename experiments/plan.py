@@ -77,6 +77,8 @@ class Options(Checked):
     """Which of them this is: 0 is the first."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    compilation_cache: Annotated[str | None, tyro.conf.arg(metavar="DIR|off")] = None
+    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
     loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
     """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
@@ -84,13 +86,17 @@ class Options(Checked):
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
     """Environment steps (of one seed) between two evaluations; None: a tenth of all."""
     eval_episodes: Count = 32
-    """Episodes of an evaluation, per seed, once with the policy's mode and once with samples."""
+    """Episodes of the last evaluation, per seed, once with the policy's mode and once with samples.
+    Evaluations while it trains are of the mode alone."""
+    eval_share: NonNegative = 0.33
+    """Most steps that an evaluation may take while it trains, as a share of those trained on since
+    the one before: its episodes are halved as often as it takes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed + self.num_seeds > 2**32:
             raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
-        for field in ("out", "init_from"):
+        for field in ("out", "init_from", "compilation_cache"):
             command_line.check_path(field, getattr(self, field))
         if self.resume and self.out is None:
             raise ConfigError("resume", "needs the run's folder too: --out DIR")

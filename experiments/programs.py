@@ -1,6 +1,7 @@
 """A run's compiled programs: members side by side, spread over devices."""
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.compiling import Compiler
 from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
-from rgpo_jax import processes
+from rgpo_jax import diagnostics, processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.train import ChunkReport, Progress
@@ -33,6 +35,59 @@ def memory_of(compiled: Any) -> int:
     )
 
 
+def on_mesh(mesh: Mesh, shapes: Any, specs: Any) -> Any:
+    """Shapes of arrays that lie on a mesh as specs say; a spec may stand for a whole branch."""
+
+    def place(spec: PartitionSpec, branch: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), branch
+        )
+
+    return jax.tree.map(place, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _place(values: np.ndarray, like: Any) -> jax.Array:
+    """An array that all processes have, spread like another."""
+    return jax.make_array_from_callback(values.shape, like.sharding, values.__getitem__)
+
+
+def empty_progress(like: Progress) -> Progress:
+    """On no update yet, in arrays [M, ...] of these shapes and shardings."""
+    return jax.tree.map(
+        lambda value, like: _place(np.broadcast_to(np.asarray(value), like.shape), like),
+        Progress.start(like.metrics.names),
+        like,
+    )
+
+
+class Episodes(NamedTuple):
+    """How many episodes an evaluation runs per member.
+
+    Attributes:
+      at_the_end: of the run, and wherever all are asked for.
+      while_training: fewer, so that evaluation stays a small share of a run; a divisor of them.
+    """
+
+    at_the_end: int
+    while_training: int
+
+    @classmethod
+    def within(cls, share: float, wanted: int, limit: int | None, interval: int) -> "Episodes":
+        """Halves the number until its steps are at most a share of those that are trained on.
+
+        Args:
+          share: evaluation steps per training step.
+          wanted: episodes at the end.
+          limit: steps of the longest episode; None: unknown.
+          interval: steps that are trained on between two evaluations.
+        """
+        episodes = wanted
+        while limit is not None and episodes % 2 == 0 and episodes * limit > share * interval:
+            episodes //= 2
+        return cls(wanted, episodes)
+
+
 class Members(NamedTuple):
     """What is trained side by side in one program: M pairs of a seed and hyper-parameters.
 
@@ -52,45 +107,78 @@ class Members(NamedTuple):
 class Programs(abc.ABC):
     """What the host's loop calls; values are over members [M].
 
+    They begin to compile when they are made, in threads; `ready` waits for them, and comes before
+    all else.
+
     Attributes:
-      initial_states: where training starts: a NamedTuple with a `learner`.
+      compiler: what compiles them.
+      initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
       metric_names: what a chunk reports.
-      memory_bytes: of the largest program, per device: arguments, results and what is in between.
+      memory_bytes: of the largest program, per device: arguments, results and what is in between;
+        once they are ready.
     """
 
+    compiler: Compiler
     initial_states: Any
     metric_names: list[str]
     memory_bytes: int
-    _eval_keys: jax.Array
+    _empty: Progress
     _finish: Callable[[Progress], ChunkReport]
 
     @abc.abstractmethod
-    def start(self, states: Any) -> Progress:
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        """Waits for the programs; `show` is told what compiles, and for how long."""
+
+    def start(self) -> Progress:
         """A report in the making, on no update yet."""
+        return self._empty
 
     @abc.abstractmethod
     def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
-        """Runs so many rollouts, each with its update. The arguments may be reused as memory."""
+        """Runs so many rollouts, each with its update. The states' memory may be reused."""
 
     def restart_episodes(self, updates: int) -> bool:
         """Begins episodes anew after so many updates, if the states do not hold environments."""
         return False
 
     @abc.abstractmethod
-    def _run_episodes(self, states: Any, keys: jax.Array, deterministic: bool) -> tuple[Any, Any]:
+    def _run_episodes(
+        self, states: Any, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns and lengths of evaluation episodes, means per member."""
 
     def finish(self, progress: Progress) -> ChunkReport:
         """The report on all updates since its start."""
         return self._finish(progress)
 
-    def evaluate(self, states: Any, updates: int) -> dict[str, list[float]]:
-        """Mean return and length of evaluation episodes, by the policy's mode and by samples."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self._eval_keys, updates)
+    def to_keep(self, progress: Progress) -> Any:
+        """A report in the making as checkpoints hold it: NumPy arrays [M], two for each metric."""
+        metrics, broken_at = processes.fetch(progress)
+        columns = zip(metrics.names, metrics.values.T, metrics.counts.T, strict=True)
+        return {name: {"count": n, "value": x} for name, x, n in columns}, broken_at
+
+    def from_kept(self, kept: Any) -> Progress:
+        """A report in the making of what `to_keep` gave."""
+        columns, broken_at = kept
+        empty = self._empty.metrics
+
+        def stack(of: str, like: jax.Array) -> jax.Array:
+            return _place(np.stack([columns[name][of] for name in empty.names], axis=1), like)
+
+        values, counts = stack("value", empty.values), stack("count", empty.counts)
+        metrics = diagnostics.Accumulator(empty.names, values, counts)
+        return Progress(metrics, _place(np.asarray(broken_at), self._empty.broken_at))
+
+    def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
+        """Mean return and length of evaluation episodes after so many updates.
+
+        Those of the policy's mode; before the first update, and where it is a whole evaluation with
+        all episodes, those of samples too.
+        """
+        modes = {"": True, "_stochastic": False} if whole or not updates else {"": True}
         result = {}
-        for suffix, deterministic in (("", True), ("_stochastic", False)):
-            returns, lengths = self._run_episodes(states, keys, deterministic)
-            returns, lengths = processes.fetch((returns, lengths))
+        for suffix, deterministic in modes.items():
+            returns, lengths = self._run_episodes(states, updates, deterministic, whole)
             result[f"eval_return{suffix}"] = returns.tolist()
             result[f"eval_length{suffix}"] = lengths.tolist()
         return result
@@ -99,60 +187,83 @@ class Programs(abc.ABC):
 class CompiledPrograms(Programs):
     """Everything is compiled, the environments too."""
 
-    def __init__(self, agent: Agent, layout: Layout, members: Members, eval_episodes: int):
+    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
         mesh = layout.mesh()
-        overrides = spread_over_seeds(mesh, members.overrides())
+        self.compiler = Compiler()
+        self._num_batches = episodes.at_the_end // episodes.while_training
+        self._init_arguments = (
+            seed_keys(mesh, members.seeds),
+            spread_over_seeds(mesh, members.overrides()),
+        )
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
             return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
 
-        spread_init = over_seeds(init, layout, (SEEDS, SEEDS), (STATES, SEEDS))
-        keys = seed_keys(mesh, members.seeds)
-        self.initial_states, self._eval_keys = jax.jit(spread_init)(keys, overrides)
+        # It runs once: one member after another compiles sooner, and gives the same numbers.
+        one_by_one = dataclasses.replace(layout, in_turn=True)
+        init_once = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), (STATES, SEEDS))).trace(
+            *self._init_arguments
+        )
+        states, eval_keys = on_mesh(mesh, init_once.out_info, (STATES, SEEDS))
 
         start = over_seeds(
             functools.partial(library.start_progress, agent), layout, (STATES,), SEEDS
         )
-        self._start = jax.jit(start).lower(self.initial_states).compile()
-        progress = self.start(self.initial_states)
-        self.metric_names = sorted(progress.metrics)
+        progress = on_mesh(mesh, jax.eval_shape(start, states), SEEDS)
+        self.metric_names = list(progress.metrics.names)
+        self._empty = empty_progress(progress)
         program = over_seeds(
             library.make_advance(agent),
             layout,
             (STATES, SEEDS, PartitionSpec()),
             (STATES, SEEDS),
         )
-        lowered = jax.jit(program, donate_argnums=(0, 1)).lower(
-            self.initial_states, progress, jnp.int32(1)
-        )
-        self._advance = lowered.compile()
-        self.memory_bytes = memory_of(self._advance)
-        finish = over_seeds(Progress.finish, layout, (SEEDS,), SEEDS)
-        self._finish = jax.jit(finish).lower(progress).compile()
+        lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
+        self._advance = self.compiler.start("training", lowered)  # first: it takes longest
+        self._init = self.compiler.start("initial states", init_once.lower(), often=False)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(
-            learner: Any, key: jax.Array, deterministic: jax.Array
+            learner: Any, key: jax.Array, updates: Any, batch: Any, deterministic: Any
         ) -> tuple[jax.Array, jax.Array]:
-            run = library.make_evaluation(agent, eval_episodes, deterministic)
+            key = jax.random.fold_in(key, updates)
+            key = jax.lax.select(batch == 0, key, jax.random.fold_in(key, batch))
+            run = library.make_evaluation(agent, episodes.while_training, deterministic)
             returns, lengths = run(learner, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
-        program = over_seeds(evaluate, layout, (SEEDS, SEEDS, PartitionSpec()), SEEDS)
-        lowered = jax.jit(program).lower(
-            self.initial_states.learner, self._eval_keys, jnp.bool_(True)
+        specs = (SEEDS, SEEDS, *(PartitionSpec(),) * 3)
+        lowered = jax.jit(over_seeds(evaluate, layout, specs, SEEDS)).lower(
+            states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         )
-        self._evaluate = lowered.compile()
+        self._evaluate = self.compiler.start("evaluation", lowered, often=False)
+        finish = over_seeds(Progress.finish, layout, (SEEDS,), SEEDS)
+        lowered = jax.jit(finish).lower(progress)
+        self._finished = self.compiler.start("report", lowered, often=False)
 
-    def start(self, states: AgentState) -> Progress:
-        return self._start(states)
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.compiler.wait(show)
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        self._finish = self._finished.result()
+        self.memory_bytes = memory_of(self._advance.result())
 
     def advance(
         self, states: AgentState, progress: Progress, num_updates: int
     ) -> tuple[AgentState, Progress]:
-        return self._advance(states, progress, jnp.int32(num_updates))
+        return self._advance.result()(states, progress, jnp.int32(num_updates))
 
     def _run_episodes(
-        self, states: AgentState, keys: jax.Array, deterministic: bool
-    ) -> tuple[Any, Any]:
-        return self._evaluate(states.learner, keys, jnp.bool_(deterministic))
+        self, states: AgentState, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        means = [
+            self._evaluate.result()(
+                states.learner,
+                self._eval_keys,
+                jnp.int32(updates),
+                jnp.int32(batch),
+                jnp.bool_(deterministic),
+            )
+            for batch in range(self._num_batches if whole else 1)
+        ]
+        returns, lengths = (np.mean(x, axis=0) for x in zip(*processes.fetch(means), strict=True))
+        return returns, lengths

@@ -25,6 +25,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 
 from experiments import loggers
 from experiments.command_line import BadInput
@@ -266,6 +267,7 @@ class Recorder:
             self._metrics: TextIO = (folder / METRICS).open("a")
         self._console = Terminal(highlight=False, soft_wrap=True, quiet=not terminal)
         self._progress: Progress | None = None
+        self._status: Status | None = None
         self._loggers = loggers.make(log_to, folder)
         self._started = time.perf_counter()
 
@@ -311,6 +313,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop_status()
         self.stop_progress()
         for logger in self._loggers:
             logger.close()
@@ -320,9 +323,15 @@ class Recorder:
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar, and keeps it."""
+        self._stop_status()
         self._console.print(line, markup=False)
         self._log.write(line + "\n")
         self._log.flush()
+
+    def _stop_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None:
         """Writes everything needed to repeat the run; of one that goes on, where it does so."""
@@ -361,6 +370,15 @@ class Recorder:
             self._progress.update(
                 task, completed=steps, rate=f"{rate / 1e3:,.0f}k steps/s", status=status
             )
+
+    def show_status(self, line: str) -> None:
+        """Shows what is under way below all lines on a terminal, until the next one is said."""
+        if not self._console.is_terminal:
+            return
+        if self._status is None:
+            self._status = self._console.status(line)
+            self._status.start()
+        self._status.update(line)
 
     def stop_progress(self) -> None:
         """Takes the bar off the screen."""
@@ -418,6 +436,8 @@ class Bystander(Recorder):
     def __exit__(self, *_: object) -> None: ...
 
     def say(self, line: str) -> None: ...
+
+    def show_status(self, line: str) -> None: ...
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None: ...
 

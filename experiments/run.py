@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line, loggers, plan
+from experiments import command_line, compiling, loggers, plan
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.terminal import Terminal
@@ -54,6 +54,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     try:
+        compiling.keep_programs(options.compilation_cache)
         agent, layout = plan.make_spread_agent(wanted, options.num_seeds)
         start = None
         begun = options.resume and Checkpoints(folder / results.CHECKPOINTS).begun()
@@ -146,4 +147,4 @@ def _choose_folder(wanted: plan.Plan) -> tuple[Path, bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

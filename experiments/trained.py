@@ -1,9 +1,11 @@
 """What an earlier run learnt, read back from its folder."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import command_line, plan
@@ -63,6 +65,12 @@ def load(folder: str, flag: str) -> Trained:
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         jax.eval_shape(jax.vmap(init), keys),
+    )
+    annealing = jax.device_put(
+        np.full(read.options.num_seeds, read.config.annealing, np.float32), here
+    )
+    like = like._replace(
+        hyperparameters=dataclasses.replace(like.hyperparameters, annealing=annealing)
     )
     try:
         restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)

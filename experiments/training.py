@@ -17,7 +17,7 @@ from experiments import command_line
 from experiments.devices import Layout
 from experiments.host_programs import HostPrograms
 from experiments.interrupts import Interrupted, Interrupts
-from experiments.programs import CompiledPrograms, Members, Programs
+from experiments.programs import CompiledPrograms, Episodes, Members, Programs
 from experiments.results import CHECKPOINTS, Recorder, require_space
 from rgpo_jax import processes
 from rgpo_jax.agent import Agent
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _LONGEST_CHUNK = 5.0  # seconds; how long Ctrl-C and a due checkpoint wait
 _FILE_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays
 _LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
+_BETWEEN_WORDS = 15.0  # seconds between two lines on what is compiling, where there is no terminal
 
 
 class Broken(Exception):
@@ -62,6 +63,11 @@ class Every:
     def includes(self, done: int) -> bool:
         """Whether `done` is one of these updates."""
         return self.next(done - 1) == done
+
+    @property
+    def interval(self) -> int:
+        """Updates from one to the next, at the least."""
+        return max(1, self.updates // self.points)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +120,12 @@ def _describe_gate(agent: Agent, config: Config) -> dict[str, Any]:
     }
 
 
-def describe(scores: Sequence[float]) -> str:
-    """IQM of scores with its interval, to be read by people."""
+def describe(scores: Sequence[float], brief: bool = False) -> str:
+    """IQM of scores, with its interval unless it is to be brief, to be read by people."""
     finite = [score for score in scores if math.isfinite(score)]
     if not finite:
         return "none yet"
-    interval = bootstrap_interval(finite, resamples=1000)
+    interval = None if brief else bootstrap_interval(finite, resamples=1000)
     spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
     return f"{interquartile_mean(finite):.1f}{spread}"
 
@@ -136,24 +142,27 @@ def aggregate(scores: list[float]) -> dict[str, Any]:
 
 def members_of(plans: Sequence["Plan"]) -> Members:
     """The members of plans that differ in seeds and in traced numbers alone."""
-    seeds = tuple(seed for plan in plans for seed in plan.options.seeds)
-    first = plans[0].config.traced()
-    differing = [name for name in first if len({getattr(plan.config, name) for plan in plans}) > 1]
+    members = [(plan.config, seed) for plan in plans for seed in plan.options.seeds]
+    # All numbers are arguments, so that other ones find the same program in the cache.
+    names = (*plans[0].config.traced(), "annealing")
     return Members(
-        seeds,
-        {
-            name: tuple(getattr(plan.config, name) for plan in plans for _ in plan.options.seeds)
-            for name in differing
-        },
+        tuple(seed for _, seed in members),
+        {name: tuple(getattr(config, name) for config, _ in members) for name in names},
     )
 
 
-def compile_programs(
-    agent: Agent, layout: Layout, members: Members, eval_episodes: int
-) -> Programs:
-    """The programs of an agent, wherever its environment lives."""
+def make_programs(agent: Agent, layout: Layout, plans: Sequence["Plan"]) -> Programs:
+    """The programs that train plans side by side, wherever the agent's environment lives."""
+    options, config = plans[0].options, plans[0].config
+    evaluations = Every.make(options.eval_every, 10, config)
+    episodes = Episodes.within(
+        options.eval_share,
+        options.eval_episodes,
+        agent.env.max_episode_steps,
+        evaluations.interval * config.batch_size,
+    )
     kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
-    return kind(agent, layout, members, eval_episodes)
+    return kind(agent, layout, members_of(plans), episodes)
 
 
 class Training:
@@ -182,7 +191,8 @@ class Training:
         """
         self._cells, self._folder, self._show = cells, folder, show
         self._options, self._config = cells[0].plan.options, cells[0].plan.config
-        self._members = members_of([cell.plan for cell in cells])
+        plans = [cell.plan for cell in cells]
+        self._members = members_of(plans)
         self._parts: list[slice] = []
         for cell in cells:
             begin = self._parts[-1].stop if self._parts else 0
@@ -195,18 +205,23 @@ class Training:
         device = jax.devices()[0]
         self._device = f"{device.platform}: {device.device_kind} x {jax.device_count()}"
         self._say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
-        started = time.perf_counter()
+        started = self._spoke = time.perf_counter()
         self._checkpoints = Checkpoints(folder)
         self._in_turn = layout.in_turn
         self._kept: int | None = None  # updates of the newest checkpoint
         self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
-        self._programs = compile_programs(agent, layout, self._members, self._options.eval_episodes)
+        self._programs = make_programs(agent, layout, plans)
+        self._programs.compiler.load_meanwhile("tensorboardX", "experiments.plot")
+        self._programs.ready(self._show_compiling)
         self._states = self._programs.initial_states
-        self._progress = self._programs.start(self._states)
+        self._progress = self._programs.start()
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
         spread = f" for {layout.describe()}" if layout != Layout() else ""
-        self._say(f"compiled in {self._compile_seconds:.1f} s{spread}")
+        self._say(
+            f"compiled in {self._compile_seconds:.1f} s{spread} "
+            f"({self._programs.compiler.describe()}, side by side)"
+        )
 
     @property
     def _num_members(self) -> int:
@@ -219,6 +234,13 @@ class Training:
     def _say(self, line: str) -> None:
         for cell in self._cells:
             cell.recorder.say(line)
+
+    def _show_compiling(self, line: str) -> None:
+        """On a terminal all the time, elsewhere now and then."""
+        self._cells[0].recorder.show_status(line)
+        if time.perf_counter() - self._spoke >= _BETWEEN_WORDS:
+            self._spoke = time.perf_counter()
+            self._say(line)
 
     def start_from(self, learners: LearnerState) -> None:
         """Takes parameters and statistics from other learners [N], over and over, in each cell.
@@ -260,7 +282,7 @@ class Training:
         parts, self._position = restored.parts, Position(**restored.position)
         self._kept = restored.updates
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
-        self._progress = parts["progress"]
+        self._progress = self._programs.from_kept(parts["progress"])
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
                 cell.recorder.rewind(size, self._env_steps)
@@ -297,11 +319,11 @@ class Training:
             cell.recorder.start_clock(position.seconds)
         with interrupts.deferred():
             if not position.updates:
-                position.evaluation = self._programs.evaluate(self._states, 0)
+                position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
                 undefined = [math.nan] * self._num_members
                 names = self._programs.metric_names
                 self._log({**dict.fromkeys(names, undefined), **position.evaluation})
-            logged, since = position.updates, self._begun
+            logged, since = position.updates, position.training_seconds
             longest = 1  # updates at a time, until it is known how long one takes
             while position.updates < config.num_updates and not self._all_broken:
                 done, begun = position.updates, time.perf_counter()
@@ -326,8 +348,8 @@ class Training:
                 evaluate = (is_last or evaluations.includes(stop)) and not self._all_broken
                 if evaluate or logs.includes(stop) or self._all_broken:
                     steps = (stop - logged) * config.batch_size * self._num_members
-                    self._report(evaluate, steps / (time.perf_counter() - since))
-                    logged, since = stop, time.perf_counter()
+                    self._report(evaluate, steps / (position.training_seconds - since), is_last)
+                    logged, since = stop, position.training_seconds
                 if self._all_broken or is_last:
                     break
                 asked = processes.largest(interrupts.pending)
@@ -356,8 +378,8 @@ class Training:
         )
         return f"parameters became NaN or infinite: {where} (of {self._config.num_updates})"
 
-    def _report(self, evaluate: bool, rate: float) -> None:
-        """Logs the updates since the last report."""
+    def _report(self, evaluate: bool, rate: float, is_last: bool) -> None:
+        """Logs the updates since the last report, which were made at a rate of steps a second."""
         position = self._position
         report = self._programs.finish(self._progress)
         fetched = processes.fetch(report.metrics)
@@ -367,7 +389,9 @@ class Training:
             position.first_ratio_deviation, metrics["first_ratio_deviation"]
         ).tolist()
         if evaluate:
-            position.evaluation = self._programs.evaluate(self._states, position.updates)
+            position.evaluation = self._programs.evaluate(
+                self._states, position.updates, whole=is_last
+            )
             metrics |= position.evaluation
             for cell, part in zip(self._cells, self._parts, strict=True):
                 cell.recorder.say(
@@ -377,8 +401,10 @@ class Training:
                     f"  {rate / 1e3:,.0f}k steps/s"
                 )
         self._log(metrics)
-        self._show(self._env_steps, rate, f"return {describe(metrics['episode_return'])}")
-        self._progress = self._programs.start(self._states)
+        self._show(
+            self._env_steps, rate, f"return {describe(metrics['episode_return'], brief=True)}"
+        )
+        self._progress = self._programs.start()
 
     def _log(self, metrics: dict[str, list[float]]) -> None:
         for cell, part in zip(self._cells, self._parts, strict=True):
@@ -395,7 +421,8 @@ class Training:
     def _parts_to_keep(self) -> dict[str, Any]:
         # The learner apart: who wants the policy alone reads nothing else.
         rest = {name: value for name, value in self._states._asdict().items() if name != "learner"}
-        return {"learner": self._states.learner, "rest": rest, "progress": self._progress}
+        progress = self._programs.to_keep(self._progress)
+        return {"learner": self._states.learner, "rest": rest, "progress": progress}
 
     def _save(self) -> None:
         """Makes a checkpoint; of the last one each cell's folder has its part."""
@@ -435,7 +462,8 @@ class Training:
 
     def _write_summaries(self, interrupted: bool = False) -> None:
         seconds, position = self._run_seconds(), self._position
-        rate = self._env_steps * self._num_members / seconds
+        sampled = position.evaluation.get("eval_return_stochastic")
+        rate = self._env_steps * self._num_members / position.training_seconds
         for cell, part in zip(self._cells, self._parts, strict=True):
             options, broken = cell.plan.options, self._broken_in(part)
             summary: dict[str, Any] = {
@@ -446,9 +474,7 @@ class Training:
                 "num_seeds": options.num_seeds,
                 "total_steps": self._env_steps,
                 "final_return": aggregate(position.evaluation["eval_return"][part]),
-                "final_return_stochastic": aggregate(
-                    position.evaluation["eval_return_stochastic"][part]
-                ),
+                "final_return_stochastic": None if sampled is None else aggregate(sampled[part]),
                 "compile_seconds": round(self._compile_seconds, 3),
                 "run_seconds": round(seconds, 3),
                 "training_seconds": round(position.training_seconds, 3),
@@ -470,11 +496,11 @@ class Training:
             if broken:
                 cell.recorder.say(f"error: {self._describe_broken(broken)}; kept what was measured")
             elif not interrupted:
+                assert sampled is not None
                 cell.recorder.say(
                     f"final return {describe(position.evaluation['eval_return'][part])} "
-                    f"(deterministic), "
-                    f"{describe(position.evaluation['eval_return_stochastic'][part])} "
-                    f"(stochastic), IQM [95 % interval] over {options.num_seeds} "
+                    f"(deterministic), {describe(sampled[part])} (stochastic), "
+                    f"IQM [95 % interval] over {options.num_seeds} "
                     f"seed{'s' if options.num_seeds > 1 else ''}; {rate / 1e3:,.0f}k steps/s; "
                     f"results in {cell.recorder.folder}"
                 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import command_line, loggers, plan
+from experiments import command_line, compiling, loggers, plan
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -55,10 +55,13 @@ def main(args: Sequence[str] | None = None) -> int:
     """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
     spec, *flags = sys.argv[1:] if args is None else args
     path = Path(spec)
+    cache = None
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--parent":
             _end_with(int(value))
+        if name == "--compilation-cache":
+            cache = value
         if name == "--cores":
             with contextlib.suppress(OSError):  # they may be another's by now
                 os.sched_setaffinity(0, set(map(int, value.split(","))))
@@ -73,6 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
             loggers.require(options.loggers)
             num_members = sum(p.options.num_seeds for p in plans)
             plan.use_all_cores(plans[0], num_members)
+            compiling.keep_programs(cache)
             agent, layout = plan.make_spread_agent(plans[0], num_members)
             if "--probe" in flags:
                 print(json.dumps(_probe(plans, agent, layout)))
@@ -155,15 +159,14 @@ def _probe(plans: Sequence[plan.Plan], agent: Any, layout: Any) -> dict[str, flo
 
     config, options = plans[0].config, plans[0].options
     begun = time.perf_counter()
-    programs = training.compile_programs(
-        agent, layout, training.members_of(plans), options.eval_episodes
-    )
+    programs = training.make_programs(agent, layout, plans)
+    programs.ready()
     states = programs.initial_states
     compile_seconds = time.perf_counter() - begun
     begun = time.perf_counter()
-    programs.evaluate(states, 0)
+    programs.evaluate(states, 0, whole=True)
     evaluation_seconds = time.perf_counter() - begun
-    progress, updates = programs.start(states), 1
+    progress, updates = programs.start(), 1
     while True:
         begun = time.perf_counter()
         states, progress = programs.advance(states, progress, updates)
@@ -184,4 +187,4 @@ def _probe(plans: Sequence[plan.Plan], agent: Any, layout: Any) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

@@ -176,6 +176,7 @@ def make(
             key,
         )
 
+    @jax.jit  # traced once, wherever it is used: in a loop, under vmap, for its shapes alone
     def step(state: AgentState, _: Any = None) -> tuple[AgentState, Metrics]:
         key, rollout_key = jax.random.split(state.key)
         rollout_state, trajectory, totals = rollout.collect(

@@ -6,6 +6,7 @@ share of the arrays, the first one everything else.
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,8 @@ class Checkpoints:
 
         Args:
           like: the parts to read: name -> pytree of arrays (or `jax.ShapeDtypeStruct`), of whose
-            structure, shapes, types and shardings the part is.
+            structure, shapes, types and shardings the part is. Arrays at its end that an earlier
+            version did not save keep the values that they have here.
           tidy: take damaged checkpoints out of the way of those to come; not by who only reads, for
             another process may be writing them.
 
@@ -126,17 +128,23 @@ class Checkpoints:
             return None
         if damaged and tidy:
             self._forget_after(updates)
-        arguments = orbax.args.Composite(
-            position=orbax.args.JsonRestore(),
-            **{name: orbax.args.StandardRestore(_leaves(part)) for name, part in like.items()},
-        )
+        wanted: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
         try:
+            for name, part in like.items():
+                leaves, saved = _leaves(part), _saved_arrays(self._folder / str(updates) / name)
+                new = [key for key in leaves.keys() - saved if isinstance(leaves[key], jax.Array)]
+                kept[name] = {key: leaves.pop(key) for key in new}
+                wanted[name] = orbax.args.StandardRestore(leaves)
+            arguments = orbax.args.Composite(position=orbax.args.JsonRestore(), **wanted)
             content = self._manager.restore(updates, args=arguments)
         except Exception as error:
             folder = self._folder / str(updates)
             reason = f"{folder}: cannot be restored: {_reason(error)}"
             raise UnreadableCheckpoint(reason) from error
-        parts = {name: _unflatten(part, content[name]) for name, part in like.items()}
+        parts = {
+            name: _unflatten(part, {**content[name], **kept[name]}) for name, part in like.items()
+        }
         return Restored(updates, parts, content.position, damaged)
 
     def _newest_whole(self) -> tuple[int | None, list[str]]:
@@ -193,6 +201,17 @@ class Checkpoints:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _saved_arrays(folder: Path) -> set[str]:
+    """The names of the arrays in a part of a checkpoint."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses a file that is optional
+    try:
+        return set(orbax.StandardCheckpointer().metadata(folder).item_metadata.tree)
+    finally:
+        logger.setLevel(level)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

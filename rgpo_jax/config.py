@@ -208,6 +208,11 @@ class Config(Checked):
         return self.num_envs * self.num_steps
 
     @property
+    def annealing(self) -> float:
+        """By which share of itself the learning rate falls with every update."""
+        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0
+
+    @property
     def num_updates(self) -> int:
         """Updates of the whole run: the least number that reaches total_steps."""
         return -(-self.total_steps // self.batch_size)

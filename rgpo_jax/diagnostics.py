@@ -1,10 +1,11 @@
 """What every gated agent reports about its updates."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rgpo_jax.gates import weight
 from rgpo_jax.tunable import Tunable
@@ -44,39 +45,46 @@ def gate_diagnostics(
       effective_sample_size: (sum w)^2 / (n sum w^2) in [0, 1].
       clip_fraction: fraction of ratios outside [1 - clip, 1 + clip_high]; gates with a clip only.
     """
-    ratio = jnp.exp(log_ratio)
-    approx_kl = kl_k3(log_ratio)
     value = gate(log_ratio, advantage)
     w = weight(gate)(log_ratio, advantage)
-    metrics = {
+    sampled = {
+        "approx_kl_k1": -log_ratio,
+        "approx_kl": _k3(log_ratio),
+        "policy_loss": -value * advantage,
+        "gate_mean": value,
+        "gate_closed": value < 0.05,
+        "gate_open": value > 0.95,
+        "weight_mean": w,
+    }
+    clip = gate.numbers.get("clip")
+    if clip is not None:
+        clip_high = gate.numbers.get("clip_high")
+        ceiling = 1.0 + (clip if clip_high is None else clip_high)
+        ratio = jnp.exp(log_ratio)
+        sampled["clip_fraction"] = (ratio < 1.0 - clip) | (ratio > ceiling)
+    # One reduction for all: a dozen would take longer, to compile above all.
+    means = jnp.mean(jnp.stack([x.astype(jnp.float32) for x in sampled.values()]), axis=-1)
+    metrics = dict(zip(sampled, means, strict=True))
+    approx_kl = metrics["approx_kl"]
+    metrics |= {
         "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
-        "approx_kl_k1": -jnp.mean(log_ratio),
-        "approx_kl": approx_kl,
         "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio))),
-        "policy_loss": -jnp.mean(value * advantage),
-        "gate_mean": jnp.mean(value),
-        "gate_closed": jnp.mean(value < 0.05),
-        "gate_open": jnp.mean(value > 0.95),
-        "weight_mean": jnp.mean(w),
         "weight_max": jnp.max(w),
         "effective_sample_size": effective_sample_size(w),
     }
     for threshold in KL_SPIKE_THRESHOLDS:
         metrics[f"kl_spike_rate_{threshold}"] = (approx_kl > threshold).astype(jnp.float32)
-    clip = gate.numbers.get("clip")
-    if clip is not None:
-        clip_high = gate.numbers.get("clip_high")
-        ceiling = 1.0 + (clip if clip_high is None else clip_high)
-        metrics["clip_fraction"] = jnp.mean((ratio < 1.0 - clip) | (ratio > ceiling))
     return metrics
 
 
-def kl_k3(log_ratio: Array) -> Array:
-    """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats.
+def _k3(log_ratio: Array) -> Array:
+    # expm1 keeps it exact near r = 1, where it cancels.
+    return jnp.expm1(log_ratio) - log_ratio
 
-    expm1 keeps it exact near r = 1, where it cancels.
-    """
-    return jnp.mean(jnp.expm1(log_ratio) - log_ratio, axis=-1)
+
+def kl_k3(log_ratio: Array) -> Array:
+    """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats."""
+    return jnp.mean(_k3(log_ratio), axis=-1)
 
 
 def effective_sample_size(w: Array) -> Array:
@@ -98,48 +106,60 @@ def explained_variance(prediction: Array, target: Array) -> Array:
 # Running reduction over updates: metrics of many updates in memory that does not grow with them.
 
 
-def empty(metrics: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-    """An accumulator for metrics of these names (values may be shapes)."""
-    return {
-        name: {"value": jnp.float32(-jnp.inf if name in _MAXIMA else 0.0), "count": jnp.int32(0)}
-        for name in metrics
-    }
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Accumulator:
+    """Metrics of many updates, reduced as they come.
+
+    All in two arrays: an operation or two per metric would take longer, to compile above all.
+
+    Attributes:
+      names: of n metrics.
+      values: their sums, or their maxima so far [n].
+      counts: of what was taken into each, int32 [n].
+    """
+
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    values: Array
+    counts: Array
 
 
-def accumulate(
-    accumulator: dict[str, dict[str, Array]], metrics: Mapping[str, Array]
-) -> dict[str, dict[str, Array]]:
+def empty(names: Iterable[str]) -> Accumulator:
+    """An accumulator for metrics of these names, of no update yet."""
+    names = tuple(sorted(names))
+    values = [-jnp.inf if name in _MAXIMA else 0.0 for name in names]
+    return Accumulator(names, jnp.array(values, jnp.float32), jnp.zeros(len(names), jnp.int32))
+
+
+def accumulate(accumulator: Accumulator, metrics: Mapping[str, Array]) -> Accumulator:
     """Takes one update's metrics in. Episode statistics weigh an update by its episodes."""
-    result = {}
-    for name, metric in metrics.items():
-        value, count = accumulator[name]["value"], accumulator[name]["count"]
-        if name in _MAXIMA:
-            # NaN wins: a run that broke must not report its last good maximum.
-            value, increment = jnp.maximum(value, metric), jnp.int32(1)
-        elif name in ("episode_return", "episode_length"):
-            increment = metrics["episodes"].astype(jnp.int32)
-            value += jnp.where(increment > 0, metric * increment, 0.0)
-        elif name == "explained_variance":
-            increment = jnp.isfinite(metric).astype(jnp.int32)
-            value += jnp.where(increment > 0, metric, 0.0)
-        elif name in _OF_STEPS and "gradient_step_rate" in metrics:
-            increment = (metrics["gradient_step_rate"] > 0).astype(jnp.int32)
-            value += jnp.where(increment > 0, metric, 0.0)
-        else:
-            value, increment = value + metric, jnp.int32(1)
-        result[name] = {"value": value, "count": count + increment}
-    return result
+    one = jnp.int32(1)
+
+    def how_often(name: str) -> Array:
+        if name in ("episode_return", "episode_length"):
+            return metrics["episodes"].astype(jnp.int32)
+        if name == "explained_variance":
+            return jnp.isfinite(metrics[name]).astype(jnp.int32)
+        if name in _OF_STEPS and "gradient_step_rate" in metrics:
+            return (metrics["gradient_step_rate"] > 0).astype(jnp.int32)
+        return one
+
+    names = accumulator.names
+    news = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in names])
+    counts = jnp.stack([how_often(name) for name in names])
+    # NaN wins a maximum: a run that broke must not report its last good one.
+    values = jnp.where(
+        np.array([name in _MAXIMA for name in names]),
+        jnp.maximum(accumulator.values, news),
+        accumulator.values + jnp.where(counts > 0, news * counts, 0.0),
+    )
+    return Accumulator(names, values, accumulator.counts + counts)
 
 
-def reduce(accumulator: dict[str, dict[str, Array]]) -> dict[str, Array]:
+def reduce(accumulator: Accumulator) -> dict[str, Array]:
     """The accumulated maxima, means and number of episodes; NaN where nothing was defined."""
-    result = {}
-    for name, entry in accumulator.items():
-        value, count = entry["value"], entry["count"]
-        if name == "episodes":
-            result[name] = value
-        elif name in _MAXIMA:
-            result[name] = jnp.where(count > 0, value, jnp.nan)
-        else:
-            result[name] = jnp.where(count > 0, value / jnp.maximum(count, 1), jnp.nan)
-    return result
+    names, values, counts = accumulator.names, accumulator.values, accumulator.counts
+    whole = np.array([name in _MAXIMA or name == "episodes" for name in names])
+    reduced = values / jnp.where(whole, 1, jnp.maximum(counts, 1))
+    defined = (counts > 0) | np.array([name == "episodes" for name in names])
+    return dict(zip(names, jnp.where(defined, reduced, jnp.nan), strict=True))

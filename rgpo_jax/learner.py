@@ -34,6 +34,7 @@ class Hyperparameters:
       gate: the one thing in which gate agents differ.
       advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
       policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
+      annealing: by which share of itself the learning rate falls with every update.
     """
 
     learning_rate: Any
@@ -47,6 +48,7 @@ class Hyperparameters:
     gate: Tunable
     advantage_transform: Tunable
     policy_step: Tunable | None
+    annealing: Any  # last, since checkpoints of earlier versions lack it
 
     @classmethod
     def from_config(

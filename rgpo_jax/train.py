@@ -1,11 +1,12 @@
 """Training in chunks of updates, and evaluation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
@@ -31,7 +32,8 @@ class ChunkReport(NamedTuple):
 
 
 def _is_finite(params: Any) -> Array:
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]).all()
+    # One vector: an operation or two per layer would be slower, and take longer to compile.
+    return jnp.all(jnp.isfinite(ravel_pytree(params)[0]))
 
 
 class Progress(NamedTuple):
@@ -42,12 +44,12 @@ class Progress(NamedTuple):
       broken_at: int32; as in the report, but the largest number for "none".
     """
 
-    metrics: Any
+    metrics: diagnostics.Accumulator
     broken_at: Array
 
     @classmethod
-    def start(cls, metrics: Any) -> "Progress":
-        """Of no update yet; metrics of these names will come (values may be shapes)."""
+    def start(cls, metrics: Iterable[str]) -> "Progress":
+        """Of no update yet; metrics of these names will come."""
         return cls(diagnostics.empty(metrics), jnp.int32(NEVER))
 
     def take(self, index: Array, params: Any, metrics: dict[str, Array]) -> "Progress":

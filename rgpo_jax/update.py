@@ -261,10 +261,8 @@ def make(
                 f"a trajectory of {num_samples} {unit} does not divide into num_minibatches = "
                 f"{config.num_minibatches}"
             )
-        remaining = 1.0 - state.updates / float(config.num_updates)
-        step_size = hyperparameters.learning_rate * (
-            jnp.maximum(remaining, 0.0) if config.anneal_learning_rate else 1.0
-        )
+        remaining = 1.0 - state.updates * hyperparameters.annealing
+        step_size = hyperparameters.learning_rate * jnp.maximum(remaining, 0.0)
         loss = actor_critic_loss
         if policy_step is not None:
             actor, log_ratio, policy_metrics = _step_policy(
