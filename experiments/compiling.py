@@ -19,6 +19,7 @@ CACHE_BYTES = 2**30  # of compiled programs; those that were not used for longes
 _LEAST_SECONDS = 0.05  # of compiling: what is ready sooner is not worth a file
 _BETWEEN_LOOKS = 0.2  # seconds
 _THREAD = "compiling"
+_LEVEL = "xla_backend_optimization_level"
 
 
 class Compilation:
@@ -117,12 +118,13 @@ def options(often: bool) -> dict[str, Any] | None:
 
     On a CPU the time goes into LLVM. Its third level unrolls loops, which takes up to twice as long
     and was not seen to make any of our programs faster; the second is XLA's least that vectorises.
+    Who has set a level in XLA_FLAGS gets it.
     """
     import jax
 
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
-    return {"xla_backend_optimization_level": 2 if often else 1}
+    return {_LEVEL: 2 if often else 1}
 
 
 def default_cache() -> Path:
