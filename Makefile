@@ -1,6 +1,9 @@
 # Two commands on a fresh machine: `make cartpole` trains, `make test` runs the tests.
-# Each makes the virtual environment first. PYTHON=python3.12 chooses another interpreter.
-PYTHON ?= python3
+# Each makes the virtual environment first, with python3 or else the newest Python at hand that the
+# suite supports. PYTHON=python3.12 chooses another interpreter.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; break; fi; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
@@ -25,8 +28,8 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m experiments.benchmark
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "error: Python 3.11 or 3.12 is needed; say which, as in: make PYTHON=python3.12"; exit 1; }
+	$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
+	  { echo "error: Python 3.11 to 3.14 is needed; say which, as in: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@

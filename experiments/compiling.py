@@ -11,12 +11,15 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+import tyro
 
 from experiments.command_line import BadInput
 
 CACHE_BYTES = 2**30  # of compiled programs; those that were not used for longest go first
 _LEAST_SECONDS = 0.05  # of compiling: what is ready sooner is not worth a file
+CacheChoice = Annotated[str | None, tyro.conf.arg(metavar="DIR|off")]  # of a flag
 _BETWEEN_LOOKS = 0.2  # seconds
 _THREAD = "compiling"
 _LEVEL = "xla_backend_optimization_level"

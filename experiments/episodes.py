@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import envs
+from experiments import compiling
 from experiments.command_line import BadInput
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import HostEnvironment, TimeStep
@@ -36,8 +37,9 @@ class CompiledStage:
     """A compiled environment; `show` makes a picture of its state and observation."""
 
     def __init__(self, env: Any, show: Callable[[Any, Array], Any]):
-        self._env_reset = jax.jit(env.reset)
-        self._env_step = jax.jit(env.step)
+        options = compiling.options(often=False)
+        self._env_reset = jax.jit(env.reset, compiler_options=options)
+        self._env_step = jax.jit(env.step, compiler_options=options)
         self._show = show
         self._state: Any = None
         self._observation: Any = None
@@ -99,6 +101,20 @@ class Moment(NamedTuple):
     end: str
 
 
+@functools.lru_cache(maxsize=1)
+def _make_act(agent: Agent, stochastic: bool) -> Callable[..., tuple[Array, Any]]:
+    """Compiles the policy, once for all episodes."""
+
+    def act(
+        learner: LearnerState, observation: Array, memory: Any, key: Array
+    ) -> tuple[Array, Any]:
+        state = AgentState(learner, rollout=None, key=key)  # type: ignore[arg-type]
+        acted = agent.act(state, observation, key if stochastic else None, memory)
+        return (acted, None) if memory is None else acted
+
+    return jax.jit(act, compiler_options=compiling.options(often=False))
+
+
 def play(
     agent: Agent,
     learner: LearnerState,
@@ -125,20 +141,14 @@ def play(
     Yields:
       The start, and every step.
     """
-
-    @jax.jit
-    def act(observation: Array, memory: Any, key: Array) -> tuple[Array, Any]:
-        state = AgentState(learner, rollout=None, key=key)  # type: ignore[arg-type]
-        acted = agent.act(state, observation, key if stochastic else None, memory)
-        return (acted, None) if memory is None else acted
-
+    act = _make_act(agent, stochastic)
     key, reset_key = jax.random.split(jax.random.key(seed))
     observation, memory = stage.reset(seed, reset_key), agent.initial_memory()
     moment = Moment(0, 0.0, None, 0.0, "")
     yield moment
     while not moment.end:
         key, action_key, step_key = jax.random.split(key, 3)
-        action, memory = act(observation, memory, action_key)
+        action, memory = act(learner, observation, memory, action_key)
         timestep = stage.step(action, step_key)
         observation = timestep.observation
         step, reward = moment.step + 1, float(timestep.reward)

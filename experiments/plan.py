@@ -16,7 +16,7 @@ import tyro
 import agents
 import envs
 import rgpo_jax
-from experiments import command_line, devices, settings
+from experiments import command_line, compiling, devices, settings
 from experiments.command_line import BadInput
 from experiments.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, Config, ConfigError
@@ -77,7 +77,7 @@ class Options(Checked):
     """Which of them this is: 0 is the first."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
-    compilation_cache: Annotated[str | None, tyro.conf.arg(metavar="DIR|off")] = None
+    compilation_cache: compiling.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
     loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
     """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 import envs
-from experiments import command_line, results
+from experiments import command_line, compiling, results
 from experiments.command_line import BadInput
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.run import EXIT_NOT_KEPT
@@ -62,6 +62,8 @@ class Options(Checked):
     fps: Annotated[Positive | None, tyro.conf.arg(metavar="FRAMES")] = None
     """Frames a second, up to 50; None: 4 for bsuite, 12 for MinAtar and misc, 30 for others, and
     for Brax as time goes there."""
+    compilation_cache: compiling.CacheChoice = None
+    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +90,7 @@ def _main(args: Sequence[str]) -> int:
     options = command_line.read(Options, Options(run=tyro.MISSING), args, PROG)
     from experiments import trained  # loads JAX
 
+    compiling.keep_programs(options.compilation_cache)
     loaded = trained.load(options.run, "--run")
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)

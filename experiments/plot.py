@@ -4,8 +4,9 @@
 """
 
 import io
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
+from rgpo_jax.statistics import estimate, pooled_iqm
 
 _MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
 
@@ -32,12 +33,21 @@ def _draw(axes: Axes, lines: Sequence[dict[str, Any]], name: str, color: str, la
     axes.plot(steps, per_seed, color=color, linewidth=0.6, alpha=0.25)
     defined = [np.isfinite(row).any() for row in per_seed]
     steps, rows = steps[defined], [row[np.isfinite(row)] for row in per_seed[defined]]
-    middle = [interquartile_mean(row) for row in rows]
+    estimates = [estimate(pooled_iqm, [block], resamples=500) for block in _blocks(rows)]
+    middle = np.concatenate([x.value for x in estimates])
     marker = "o" if len(steps) <= 20 else None
     axes.plot(steps, middle, color=color, linewidth=1.8, marker=marker, markersize=4, label=label)
-    pairs = zip(rows, middle, strict=True)
-    low, high = np.array([bootstrap_interval(row, resamples=500) or (m, m) for row, m in pairs]).T
+    low, high = (
+        np.where(np.isnan(ends), middle, ends)  # of one seed there is no interval
+        for ends in map(np.concatenate, zip(*((x.low, x.high) for x in estimates), strict=True))
+    )
     axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _blocks(rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Neighbouring rows of one length together [seeds, points], for their intervals at once."""
+    for _, block in itertools.groupby(rows, key=len):
+        yield np.stack(list(block), axis=1)
 
 
 def learning_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:

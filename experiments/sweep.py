@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import command_line, grid, launchers, plan, worker
+from experiments import command_line, compiling, grid, launchers, plan, worker
 from experiments.command_line import BadInput
 from experiments.grid import Cell
 from experiments.interrupts import Interrupted, Interrupts
@@ -81,10 +81,13 @@ class Options(Checked):
     """CPUs that Ray reserves for a program, and over which it is spread."""
     program_gpus: CountOrZero = 0
     """GPUs that Ray reserves for a program."""
+    compilation_cache: compiling.CacheChoice = None
+    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        command_line.check_path("out", self.out)
+        for field in ("out", "compilation_cache"):
+            command_line.check_path(field, getattr(self, field))
         for launcher, names in _OF_LAUNCHERS.items():
             for name in names:
                 value, default = getattr(self, name), getattr(type(self), name)
@@ -277,7 +280,7 @@ class Screen:
             )
 
 
-def _estimate(programs: Sequence[Program], out: Path, screen: Screen) -> None:
+def _estimate(programs: Sequence[Program], out: Path, screen: Screen, cache: str | None) -> None:
     """Prints the plan, with what a moment of each program cost."""
     import tempfile
 
@@ -289,7 +292,7 @@ def _estimate(programs: Sequence[Program], out: Path, screen: Screen) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for program in track(programs, "measuring", console=screen._console, transient=True):
             spec = Path(folder) / f"{program.name}.json"
-            worker.write_spec(spec, Path(folder), program.cells)
+            worker.write_spec(spec, Path(folder), program.cells, cache)
             probe = subprocess.run(
                 launchers.command(spec, "--probe"),
                 env=launchers.environment(),
@@ -333,6 +336,7 @@ def _run(
     launcher: "Launcher",
     screen: Screen,
     interrupts: Interrupts,
+    cache: str | None,
 ) -> set[str]:
     """Runs all programs; returns the names of the cells that failed."""
     specs = {}
@@ -340,7 +344,7 @@ def _run(
     _forget_superseded(programs, out, screen)
     for program in programs:
         spec = out / PROGRAMS / f"{program.name}.json"
-        worker.write_spec(spec, out, program.cells)
+        worker.write_spec(spec, out, program.cells, cache)
         specs[spec] = program
     waiting, running = list(specs), dict[Path, float]()
     failed: set[str] = set()
@@ -450,7 +454,7 @@ def main(args: Sequence[str] | None = None) -> int:
             refuse_other_settings(cells, out)
             programs = plan_programs(cells, out, options.max_members)
             if options.dry_run:
-                _estimate(programs, out, Screen(None))
+                _estimate(programs, out, Screen(None), options.compilation_cache)
                 return 0
             launcher = launchers.make(
                 options.launcher,
@@ -483,7 +487,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
                 + (f", {done} cells done already" if done else "")
             )
-            failed = _run(programs, out, launcher, screen, interrupts)
+            failed = _run(programs, out, launcher, screen, interrupts, options.compilation_cache)
         except Interrupted as interrupted:
             screen.say(f"stopped; go on with: {again}")
             return interrupted.exit_status

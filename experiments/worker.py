@@ -27,13 +27,16 @@ _PROBED_SECONDS = 2.0
 _PATIENCE = 60.0  # seconds: for the worker of a node that is dying
 
 
-def write_spec(path: Path, out: Path, cells: Sequence[Cell]) -> None:
+def write_spec(
+    path: Path, out: Path, cells: Sequence[Cell], compilation_cache: str | None = None
+) -> None:
     """Writes what a worker needs to know of the cells of a program.
 
     Args:
       path: of the spec.
       out: folder of the sweep, which has a folder for each cell.
       cells: that are trained side by side.
+      compilation_cache: see `compiling.keep_programs`.
     """
     settings = [
         {
@@ -42,7 +45,9 @@ def write_spec(path: Path, out: Path, cells: Sequence[Cell]) -> None:
         }
         for cell in cells
     ]
-    write_atomically(path, to_json({"cells": settings}, indent=1))
+    write_atomically(
+        path, to_json({"cells": settings, "compilation_cache": compilation_cache}, indent=1)
+    )
 
 
 def read_spec(path: Path) -> dict[str, dict[str, Any]]:
@@ -55,19 +60,17 @@ def main(args: Sequence[str] | None = None) -> int:
     """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
     spec, *flags = sys.argv[1:] if args is None else args
     path = Path(spec)
-    cache = None
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--parent":
             _end_with(int(value))
-        if name == "--compilation-cache":
-            cache = value
         if name == "--cores":
             with contextlib.suppress(OSError):  # they may be another's by now
                 os.sched_setaffinity(0, set(map(int, value.split(","))))
     with Interrupts() as interrupts:
         try:
-            cells = json.loads(path.read_text())["cells"]
+            content = json.loads(path.read_text())
+            cells = content["cells"]
             plans = [
                 plan.read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
                 for cell in cells
@@ -76,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
             loggers.require(options.loggers)
             num_members = sum(p.options.num_seeds for p in plans)
             plan.use_all_cores(plans[0], num_members)
-            compiling.keep_programs(cache)
+            compiling.keep_programs(content.get("compilation_cache"))
             agent, layout = plan.make_spread_agent(plans[0], num_members)
             if "--probe" in flags:
                 print(json.dumps(_probe(plans, agent, layout)))

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run, trained, training
-from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -47,23 +46,6 @@ def assert_same_run(folder, reference):
     assert records(folder) == records(reference)
     for ours, other in zip(state(folder), state(reference), strict=True):
         np.testing.assert_array_equal(ours, other)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same small run is compiled dozens of times here: it is kept on disk meanwhile."""
-    kept = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in kept}
-    for name, value in kept.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -420,3 +402,18 @@ def test_a_real_run_survives_a_kill(tmp_path):
 @pytest.mark.timeout(1800)
 def test_a_real_run_survives_twenty_kills(tmp_path):
     kill_at_random_moments(tmp_path, tmp_path / "cache", 20, random.Random(1))
+
+
+def test_an_array_that_an_earlier_version_did_not_save_is_as_it_is_now(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"learner": {"a": jnp.ones(3)}}, {})
+    checkpoints.close()
+    now = {"a": jnp.zeros(3), "b": jnp.full(2, 7.0)}
+    restored = Checkpoints(tmp_path).restore({"learner": now})
+    np.testing.assert_array_equal(restored.parts["learner"]["a"], jnp.ones(3))
+    np.testing.assert_array_equal(restored.parts["learner"]["b"], now["b"])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), now
+    )
+    with pytest.raises(UnreadableCheckpoint, match="cannot be restored"):
+        Checkpoints(tmp_path).restore({"learner": shapes})

@@ -1,9 +1,11 @@
 """Compares runs on one page: `python -m experiments.report --help`."""
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,14 +182,17 @@ def _render_episodes(collection: "Collection") -> None:
     """Renders what has a policy and no episode; what fails is said, and left out of the page."""
     from experiments.report import episodes
 
+    wanted = {}
     for (env, variant), cell in collection.cells.items():
         playable = next(filter(episodes.is_playable, cell.runs), None)
-        if playable is None or any(map(episodes.find, cell.runs)):
-            continue
-        print(f"an episode of {variant} on {env} ...", flush=True)
-        problem = episodes.render(playable)
-        if problem is not None and episodes.find(playable) is None:  # another report may be faster
-            print(f"  no episode: {problem}", flush=True)
+        if playable is not None and not any(map(episodes.find, cell.runs)):
+            wanted[f"{variant} on {env}"] = playable
+            print(f"an episode of {variant} on {env} ...", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own
+        problems = pool.map(episodes.render, wanted.values())
+        for (title, run), problem in zip(wanted.items(), problems, strict=True):
+            if problem is not None and episodes.find(run) is None:  # another report may be faster
+                print(f"no episode of {title}: {problem}", flush=True)
 
 
 def _collect(options: Options) -> "Collection":

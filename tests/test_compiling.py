@@ -1,0 +1,214 @@
+"""Programs compile side by side, are kept on disk, and are the same for other numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from probes import records
+
+from envs import lazy
+from experiments import compiling, run
+from experiments.command_line import BadInput
+from experiments.programs import Episodes
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--agent", "rgpo", "--num-seeds", "2", "--num-envs", "2", "--num-steps", "8"),
+    *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
+    *("--eval-episodes", "2", "--reset-pool-size", "2"),
+]
+
+
+@pytest.fixture
+def jax_settings():
+    """Puts JAX's settings of its cache back."""
+    names = (
+        "jax_enable_compilation_cache",
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.rglob("*-cache"))
+
+
+def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_settings, monkeypatch):
+    monkeypatch.setattr(compiling, "_LEAST_SECONDS", 0.0)
+    cache, out = tmp_path / "cache", tmp_path / "run"
+
+    def train(*args):
+        compilation_cache.reset_cache()
+        flags = ["--compilation-cache", str(cache), "--out", str(out), "--overwrite", *args]
+        assert run.main([*TINY, *flags]) == 0
+        return kept(cache)
+
+    first = train("--total-steps", "320")
+    assert first
+    other = ["--total-steps", "640", "--seed", "7", "--learning-rate", "1e-4", "--sharpness", "2"]
+    assert train(*other, "--discount", "0.9", "--gae-lambda", "0.5") == first
+    assert train("--total-steps", "320", "--no-anneal-learning-rate") == first
+    assert len(train("--total-steps", "320", "--hidden-sizes", "9")) > len(first)
+
+
+def test_a_cache_is_bounded_and_apart_for_each_kind_of_cpu(tmp_path, jax_settings, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    compiling.keep_programs(None)
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert folder.parent == compiling.default_cache() == tmp_path / "rgpo_jax" / "compiled"
+    assert jax.config.jax_compilation_cache_max_size == compiling.CACHE_BYTES
+    monkeypatch.setattr(compiling, "_machine", lambda: "another")
+    compiling.keep_programs(str(tmp_path / "mine"))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine" / "another")
+
+
+def test_what_jax_was_told_itself_is_obeyed(tmp_path, jax_settings):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compiling.keep_programs(None)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_off_keeps_nothing(tmp_path, jax_settings):
+    compiling.keep_programs("off")
+    assert not jax.config.jax_enable_compilation_cache
+
+
+def test_a_folder_that_cannot_be_made_is_refused_if_it_was_named(
+    tmp_path, jax_settings, monkeypatch
+):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(BadInput, match=r"--compilation-cache .*file: .*expected a folder"):
+        compiling.keep_programs(str(file))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # and passed over if it was not
+    jax.config.update("jax_compilation_cache_dir", None)
+    compiling.keep_programs(None)
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_the_command_line_refuses_it_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as refused:
+        run.main([*TINY, "--out", str(tmp_path / "out"), "--compilation-cache", "/dev/null/x"])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --compilation-cache /dev/null/x: ")
+    assert error.count("\n") == 1
+
+
+def test_a_level_in_xla_flags_is_the_users(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compiling.options(often=True) == {"xla_backend_optimization_level": 2}
+    assert compiling.options(often=False) == {"xla_backend_optimization_level": 1}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert compiling.options(often=True) is None
+
+
+def test_programs_compile_in_threads_and_errors_come_where_they_are_needed():
+    compiler = compiling.Compiler()
+    lowered = jax.jit(lambda x: jnp.sin(x) + 1).lower(1.0)
+    good = compiler.start("good", lowered)
+
+    class Broken:
+        def compile(self, options):
+            raise ValueError("no")
+
+    bad = compiler.start("bad", Broken())
+    compiler.wait()
+    assert good.result()(0.0) == 1.0
+    with pytest.raises(ValueError, match="no"):
+        bad.result()
+    assert compiler.describe().startswith("good 0.")
+
+
+def test_what_compiles_is_shown_until_it_is_ready():
+    class Slow:
+        def compile(self, options):
+            time.sleep(0.5)
+
+    compiler, shown = compiling.Compiler(), []
+    compiler.start("slow", Slow())
+    compiler.wait(shown.append)
+    assert shown
+    assert all(line == "compiling: slow 0 s ..." for line in shown)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
+    flags = ["--env", "Breakout-MinAtar", "--compilation-cache", "off", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *flags],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "compiling ..." in line:
+            break
+    time.sleep(2.0)  # most of it is spent in XLA
+    asked = time.monotonic()
+    process.send_signal(how)
+    rest, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == 128 + how
+    assert "stopped; go on with" in rest
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "interval", "expected"),
+    [
+        (32, 500, 50_000, 32),  # 16,000 steps of 50,000
+        (32, 1000, 100_000, 32),
+        (32, 1000, 10_000, 2),
+        (32, 1000, 10, 1),  # at least one
+        (10, 1000, 10_000, 5),  # odd: not halved again
+        (32, None, 10, 32),
+    ],
+)
+def test_episodes_while_training_are_halved_until_they_are_a_share(
+    wanted, limit, interval, expected
+):
+    assert Episodes.within(0.33, wanted, limit, interval) == (wanted, expected)
+
+
+def test_evaluations_while_training_are_of_the_mode_and_the_last_is_whole(tmp_path):
+    flags = ["--total-steps", "320", "--out", str(tmp_path), "--eval-episodes", "4"]
+    assert run.main([*TINY, *flags]) == 0
+    evaluated = [line for line in records(tmp_path) if "eval_return" in line]
+    sampled = ["eval_return_stochastic" in line for line in evaluated]
+    assert sampled == [True, *[False] * (len(evaluated) - 2), True]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["final_return_stochastic"]["per_seed"] == evaluated[-1]["eval_return_stochastic"]
+    # One episode at a time while training, and four at the end: a mean of whole numbers over four.
+    lengths = np.array([line["eval_length"] for line in evaluated])
+    assert (lengths[:-1] % 1 == 0).all()
+    assert (lengths[-1] * 4 % 1 == 0).all()
+
+
+def test_a_stand_in_is_the_module_once_it_is_used():
+    sys.modules.pop("colorsys", None)
+    with lazy.imports("colorsys"):
+        import colorsys as stand_in
+    assert "colorsys" not in sys.modules
+    assert stand_in.rgb_to_hsv(1, 1, 1) == (0.0, 0.0, 1)
+    assert sys.modules["colorsys"].rgb_to_hsv is stand_in.rgb_to_hsv
