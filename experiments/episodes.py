@@ -102,14 +102,14 @@ class Moment(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def _make_act(agent: Agent, stochastic: bool) -> Callable[..., tuple[Array, Any]]:
-    """Compiles the policy, once for all episodes."""
+def _compile(policy: Callable[..., Any], stochastic: bool) -> Callable[..., tuple[Array, Any]]:
+    """Compiles an agent's policy, once for all episodes."""
 
     def act(
         learner: LearnerState, observation: Array, memory: Any, key: Array
     ) -> tuple[Array, Any]:
         state = AgentState(learner, rollout=None, key=key)  # type: ignore[arg-type]
-        acted = agent.act(state, observation, key if stochastic else None, memory)
+        acted = policy(state, observation, key if stochastic else None, memory)
         return (acted, None) if memory is None else acted
 
     return jax.jit(act, compiler_options=compiling.options(often=False))
@@ -141,7 +141,7 @@ def play(
     Yields:
       The start, and every step.
     """
-    act = _make_act(agent, stochastic)
+    act = _compile(agent.act, stochastic)
     key, reset_key = jax.random.split(jax.random.key(seed))
     observation, memory = stage.reset(seed, reset_key), agent.initial_memory()
     moment = Moment(0, 0.0, None, 0.0, "")
