@@ -141,7 +141,7 @@ def play(
     Yields:
       The start, and every step.
     """
-    act = _compile(agent.act, stochastic)
+    act = _compile(agent.act, stochastic)  # type: ignore[arg-type]  # functions have hashes
     key, reset_key = jax.random.split(jax.random.key(seed))
     observation, memory = stage.reset(seed, reset_key), agent.initial_memory()
     moment = Moment(0, 0.0, None, 0.0, "")
