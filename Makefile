@@ -8,13 +8,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
 
-.PHONY: cartpole test slow check benchmark clean
+VERSIONS := agent compiling config devices envs host learning processes recurrent resume rollout run train
+
+.PHONY: cartpole test versions slow check benchmark clean
 
 cartpole: $(VENV)/installed
 	$(BIN)/python -m experiments.run --agent rgpo --env CartPole-v1 --num-seeds $(SEEDS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+# What can differ from Python to Python, and from one JAX to another: programs, environments, files.
+versions: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 $(VERSIONS:%=tests/test_%.py)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow -s
