@@ -1,5 +1,6 @@
 """Speed: rollout, update and whole step, by environments and seeds; what a gate and an order cost.
 
+Also against a PPO of another make: steps per second, and how long a user waits for results.
 Machines drift, so a comparison is a ratio: both programs in turn, A B A B, in one process.
 """
 
@@ -8,18 +9,23 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
 import agents
 import envs
-from experiments import command_line, devices
+from experiments import command_line, devices, peers, settings, start
 from experiments.command_line import BadInput
+from experiments.timing import Program, in_turn
 from rgpo_jax.config import Checked, Config, ConfigError
 from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rgpo_jax.agent import Agent, AgentState
     from rgpo_jax.rollout import Trajectory
 
@@ -47,36 +53,19 @@ class Options(Checked):
     seconds: Positive = 1.0
     """Least duration of one timing."""
     repeats: Count = 7
-    """Timings of each program; the median counts. Pairs of the comparison: three times as many."""
+    """Timings of each program; the median counts. Pairs of the comparison: three times as many;
+    with a peer: as many."""
+    peer: Annotated[str | None, tyro.conf.arg(metavar="plain|DIR")] = None
+    """Measure this PPO of another make instead, in turn with the agent: plain, which is
+    experiments/plain_ppo.py, in PureJaxRL's manner; or DIR, a checkout of PureJaxRL, Rejax or Brax,
+    or such a package where it is installed. Code in DIR is run."""
+    start: bool = False
+    """Measure whole processes instead, in turn, as a user waits for them: experiments.run with an
+    empty and with a filled cache of compiled programs, and experiments.plain_ppo."""
+    total_steps: Count = 500_000
+    """Environment steps of each seed with --start."""
     out: str | None = None
     """JSON file for the results; None: print only."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program (state, count) -> something, which repeats its work `count` times."""
-
-    run: Callable[[Any, Any], Any]
-    state: Any
-    steps: int
-    compile_seconds: float
-    memory_bytes: int
-
-    def seconds(self, count: int) -> float:
-        """Wall time of `count` repetitions."""
-        import jax
-
-        started = time.perf_counter()
-        jax.block_until_ready(self.run(self.state, count))
-        return time.perf_counter() - started
-
-    def calibrate(self, seconds: float) -> int:
-        """A count whose run takes about so many seconds."""
-        self.seconds(1)
-        count = 1
-        while (elapsed := self.seconds(count)) < seconds / 4:
-            count *= 4
-        return max(1, round(count * seconds / elapsed))
 
 
 def collect(
@@ -199,24 +188,6 @@ def measure(program: Program, options: Options) -> dict[str, float]:
     }
 
 
-def in_turn(
-    programs: Sequence[Program], seconds: float, rounds: int
-) -> Iterator[tuple[float, ...]]:
-    """Times programs in turn: round by round, the seconds that each takes for one repetition.
-
-    Args:
-      programs: neighbours in this order run next to each other in every round.
-      seconds: that a timing takes, about.
-      rounds: number of them.
-    """
-    counts = [program.calibrate(seconds) for program in programs]
-    for i in range(rounds):
-        # The order alternates, so that none always runs on the warmer machine.
-        order = range(len(programs)) if i % 2 == 0 else reversed(range(len(programs)))
-        taken = {j: programs[j].seconds(counts[j]) / counts[j] for j in order}
-        yield tuple(taken[j] for j in range(len(programs)))
-
-
 def compare(a: Program, b: Program, options: Options) -> dict[str, Any]:
     """Cost of `a` over that of `b`: median and quartiles of the ratio, pair by pair."""
     rounds = in_turn((a, b), options.seconds, 3 * options.repeats)
@@ -229,37 +200,133 @@ def settings_of(name: str, options: Options, num_envs: int) -> Config:
     """The agent's own settings with as many environments; a2c keeps its own minibatches."""
     batch_size = num_envs * options.num_steps
     config: Config = agents.load(name).Config(
-        num_envs=num_envs, num_steps=options.num_steps, total_steps=100_000 * batch_size
+        num_envs=num_envs,
+        num_steps=options.num_steps,
+        total_steps=100_000 * batch_size,
+        network="auto" if options.peer is None else "mlp",  # a peer has no other
     )
     return config
+
+
+def compare_with_peer(
+    peer: peers.Peer, env: Any, options: Options, num_envs: int, num_seeds: int
+) -> list[dict[str, Any]]:
+    """The agent's step and the training of a peer, in turn.
+
+    Returns:
+      Steps per second of both and their ratios, ours over the peer's, pair by pair: for the peer as
+      its users run it, one program on one device; and where our seeds are spread over devices, for
+      the peer's spread over as many, too.
+    """
+    config = settings_of(options.agent, options, num_envs)
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
+    seed_devices = devices.Layout.choose(config, num_seeds, spread=spread).seed_devices
+    layouts = [1] if seed_devices == 1 else [1, seed_devices]
+    theirs = [
+        peer.program(options.env, config, num_seeds, count, options.seconds) for count in layouts
+    ]
+    ours = build(options.agent, env, options, num_envs, num_seeds, "step")
+    # Ours runs next to each of them.
+    programs = [theirs[0], ours, *theirs[1:]]
+    rounds = list(in_turn(programs, options.seconds, options.repeats))
+    rates = [[program.steps / taken[i] for taken in rounds] for i, program in enumerate(programs)]
+    return [
+        {
+            "num_seeds": num_seeds,
+            "num_envs": num_envs,
+            "peer_devices": count,
+            "steps_per_second": rates[1],
+            "peer_steps_per_second": rates[i],
+            "ratios": [a / b for a, b in zip(rates[1], rates[i], strict=True)],
+            "compile_seconds": ours.compile_seconds,
+            "peer_compile_seconds": programs[i].compile_seconds,
+        }
+        for i, count in zip((0, 2), layouts, strict=False)
+    ]
+
+
+def read(args: Sequence[str]) -> tuple[Options, peers.Peer | None]:
+    """Reads and checks flags; loads no JAX.
+
+    Raises:
+      BadInput, ConfigError: what the user should type otherwise.
+    """
+    options = command_line.read(Options, Options(), args, PROG)
+    for field in ("agent", "against"):
+        try:
+            agents.load(getattr(options, field))
+        except ValueError as error:
+            name = getattr(options, field)
+            raise BadInput(f"--{field} {name}: unknown agent; {error}") from None
+    try:
+        envs.check_name(options.env)
+    except ValueError as error:
+        raise BadInput(f"--env {options.env}: {error}") from None
+    command_line.check_path("out", options.out)
+    if options.out is not None and not Path(options.out).absolute().parent.is_dir():
+        raise BadInput(f"--out {options.out}: no such folder")
+    for field in ("num_envs", "num_seeds"):
+        if not getattr(options, field):
+            raise BadInput(f"{command_line.flag(field)}: expected at least one number")
+    if min(options.num_envs) * options.num_steps % 4:
+        raise BadInput(f"--num-steps {options.num_steps}: expected a multiple of 4")
+    peer = None if options.peer is None else peers.find(options.peer)
+    if options.start:
+        if options.peer not in (None, peers.PLAIN):
+            raise BadInput(f"--peer {options.peer}: expected {peers.PLAIN} with --start")
+        config = started_settings(options)
+        peers.Plain().check(options.env, config, max(options.num_seeds))
+    elif peer is not None:
+        for num_envs in options.num_envs:
+            config = settings_of(options.agent, options, num_envs)
+            peer.check(options.env, config, max(options.num_seeds))
+    return options, peer
+
+
+def started_settings(options: Options) -> Config:
+    """With which `experiments.run` trains the agent.
+
+    Raises:
+      ConfigError: there are fewer steps than an update has.
+    """
+    config_class = agents.load(options.agent).Config
+    config = settings.defaults(config_class, options.env, options.agent)
+    return dataclasses.replace(config, total_steps=options.total_steps)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Measures, prints tables and writes JSON; returns the exit status."""
     try:
-        options = command_line.read(
-            Options, Options(), sys.argv[1:] if args is None else args, PROG
-        )
-        for field in ("agent", "against"):
-            try:
-                agents.load(getattr(options, field))
-            except ValueError as error:
-                name = getattr(options, field)
-                raise BadInput(f"--{field} {name}: unknown agent; {error}") from None
-        try:
-            envs.check_name(options.env)
-        except ValueError as error:
-            raise BadInput(f"--env {options.env}: {error}") from None
-        command_line.check_path("out", options.out)
-        if options.out is not None and not Path(options.out).absolute().parent.is_dir():
-            raise BadInput(f"--out {options.out}: no such folder")
-        for field in ("num_envs", "num_seeds"):
-            if not getattr(options, field):
-                raise BadInput(f"{command_line.flag(field)}: expected at least one number")
-        if min(options.num_envs) * options.num_steps % 4:
-            raise BadInput(f"--num-steps {options.num_steps}: expected a multiple of 4")
+        options, peer = read(sys.argv[1:] if args is None else args)
     except (BadInput, ConfigError) as error:
         command_line.refuse(error)
+    from rich.console import Console
+
+    console = Console(width=100)
+    try:
+        if options.start:
+            content = report_start(options, console)
+        else:
+            content = report_programs(options, peer, console)
+    except BadInput as error:
+        command_line.refuse(error)
+    if options.out is not None:
+        from experiments.results import provenance, to_json, write_atomically
+
+        content = {"options": dataclasses.asdict(options), **content, **provenance()}
+        write_atomically(Path(options.out), to_json(content, indent=2))
+        console.print(f"written to {options.out}")
+    return 0
+
+
+def report_programs(
+    options: Options, peer: peers.Peer | None, console: "Console"
+) -> dict[str, Any]:
+    """Measures compiled programs in this process; prints tables, and returns what JSON holds.
+
+    Raises:
+      BadInput: the environment cannot be made, or the peer does not run.
+    """
     print(f"{options.agent} on {options.env}, {options.num_steps} steps a rollout", flush=True)
     largest = settings_of(options.agent, options, max(options.num_envs))
     spread = devices.can_spread(envs.is_on_mjx(options.env))
@@ -267,17 +334,22 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         env = envs.make(options.env)
     except ValueError as error:
-        command_line.refuse(f"--env {options.env}: {error}")
+        raise BadInput(f"--env {options.env}: {error}") from None
 
-    from rich.console import Console
+    from experiments.results import provenance
+
+    where = provenance()
+    console.print(f"{where['device']}; {where['machine']}; jax {where['versions']['jax']}")
+    if peer is not None:
+        return report_peer(peer, env, options, console)
+    return report_parts(env, options, console)
+
+
+def report_parts(env: Any, options: Options, console: "Console") -> dict[str, Any]:
+    """Measures the agent by parts, and what a gate and an order cost."""
     from rich.progress import track
     from rich.table import Table
 
-    from experiments.results import provenance, to_json, write_atomically
-
-    where = provenance()
-    console = Console(width=100)
-    console.print(f"{where['device']}; {where['machine']}; jax {where['versions']['jax']}")
     table = Table("seeds", "envs", "part", "steps/s", "range", "compile s", "memory MiB")
     rows = []
     cells = [
@@ -316,6 +388,8 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     order = None
     num_envs, num_seeds = max(options.num_envs), max(options.num_seeds)
+    largest = settings_of(options.agent, options, num_envs)
+    spread = devices.can_spread(envs.is_on_mjx(options.env))
     if num_seeds > devices.Layout.choose(largest, num_seeds, spread=spread).seed_devices:
         cell = (options.agent, env, options, num_envs, num_seeds, "step")
         vmapped, in_order = (build(*cell, seeds_in_turn=choice) for choice in (False, True))
@@ -326,17 +400,88 @@ def main(args: Sequence[str] | None = None) -> int:
             f"{num_envs} environments, step: median {order['median']:.3f}, quartiles {low:.3f} to "
             f"{high:.3f} ({order['pairs']} pairs)"
         )
-    if options.out is not None:
-        content = {
-            "options": dataclasses.asdict(options),
-            "cells": rows,
-            "cost_ratio": comparison,
-            "seed_order_ratio": order,
-            **where,
-        }
-        write_atomically(Path(options.out), to_json(content, indent=2))
-        console.print(f"written to {options.out}")
-    return 0
+    return {"cells": rows, "cost_ratio": comparison, "seed_order_ratio": order}
+
+
+def report_peer(peer: peers.Peer, env: Any, options: Options, console: "Console") -> dict[str, Any]:
+    """Measures the agent in turn with a peer.
+
+    Raises:
+      BadInput: the peer does not run.
+    """
+    import jax
+    from rich.progress import track
+    from rich.table import Table
+
+    # Else one of both might find its program in the user's cache, and the other not.
+    jax.config.update("jax_enable_compilation_cache", False)
+    table = Table(
+        "seeds",
+        "envs",
+        "peer on",
+        "peer: steps/s",
+        "ours",
+        "times the peer",
+        "peer: compile s",
+        "ours",
+        title=f"{options.agent} and {peer.title}: median and range of {options.repeats} pairs",
+    )
+    rows = []
+    cells = [(seeds, count) for seeds in options.num_seeds for count in options.num_envs]
+    for num_seeds, num_envs in track(cells, "measuring", console=console, transient=True):
+        for row in compare_with_peer(peer, env, options, num_envs, num_seeds):
+            rows.append(row)
+            table.add_row(
+                str(num_seeds),
+                str(num_envs),
+                "1 device" if row["peer_devices"] == 1 else f"{row['peer_devices']} devices",
+                f"{statistics.median(row['peer_steps_per_second']) / 1e3:,.0f}k",
+                f"{statistics.median(row['steps_per_second']) / 1e3:,.0f}k",
+                _spread(row["ratios"]),
+                f"{row['peer_compile_seconds']:.1f}",
+                f"{row['compile_seconds']:.1f}",
+            )
+    console.print(table)
+    return {"peer": peer.title, "peer_cells": rows}
+
+
+def report_start(options: Options, console: "Console") -> dict[str, Any]:
+    """Measures whole processes in turn.
+
+    Raises:
+      BadInput: one of them fails.
+    """
+    from rich.table import Table
+
+    print(f"{options.agent} on {options.env}, {options.total_steps:,} steps a seed", flush=True)
+    config = started_settings(options)
+    title = f"seconds and their ratios: median and range of {options.repeats} rounds"
+    table = Table("seeds", "process", "first result", "all", "compiling", title=title)
+    rows = []
+    for num_seeds in options.num_seeds:
+        waits = start.measure(options.agent, config, options.env, num_seeds, options.repeats)
+        ratios = start.ratios(waits)
+        rows.append({"num_seeds": num_seeds, "seconds": start.as_json(waits), "ratios": ratios})
+        names = {"cold": "ours, cold", "warm": "ours, warm", "plain": "plain PPO"}
+        for name, words in names.items():
+            fields = [field.name for field in dataclasses.fields(start.Wait)]
+            columns = [
+                _spread([getattr(wait, field) for wait in waits[name]], digits=1)
+                for field in fields
+            ]
+            table.add_row(str(num_seeds), words, *columns)
+        for name, ratio in ratios.items():
+            columns = [_spread(ratio[field]) for field in ("first_result", "total")]
+            table.add_row(str(num_seeds), f"plain PPO over {name}", *columns)
+    console.print(table)
+    return {"start": rows}
+
+
+def _spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range in words."""
+    numbers = (statistics.median(values), min(values), max(values))
+    median, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{median} [{low}, {high}]"
 
 
 if __name__ == "__main__":

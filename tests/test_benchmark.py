@@ -1,11 +1,19 @@
 """The benchmark measures what it says; how fast is not a test."""
 
+import dataclasses
+import gc
 import json
+import sys
+import threading
+import time
+from pathlib import Path
 
+import checkouts
 import jax
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, peers, start
+from experiments.command_line import BadInput
 
 QUICK = ("--num-envs", "2", "--num-steps", "8", "--seconds", "0.01", "--repeats", "2")
 
@@ -50,3 +58,191 @@ def test_bad_input_is_refused_in_one_line(args, message, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_peer_is_measured_in_turn(tmp_path, capsys):
+    out = tmp_path / "peer.json"
+    args = [*QUICK, "--num-seeds", "2", "--agent", "ppo", "--peer", "plain", "--out", str(out)]
+    assert benchmark.main([*args, "--seconds", "0.3"]) == 0
+    content = json.loads(out.read_text())
+    assert content["peer"] == "plain PPO"
+    devices = [1] if jax.local_device_count() == 1 else [1, 2]
+    assert [cell["peer_devices"] for cell in content["peer_cells"]] == devices
+    for cell in content["peer_cells"]:
+        assert (cell["num_seeds"], cell["num_envs"]) == (2, 2)
+        pairs = zip(cell["steps_per_second"], cell["peer_steps_per_second"], strict=True)
+        assert cell["ratios"] == pytest.approx([a / b for a, b in pairs])
+        assert len(cell["ratios"]) == 2
+        assert cell["compile_seconds"] > 0 and cell["peer_compile_seconds"] > 0
+    assert "ppo and plain PPO: median and range of 2 pairs" in capsys.readouterr().out
+
+
+SIZES = benchmark.settings_of("ppo", benchmark.Options(peer="plain", num_steps=8), 2)
+
+
+@pytest.fixture
+def leaves_nothing():
+    """What a checkout needs is gone when its programs are compiled."""
+    before, path = dict(sys.modules), sys.path.copy()
+    yield
+    assert sys.path == path
+    for name in ("ppo", "wrappers", "rejax"):
+        assert name not in sys.modules
+    for name in ("gymnax", "chex", "distrax", "navix", "brax", "brax.envs"):
+        assert sys.modules.get(name) is before.get(name) or "site-packages" in str(
+            sys.modules[name].__file__
+        )
+
+
+@pytest.mark.parametrize("make", [checkouts.purejaxrl, checkouts.rejax])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_a_checkout_is_told_by_its_files_and_gets_what_it_needs(
+    make, num_seeds, tmp_path, leaves_nothing
+):
+    folder = make(tmp_path)
+    peer = peers.find(str(folder))
+    assert peer.title == {"purejaxrl": "PureJaxRL", "rejax": "Rejax"}[make.__name__]
+    program = peer.program("CartPole-v1", SIZES, num_seeds, 1, seconds=0.01)
+    updates, rest = divmod(program.steps, num_seeds * SIZES.batch_size)
+    assert updates >= 1 and rest == 0
+    assert program.seconds(2) > 0
+    assert not list(folder.rglob("__pycache__"))
+
+
+def test_a_package_is_told_where_it_is_installed(tmp_path):
+    checkouts.write(tmp_path, {"rejax/algos/ppo.py": "", "brax/training/agents/ppo/train.py": ""})
+    assert peers.find(str(tmp_path / "rejax")).title == "Rejax"
+    assert peers.find(str(tmp_path / "brax")).title == "Brax"
+    with pytest.raises(BadInput, match="expected plain, or a checkout"):
+        peers.find(str(tmp_path / "rejax" / "algos"))
+
+
+def test_seeds_of_a_peer_are_spread(tmp_path):
+    if jax.local_device_count() < 2:
+        pytest.skip("one device")
+    peer = peers.find(str(checkouts.rejax(tmp_path)))
+    program = peer.program("CartPole-v1", SIZES, 4, 2, seconds=0.01)
+    assert program.state.sharding.num_devices == 2
+    assert program.seconds(1) > 0
+
+
+def test_braxs_loop_stands_still_between_timings(tmp_path, leaves_nothing):
+    config = dataclasses.replace(SIZES, num_envs=4)
+    peer = peers.find(str(checkouts.brax(tmp_path)))
+    program = peer.program("brax/ant", config, 1, 1, seconds=0.01)
+    assert program.steps >= 16_384 and program.steps % config.batch_size == 0
+    assert 0.1 < program.compile_seconds < 0.2  # 0.2 less 0.02
+    assert 0.02 <= program.seconds(1) < 0.2
+    with pytest.raises(ArithmeticError, match="in the fourth epoch"):
+        program.seconds(1)
+
+
+def test_braxs_loop_ends_with_its_program(tmp_path):
+    peer = peers.find(str(checkouts.brax(tmp_path)))
+    before = threading.active_count()
+    program = peer.program("brax/ant", dataclasses.replace(SIZES, num_envs=4), 1, 1, 0.01)
+    assert threading.active_count() == before + 1
+    del program
+    gc.collect()
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the loop goes on")
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "message"),
+    [
+        (lambda folder: folder, [], "expected plain, or a checkout of PureJaxRL, Rejax or Brax"),
+        (lambda folder: folder / "none", [], "expected plain, or a checkout of"),
+        (lambda folder: "", [], "--peer : expected plain, or a checkout of"),
+        (lambda folder: "plain", ["--env", "brax/ant"], "plain PPO is measured on environments of"),
+        (lambda folder: "plain", ["--env", "FrozenLake-misc"], "whose observations are numbers"),
+        (checkouts.purejaxrl, ["--env", "Pendulum-v1"], "--env Pendulum-v1: PureJaxRL's ppo.py"),
+        (checkouts.purejaxrl, ["--start"], "expected plain with --start"),
+        (
+            lambda folder: checkouts.write(folder, {"purejaxrl/ppo.py": "import no_such_package"}),
+            [],
+            "PureJaxRL does not run here: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
+        (checkouts.brax, [], "--env CartPole-v1: Brax is measured on environments of Brax"),
+        (
+            checkouts.brax,
+            ["--env", "brax/ant", "--num-seeds", "2"],
+            "--num-seeds 2: expected 1, since Brax's PPO trains one seed",
+        ),
+        (checkouts.brax, ["--env", "brax/ant"], "--num-envs 2: expected a multiple of 4"),
+    ],
+)
+def test_a_peer_that_cannot_be_measured_is_refused_in_one_line(
+    make, args, message, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as refused:
+        benchmark.main([*QUICK, "--num-seeds", "1", "--peer", str(make(tmp_path)), *args])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_braxs_ppo_is_refused_where_jax_lost_what_it_calls(tmp_path):
+    if hasattr(jax, "device_put_replicated"):
+        pytest.skip("this JAX still has it")
+    source = checkouts.BRAX_TRAIN + "# jax.device_put_replicated\n"
+    peer = peers.find(str(checkouts.brax(tmp_path, source)))
+    with pytest.raises(BadInput, match="no longer has; expected jax below"):
+        peer.program("brax/ant", dataclasses.replace(SIZES, num_envs=4), 1, 1, 0.01)
+
+
+def test_a_wait_is_timed_to_the_first_result():
+    script = "import time; print('at work'); time.sleep(0.3); print('evaluation 1'); "
+    first, total, said = start.wait_for(["-c", script + "time.sleep(0.3)"], {})
+    assert first >= 0.3 and total >= first + 0.3
+    assert said == "at work\nevaluation 1\n"
+    for script, reason in (("print('at work')", "said nothing"), ("1 / 0", "ZeroDivisionError")):
+        with pytest.raises(BadInput, match=f"gave no result: .*{reason}"):
+            start.wait_for(["-c", script], {})
+
+
+def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
+    log = []
+
+    def wait_for(arguments, variables):
+        flags = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+        name = arguments[1].removeprefix("experiments.")
+        if name == "run":
+            cache = Path(variables["JAX_COMPILATION_CACHE_DIR"])
+            name = "warm" if list(cache.iterdir()) else "cold"
+            (cache / "program").touch()
+            Path(flags["--out"]).mkdir()
+            (Path(flags["--out"]) / "summary.json").write_text('{"compile_seconds": 2.5}')
+        else:
+            assert (flags["--num-envs"], flags["--num-minibatches"]) == ("4", "4")
+        assert (flags["--num-seeds"], flags["--total-steps"]) == ("2", "1024")
+        log.append(name)
+        seconds = {"cold": 8.0, "warm": 2.0, "plain_ppo": 4.0}[name]
+        return seconds, 2 * seconds, "compiled in 1.25 s\n"
+
+    monkeypatch.setattr(start, "wait_for", wait_for)
+    out = tmp_path / "start.json"
+    args = ["--start", "--num-seeds", "2", "--total-steps", "1024", "--repeats", "2"]
+    assert benchmark.main([*args, "--out", str(out)]) == 0
+    assert log == ["cold", "warm", "plain_ppo", "plain_ppo", "cold", "warm"]
+    (row,) = json.loads(out.read_text())["start"]
+    assert row["seconds"]["cold"] == [{"first_result": 8.0, "total": 16.0, "compile": 2.5}] * 2
+    assert row["seconds"]["plain"][0]["compile"] == 1.25
+    assert row["ratios"]["cold"] == {"first_result": [0.5, 0.5], "total": [0.5, 0.5]}
+    assert row["ratios"]["warm"] == {"first_result": [2.0, 2.0], "total": [2.0, 2.0]}
+    assert "plain PPO over warm" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_real_processes_are_timed(tmp_path):
+    out = tmp_path / "start.json"
+    args = ["--start", "--num-seeds", "1", "--total-steps", "5120", "--repeats", "1"]
+    assert benchmark.main([*args, "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["start"]
+    for waits in row["seconds"].values():
+        for wait in waits:
+            assert 0 < wait["compile"] < wait["first_result"] <= wait["total"]
