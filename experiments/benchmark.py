@@ -17,7 +17,7 @@ import tyro
 
 import agents
 import envs
-from experiments import command_line, devices, peers, settings, start
+from experiments import command_line, compiling, devices, peers, settings, start
 from experiments.command_line import BadInput
 from experiments.timing import Program, in_turn
 from rgpo_jax.config import Checked, Config, ConfigError
@@ -35,7 +35,11 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    """Measure the speed of an agent, and pair it with another."""
+    """Measure the speed of an agent, and pair it with another.
+
+    With --device gpu or --device cpu all that is to be known of a device instead; flags of its own
+    are in --device gpu --help.
+    """
 
     agent: str = "rgpo"
     """The agent to measure."""
@@ -164,7 +168,8 @@ def build(
     carry = jax.jit(devices.over_seeds(once, layout, (SEEDS,), specs))(keys)
     started = time.perf_counter()
     program = devices.over_seeds(repeat, layout, (specs, PartitionSpec()), specs)
-    compiled = jax.jit(program).lower(carry, jnp.int32(1)).compile()
+    lowered = jax.jit(program).lower(carry, jnp.int32(1))
+    compiled = lowered.compile(compiling.options(often=True))  # as `experiments.run` does
     compile_seconds = time.perf_counter() - started
     return Program(
         lambda carry, count: compiled(carry, jnp.int32(count)),
@@ -296,8 +301,13 @@ def started_settings(options: Options) -> Config:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Measures, prints tables and writes JSON; returns the exit status."""
+    args = sys.argv[1:] if args is None else args
+    if any(arg.partition("=")[0] == "--device" for arg in args):
+        from experiments import accelerator
+
+        return accelerator.main(args)
     try:
-        options, peer = read(sys.argv[1:] if args is None else args)
+        options, peer = read(args)
     except (BadInput, ConfigError) as error:
         command_line.refuse(error)
     from rich.console import Console

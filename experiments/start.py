@@ -35,7 +35,7 @@ class Wait:
     compile: float
 
 
-def wait_for(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[float, float, str]:
+def wait_for(arguments: Sequence[str]) -> tuple[float, float, str]:
     """Runs `python` with these arguments; returns first result and end in seconds, and its words.
 
     Raises:
@@ -49,7 +49,7 @@ def wait_for(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[fl
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**inherited, **variables, "PYTHONUNBUFFERED": "1"},
+            env={**inherited, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -70,19 +70,18 @@ def wait_for(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[fl
 
 
 def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
-    """Times `experiments.run` with its compiled programs cached in a folder."""
+    """Times `experiments.run` with its compiled programs kept in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        variables = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         command = ["-m", "experiments.run", *arguments, "--out", str(out)]
-        first, total, _ = wait_for(command, variables)
+        first, total, _ = wait_for([*command, "--compilation-cache", str(cache)])
         summary = json.loads((out / "summary.json").read_text())
     return Wait(first, total, summary["compile_seconds"])
 
 
 def run_plain(arguments: Sequence[str]) -> Wait:
     """Times `experiments.plain_ppo`, which caches nothing."""
-    first, total, said = wait_for(["-m", "experiments.plain_ppo", *arguments], {})
+    first, total, said = wait_for(["-m", "experiments.plain_ppo", *arguments])
     compiled = re.search(r"^compiled in ([\d.]+) s", said, re.MULTILINE)
     assert compiled is not None, said
     return Wait(first, total, float(compiled[1]))
