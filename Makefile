@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
 
-VERSIONS := agent compiling config devices envs host learning processes recurrent resume rollout run train
+VERSIONS := compiling envs host learning processes resume run train
 
 .PHONY: cartpole test versions slow check benchmark clean
 

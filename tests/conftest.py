@@ -1,7 +1,12 @@
 """What all tests share: a program is compiled once, for all tests, workers and subprocesses."""
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
@@ -12,3 +17,12 @@ for _name, _value in {
     "XLA_FLAGS": "--xla_backend_optimization_level=1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs() -> Iterator[None]:
+    """A worker holds one module's programs in memory, and not those of sixty."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
