@@ -1,6 +1,7 @@
 """Compiling programs side by side in threads, and keeping them on disk for the next start."""
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -97,6 +98,18 @@ class Compiler:
     def describe(self) -> str:
         """All programs, and what each took or takes."""
         return ", ".join(compilation.describe() for compilation in self.compilations)
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Within it no garbage is collected: of what is traced nothing is, and a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

@@ -86,7 +86,6 @@ class HostPrograms(Programs):
             lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), Progress.start(shapes)
         )
         self._empty = empty_progress(on_mesh(mesh, progress, SEEDS))
-        self._finish = jax.jit(jax.vmap(Progress.finish))
         self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
         program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))

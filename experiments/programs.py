@@ -123,7 +123,6 @@ class Programs(abc.ABC):
     metric_names: list[str]
     memory_bytes: int
     _empty: Progress
-    _finish: Callable[[Progress], ChunkReport]
 
     @abc.abstractmethod
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
@@ -148,8 +147,8 @@ class Programs(abc.ABC):
         """Returns and lengths of evaluation episodes, means per member."""
 
     def finish(self, progress: Progress) -> ChunkReport:
-        """The report on all updates since its start."""
-        return self._finish(progress)
+        """The report on all updates since its start, in NumPy arrays [M]."""
+        return processes.fetch(progress).finish()
 
     def to_keep(self, progress: Progress) -> Any:
         """A report in the making as checkpoints hold it: NumPy arrays [M], two for each metric."""
@@ -237,14 +236,10 @@ class CompiledPrograms(Programs):
             states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         )
         self._evaluate = self.compiler.start("evaluation", lowered, often=False)
-        finish = over_seeds(Progress.finish, layout, (SEEDS,), SEEDS)
-        lowered = jax.jit(finish).lower(progress)
-        self._finished = self.compiler.start("report", lowered, often=False)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
-        self._finish = self._finished.result()
         self.memory_bytes = memory_of(self._advance.result())
 
     def advance(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from experiments import command_line
+from experiments import command_line, compiling
 from experiments.devices import Layout
 from experiments.host_programs import HostPrograms
 from experiments.interrupts import Interrupted, Interrupts
@@ -210,7 +210,8 @@ class Training:
         self._in_turn = layout.in_turn
         self._kept: int | None = None  # updates of the newest checkpoint
         self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
-        self._programs = make_programs(agent, layout, plans)
+        with compiling.no_collections():
+            self._programs = make_programs(agent, layout, plans)
         self._programs.compiler.load_meanwhile("tensorboardX", "experiments.plot")
         self._programs.ready(self._show_compiling)
         self._states = self._programs.initial_states
@@ -382,8 +383,7 @@ class Training:
         """Logs the updates since the last report, which were made at a rate of steps a second."""
         position = self._position
         report = self._programs.finish(self._progress)
-        fetched = processes.fetch(report.metrics)
-        metrics = {name: values.tolist() for name, values in fetched.items()}
+        metrics = {name: values.tolist() for name, values in report.metrics.items()}
         # NumPy's maximum: NaN wins, and a broken run does not look perfect.
         position.first_ratio_deviation = np.maximum(
             position.first_ratio_deviation, metrics["first_ratio_deviation"]

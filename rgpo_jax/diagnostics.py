@@ -157,9 +157,14 @@ def accumulate(accumulator: Accumulator, metrics: Mapping[str, Array]) -> Accumu
 
 
 def reduce(accumulator: Accumulator) -> dict[str, Array]:
-    """The accumulated maxima, means and number of episodes; NaN where nothing was defined."""
+    """The accumulated maxima, means and number of episodes; NaN where nothing was defined.
+
+    Its arrays may be batched [..., n], and NumPy's: then NumPy reduces them.
+    """
     names, values, counts = accumulator.names, accumulator.values, accumulator.counts
+    xp = values.__array_namespace__()
     whole = np.array([name in _MAXIMA or name == "episodes" for name in names])
-    reduced = values / jnp.where(whole, 1, jnp.maximum(counts, 1))
+    reduced = values / xp.where(whole, 1, xp.maximum(counts, 1)).astype(values.dtype)
     defined = (counts > 0) | np.array([name == "episodes" for name in names])
-    return dict(zip(names, jnp.where(defined, reduced, jnp.nan), strict=True))
+    rows = xp.moveaxis(xp.where(defined, reduced, xp.nan), -1, 0)
+    return dict(zip(names, rows, strict=True))

@@ -61,7 +61,8 @@ class Progress(NamedTuple):
 
     def finish(self) -> ChunkReport:
         """The report on all that was taken in."""
-        broken_at = jnp.where(self.broken_at == NEVER, -1, self.broken_at)
+        xp = self.broken_at.__array_namespace__()
+        broken_at = xp.where(self.broken_at == NEVER, -1, self.broken_at)
         return ChunkReport(diagnostics.reduce(self.metrics), broken_at)
 
 
