@@ -86,12 +86,12 @@ SIZES = {
         environments=(
             ("brax/ant", 4096, SPRING),
             ("Breakout-MinAtar", 4096, {}),
-            ("brax/ant", 4096, MJX),
             ("brax/ant", 8192, SPRING),
             ("brax/ant", 2048, SPRING),
+            ("brax/ant", 4096, MJX),  # takes longest to compile
+            ("brax/halfcheetah", 4096, SPRING),
             ("brax/ant", 8192, MJX),
             ("brax/ant", 2048, MJX),
-            ("brax/halfcheetah", 4096, SPRING),
             ("brax/halfcheetah", 4096, MJX),
         ),
     ),
@@ -142,7 +142,7 @@ def parts_of(sizes: Sizes) -> list[Part]:
         ),
     ]
     parts += [
-        Part(f"CartPole, {count:,} agents", "CartPole", 45, partial(measure.cartpole, count=count))
+        Part(f"CartPole, agents: {count:,}", "CartPole", 45, partial(measure.cartpole, count=count))
         for count in sizes.agents
     ]
     parts.append(
@@ -151,7 +151,8 @@ def parts_of(sizes: Sizes) -> list[Part]:
     for env, num_envs, params in sizes.environments:
         kind = " ".join((env, *params.values()))
         run = partial(measure.environments, env=env, num_envs=num_envs, params=params)
-        parts.append(Part(f"{kind}, {num_envs:,}", kind, 100 if params else 40, run))
+        seconds = 150 if params == MJX else 60
+        parts.append(Part(f"{kind}, {num_envs:,}", kind, seconds, run))
     return parts
 
 
@@ -257,6 +258,7 @@ def main(args: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
                 "options": dataclasses.asdict(options),
                 "sizes": dataclasses.asdict(sizes),
                 **where,
+                "compilation_cache": jax.config.jax_compilation_cache_dir,
                 "parts": results,
             }
             write_atomically(Path(options.out), to_json(content, indent=2))

@@ -20,8 +20,9 @@ import numpy as np
 import agents
 import envs
 from experiments import kernels, roofline, settings
-from experiments.benchmark import MIB, Program, collect, in_turn
+from experiments.benchmark import MIB, collect
 from experiments.roofline import Peaks, Work
+from experiments.timing import Program, in_turn
 from rgpo_jax import rollout
 from rgpo_jax.agent import Agent
 from rgpo_jax.config import Config

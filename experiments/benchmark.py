@@ -341,6 +341,11 @@ def report_programs(
     largest = settings_of(options.agent, options, max(options.num_envs))
     spread = devices.can_spread(envs.is_on_mjx(options.env))
     devices.use_all_cores(largest, max(options.num_seeds), spread=spread)
+
+    import jax
+
+    # Compiling is measured: what an earlier process compiled must not come from a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
         env = envs.make(options.env)
     except ValueError as error:
@@ -419,12 +424,9 @@ def report_peer(peer: peers.Peer, env: Any, options: Options, console: "Console"
     Raises:
       BadInput: the peer does not run.
     """
-    import jax
     from rich.progress import track
     from rich.table import Table
 
-    # Else one of both might find its program in the user's cache, and the other not.
-    jax.config.update("jax_enable_compilation_cache", False)
     table = Table(
         "seeds",
         "envs",

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark import Program
 from experiments.programs import memory_of
+from experiments.timing import Program
 
 _BITS = re.compile(r"\d+")
 _SHAPE = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")

@@ -38,7 +38,7 @@ def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, cap
     assert {row["what"] for row in compared} == {"rollout", "update", "act"}
     assert all(row["relative"] <= row["tolerance"] for row in compared)
     assert set(parts["peaks"]["flops_per_second"]) == {"float32", "float32 by default", "bfloat16"}
-    ours, plain = parts["CartPole, 2 agents"]["programs"]
+    ours, plain = parts["CartPole, agents: 2"]["programs"]
     policy, noise = parts["Pendulum-v1, 4"]["programs"]
     assert (plain["program"], noise["program"]) == ("plain PPO", "random actions")
     for row in (ours, plain, policy, noise):

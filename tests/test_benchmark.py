@@ -15,6 +15,17 @@ import pytest
 from experiments import benchmark, peers, start
 from experiments.command_line import BadInput
 
+
+@pytest.fixture(autouse=True)
+def settings_of_jax():
+    """What a benchmark sets for its process; and here programs compile fast, and run slowly."""
+    caches = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_enable_compilation_cache", caches)
+
+
 QUICK = ("--num-envs", "2", "--num-steps", "8", "--seconds", "0.01", "--repeats", "2")
 
 
