@@ -208,22 +208,22 @@ def test_braxs_ppo_is_refused_where_jax_lost_what_it_calls(tmp_path):
 
 def test_a_wait_is_timed_to_the_first_result():
     script = "import time; print('at work'); time.sleep(0.3); print('evaluation 1'); "
-    first, total, said = start.wait_for(["-c", script + "time.sleep(0.3)"], {})
+    first, total, said = start.wait_for(["-c", script + "time.sleep(0.3)"])
     assert first >= 0.3 and total >= first + 0.3
     assert said == "at work\nevaluation 1\n"
     for script, reason in (("print('at work')", "said nothing"), ("1 / 0", "ZeroDivisionError")):
         with pytest.raises(BadInput, match=f"gave no result: .*{reason}"):
-            start.wait_for(["-c", script], {})
+            start.wait_for(["-c", script])
 
 
 def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
     log = []
 
-    def wait_for(arguments, variables):
+    def wait_for(arguments):
         flags = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         name = arguments[1].removeprefix("experiments.")
         if name == "run":
-            cache = Path(variables["JAX_COMPILATION_CACHE_DIR"])
+            cache = Path(arguments[arguments.index("--compilation-cache") + 1])
             name = "warm" if list(cache.iterdir()) else "cold"
             (cache / "program").touch()
             Path(flags["--out"]).mkdir()
