@@ -51,13 +51,14 @@ def test_the_first_ratio_is_one(env):
 
 
 @pytest.mark.parametrize(
-    "policy",
+    ("kind", "numbers"),
     [
-        plain_ppo.Categorical(jnp.array([0.3, -1.0, 2.0])),
-        plain_ppo.MultivariateNormalDiag(jnp.array([0.5, -1.0]), jnp.array([0.3, 2.0])),
+        (plain_ppo.Categorical, [(0.3, -1.0, 2.0)]),
+        (plain_ppo.MultivariateNormalDiag, [(0.5, -1.0), (0.3, 2.0)]),
     ],
 )
-def test_entropy_is_the_mean_surprise_of_samples(policy):
+def test_entropy_is_the_mean_surprise_of_samples(kind, numbers):
+    policy = kind(*map(jnp.array, numbers))
     actions = jax.vmap(policy.sample)(jax.random.split(jax.random.key(0), 20_000))
     surprise = -jax.vmap(policy.log_prob)(actions)
     assert np.mean(surprise) == pytest.approx(float(policy.entropy()), abs=0.03)
