@@ -48,6 +48,11 @@ class Compilation:
             self._error = error
         self.seconds = time.perf_counter() - self._begun
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is still compiling."""
+        return self.seconds is None
+
     def result(self) -> Any:
         """The compiled program, once it is ready; a signal interrupts the wait.
 
@@ -83,15 +88,20 @@ class Compiler:
         self.compilations.append(compilation)
         return compilation
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any is still compiling."""
+        return any(compilation.is_busy for compilation in self.compilations)
+
     def load_meanwhile(self, *modules: str) -> None:
         """Imports what will be needed, as long as something is still compiling."""
         for name in modules:
-            if any(compilation.seconds is None for compilation in self.compilations):
+            if self.is_busy:
                 importlib.import_module(name)
 
     def wait(self, show: Callable[[str], None] = lambda line: None) -> None:
         """Waits for all; `show` is told again and again what is compiling, and for how long."""
-        while any(compilation.seconds is None for compilation in self.compilations):
+        while self.is_busy:
             show(f"compiling: {self.describe()}")
             time.sleep(_BETWEEN_LOOKS)
 
@@ -133,8 +143,8 @@ def options(often: bool) -> dict[str, Any] | None:
     """XLA's options for a program that runs often, or a few times only; None: its own.
 
     On a CPU the time goes into LLVM. Its third level unrolls loops, which takes up to twice as long
-    and was not seen to make any of our programs faster; the second is XLA's least that vectorises.
-    Who has set a level in XLA_FLAGS gets it.
+    and made none of those measured faster (CartPole, Breakout, Brax's ant). Who has set a level in
+    XLA_FLAGS gets it.
     """
     import jax
 

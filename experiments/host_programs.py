@@ -1,6 +1,5 @@
 """A run's programs where environments live on the host."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments.compiling import Compiler
-from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
+from experiments.devices import Layout, over_seeds
 from experiments.programs import (
     SEEDS,
     Episodes,
@@ -18,6 +17,7 @@ from experiments.programs import (
     empty_progress,
     memory_of,
     on_mesh,
+    trace_init,
 )
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
@@ -50,10 +50,11 @@ class HostPrograms(Programs):
         self._agent, self._seeds = agent, members.seeds
         self._sharding = NamedSharding(mesh, SEEDS)
         self._collector = host.Collector(agent, members.seeds)
-        self._evaluators = {
-            whole: host.Evaluator(agent, members.seeds, number)
-            for whole, number in ((True, episodes.at_the_end), (False, episodes.while_training))
+        evaluators = {
+            number: host.Evaluator(agent, members.seeds, number) for number in set(episodes)
         }
+        self._whole_evaluator = evaluators[episodes.at_the_end]
+        self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
 
         def init(key: jax.Array, overrides: dict) -> tuple[HostState, jax.Array]:
             learner_key, evaluation_key, key = jax.random.split(key, 3)
@@ -68,14 +69,10 @@ class HostPrograms(Programs):
             metrics |= episode_metrics(totals)
             return new, progress.take(state.updates, new.params, metrics)
 
-        keys = seed_keys(mesh, members.seeds)
-        one_by_one = dataclasses.replace(layout, in_turn=True)
-        program = over_seeds(init, one_by_one, (SEEDS, SEEDS), (SEEDS, SEEDS))
-        overrides = spread_over_seeds(mesh, members.overrides())
-        self._init_arguments = keys, overrides
-        traced = jax.jit(program).trace(*self._init_arguments)
+        traced, self._init_arguments, (states, _) = trace_init(
+            init, layout, members, (SEEDS, SEEDS)
+        )
         self._init = self.compiler.start("initial states", traced.lower(), often=False)
-        states, _ = on_mesh(mesh, traced.out_info, (SEEDS, SEEDS))
 
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
@@ -101,7 +98,7 @@ class HostPrograms(Programs):
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
         learners, keys = self.initial_states.learner, self._eval_keys
         self._collector.compile(learners, keys)
-        for evaluator in self._evaluators.values():
+        for evaluator in {self._evaluator, self._whole_evaluator}:
             evaluator.compile(learners, keys)
         self.compiler.wait(show)
         self.memory_bytes = memory_of(self._update.result())
@@ -127,5 +124,6 @@ class HostPrograms(Programs):
         self, states: HostState, updates: int, deterministic: bool, whole: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         keys = self._fold_in(self._eval_keys, np.int32(updates))
-        returns, lengths = self._evaluators[whole].run(states.learner, keys, deterministic)
+        evaluator = self._whole_evaluator if whole else self._evaluator
+        returns, lengths = evaluator.run(states.learner, keys, deterministic)
         return returns.mean(axis=1), lengths.mean(axis=1)

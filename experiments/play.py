@@ -67,6 +67,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        command_line.check_path("compilation_cache", self.compilation_cache)
         if self.episode_seed + self.episodes > 2**31:
             raise ConfigError("episode_seed", f"{self.episode_seed}: expected seeds below 2^31")
         if not 120 <= self.size <= 4096:

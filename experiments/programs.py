@@ -104,6 +104,29 @@ class Members(NamedTuple):
         return {name: np.array(x, np.float32) for name, x in self.hyperparameters.items()}
 
 
+def trace_init(
+    init: Callable[[jax.Array, dict], Any], layout: Layout, members: Members, specs: Any
+) -> tuple[Any, tuple, Any]:
+    """Traces what gives members their first states.
+
+    It runs once: one member after another compiles sooner, and gives the same numbers.
+
+    Args:
+      init: (key, hyper-parameters) -> states of one member.
+      layout: of members on the devices.
+      members: all of them.
+      specs: how the states lie on the mesh.
+
+    Returns:
+      The traced program, its arguments, and the shapes of the states on the mesh.
+    """
+    mesh = layout.mesh()
+    one_by_one = dataclasses.replace(layout, in_turn=True)
+    arguments = seed_keys(mesh, members.seeds), spread_over_seeds(mesh, members.overrides())
+    traced = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), specs)).trace(*arguments)
+    return traced, arguments, on_mesh(mesh, traced.out_info, specs)
+
+
 class Programs(abc.ABC):
     """What the host's loop calls; values are over members [M].
 
@@ -190,21 +213,13 @@ class CompiledPrograms(Programs):
         mesh = layout.mesh()
         self.compiler = Compiler()
         self._num_batches = episodes.at_the_end // episodes.while_training
-        self._init_arguments = (
-            seed_keys(mesh, members.seeds),
-            spread_over_seeds(mesh, members.overrides()),
-        )
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
             return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
 
-        # It runs once: one member after another compiles sooner, and gives the same numbers.
-        one_by_one = dataclasses.replace(layout, in_turn=True)
-        init_once = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), (STATES, SEEDS))).trace(
-            *self._init_arguments
+        traced_init, self._init_arguments, (states, eval_keys) = trace_init(
+            init, layout, members, (STATES, SEEDS)
         )
-        states, eval_keys = on_mesh(mesh, init_once.out_info, (STATES, SEEDS))
-
         start = over_seeds(
             functools.partial(library.start_progress, agent), layout, (STATES,), SEEDS
         )
@@ -219,7 +234,7 @@ class CompiledPrograms(Programs):
         )
         lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
         self._advance = self.compiler.start("training", lowered)  # first: it takes longest
-        self._init = self.compiler.start("initial states", init_once.lower(), often=False)
+        self._init = self.compiler.start("initial states", traced_init.lower(), often=False)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(

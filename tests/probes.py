@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,6 +265,18 @@ def assert_same_numbers(folder: Path, reference: Path, seeds: slice = slice(None
             assert numbers(ours[name]) == pytest.approx(
                 expected, rel=1e-3, abs=1e-5, nan_ok=True
             ), name
+
+
+def assert_refused(
+    main: Callable[[Sequence[str]], int], args: list[str], message: str, capsys: Any
+) -> None:
+    """Holds a program to refusing these arguments in one line that says so, with exit status 2."""
+    with pytest.raises(SystemExit) as refused:
+        main(args)
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
 
 
 # What a run leaves in its folder, if nothing else is asked for.

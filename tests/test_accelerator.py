@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import assert_refused
 
 from experiments import accelerator, accelerator_parts, benchmark, kernels, roofline
 from experiments.accelerator import Part
@@ -140,12 +141,7 @@ def test_a_part_takes_as_long_as_the_last_of_its_kind():
     ],
 )
 def test_bad_input_is_refused_in_one_line(args, message, capsys):
-    with pytest.raises(SystemExit) as refused:
-        benchmark.main(args)
-    assert refused.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+    assert_refused(benchmark.main, args, message, capsys)
 
 
 def test_differences_are_the_largest_and_nan_is_one():

@@ -11,6 +11,7 @@ from pathlib import Path
 import checkouts
 import jax
 import pytest
+from probes import assert_refused
 
 from experiments import benchmark, peers, start
 from experiments.command_line import BadInput
@@ -63,12 +64,7 @@ def test_a_benchmark_reports_every_part_and_the_pair(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_refused_in_one_line(args, message, capsys):
-    with pytest.raises(SystemExit) as refused:
-        benchmark.main(args)
-    assert refused.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+    assert_refused(benchmark.main, args, message, capsys)
 
 
 def test_a_peer_is_measured_in_turn(tmp_path, capsys):
