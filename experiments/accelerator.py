@@ -258,7 +258,7 @@ def main(args: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
                 "options": dataclasses.asdict(options),
                 "sizes": dataclasses.asdict(sizes),
                 **where,
-                "compilation_cache": jax.config.jax_compilation_cache_dir,
+                "compilation_cache": jax.config.values["jax_compilation_cache_dir"],
                 "parts": results,
             }
             write_atomically(Path(options.out), to_json(content, indent=2))

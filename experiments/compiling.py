@@ -174,7 +174,9 @@ def keep_programs(choice: str | None) -> None:
     if choice == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if choice is None and jax.config.jax_compilation_cache_dir is not None:
+    if jax.__version_info__ < (0, 10) and not os.environ.get("JAX_LOGGING_LEVEL"):
+        jax.config.update("jax_logging_level", "ERROR")  # it warns of each program that it finds
+    if choice is None and jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = (Path(choice).expanduser() if choice is not None else default_cache()) / _machine()
     try:

@@ -23,7 +23,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._deferring = False
-        self._received = 0
+        self._pending = 0
+        self._raised = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -36,15 +37,25 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self._deferring and not self._received:
-            self._received = signum
+        if self._deferring and not self._pending:
+            self._pending = signum
             return
+        self._raised = signum
         raise Interrupted(signum)  # not deferred; or asked twice: at once
+
+    def check(self) -> None:
+        """Raises what was raised before, if it was lost.
+
+        Compiled code that calls Python may drop an exception: before 3.13, what asks whether an
+        attribute exists takes any for a no. It was seen while JAX traced.
+        """
+        if self._raised:
+            raise Interrupted(self._raised)
 
     @property
     def pending(self) -> int:
         """The signal that was deferred; 0 if none was."""
-        return self._received
+        return self._pending
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

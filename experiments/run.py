@@ -80,6 +80,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 agent,
                 layout,
                 folder / results.CHECKPOINTS,
+                interrupts,
                 recorder.advance_progress,
             )
             if start is not None:
@@ -87,7 +88,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             if options.resume:
                 run.resume()
             recorder.start_progress(wanted.config.num_updates * wanted.config.batch_size)
-            run.run(interrupts)
+            run.run()
         except (BadInput, processes.Elsewhere) as error:
             command_line.refuse(error)
         except training.Broken:

@@ -177,6 +177,7 @@ class Training:
         agent: Agent,
         layout: Layout,
         folder: Path,
+        interrupts: Interrupts,
         show: Callable[[int, float, str], None] = lambda steps, rate, status: None,
     ):
         """Writes the settings, and compiles.
@@ -186,10 +187,12 @@ class Training:
           agent: of all of them; numbers in which they differ are overridden.
           layout: of members and environments on the devices.
           folder: of the checkpoints.
+          interrupts: what asks it to end.
           show: is told progress: steps so far (of one member), steps per second of all members, a
             word on returns.
         """
-        self._cells, self._folder, self._show = cells, folder, show
+        self._cells, self._folder = cells, folder
+        self._interrupts, self._show = interrupts, show
         self._options, self._config = cells[0].plan.options, cells[0].plan.config
         plans = [cell.plan for cell in cells]
         self._members = members_of(plans)
@@ -238,6 +241,7 @@ class Training:
 
     def _show_compiling(self, line: str) -> None:
         """On a terminal all the time, elsewhere now and then."""
+        self._interrupts.check()
         self._cells[0].recorder.show_status(line)
         if time.perf_counter() - self._spoke >= _BETWEEN_WORDS:
             self._spoke = time.perf_counter()
@@ -303,7 +307,7 @@ class Training:
             scale = learner.return_scale._replace(running_return=none)
             self._states = self._states._replace(learner=learner._replace(return_scale=scale))
 
-    def run(self, interrupts: Interrupts) -> None:
+    def run(self) -> None:
         """Trains to the end, and writes the results.
 
         Raises:
@@ -311,7 +315,8 @@ class Training:
           Interrupted: asked to end; what was done so far is kept.
           CheckpointError, OSError: what was done cannot be kept.
         """
-        config, position = self._config, self._position
+        interrupts, config, position = self._interrupts, self._config, self._position
+        interrupts.check()
         logs = Every.make(self._options.log_every, 100, config)
         evaluations = Every.make(self._options.eval_every, 10, config)
         self._begun, self._seconds_before = time.perf_counter(), position.seconds

@@ -136,11 +136,11 @@ def _train(
             written = time.monotonic()
 
     try:
-        run = training.Training(cells, agent, layout, folder / CHECKPOINTS, show)
+        run = training.Training(cells, agent, layout, folder / CHECKPOINTS, interrupts, show)
         if learners is not None:
             run.start_from(learners)
         run.resume()
-        run.run(interrupts)
+        run.run()
     except training.Broken as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BROKEN

@@ -1,5 +1,6 @@
 """Programs compile side by side, are kept on disk, and are the same for other numbers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from probes import records
 
 from envs import lazy
-from experiments import compiling, run
+from experiments import compiling, run, training
 from experiments.command_line import BadInput
+from experiments.interrupts import Interrupted
 from experiments.programs import Episodes
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,7 @@ def jax_settings():
         "jax_compilation_cache_max_size",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
+        "jax_logging_level",
     )
     before = {name: getattr(jax.config, name) for name in names}
     yield
@@ -65,6 +68,23 @@ def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_setti
     assert train(*other, "--discount", "0.9", "--gae-lambda", "0.5") == first
     assert train("--total-steps", "320", "--no-anneal-learning-rate") == first
     assert len(train("--total-steps", "320", "--hidden-sizes", "9")) > len(first)
+
+
+def test_a_second_start_says_no_more_than_the_first(tmp_path):
+    flags = ["--total-steps", "320", "--compilation-cache", str(tmp_path / "cache"), "--overwrite"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        *TINY,
+        *flags,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0
+        assert done.stderr == ""
 
 
 def test_a_cache_is_bounded_and_apart_for_each_kind_of_cpu(tmp_path, jax_settings, monkeypatch):
@@ -172,6 +192,22 @@ def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
     assert process.returncode == 128 + how
     assert "stopped; go on with" in rest
     assert errors == ""
+
+
+def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
+    make = training.make_programs
+
+    def lose_it(*args):
+        with contextlib.suppress(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return make(*args)
+
+    monkeypatch.setattr(training, "make_programs", lose_it)
+    assert run.main([*TINY, "--total-steps", "320", "--out", str(tmp_path)]) == 128 + signal.SIGTERM
+    said = (tmp_path / "run.log").read_text()
+    assert "stopped; go on with" in said
+    assert "compiled in" not in said
 
 
 @pytest.mark.parametrize(

@@ -426,9 +426,9 @@ def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkey
     seen = []
     goes_on = training.Training.run
 
-    def look(self, interrupts):
+    def look(self):
         seen.append(self._states.learner.return_scale)
-        goes_on(self, interrupts)
+        goes_on(self)
 
     monkeypatch.setattr(training.Training, "run", look)
     assert run.main(["--out", str(folder), "--resume"]) == 0
