@@ -79,10 +79,7 @@ class HostPrograms(Programs):
         _, shapes = jax.eval_shape(agent.learner.update, *one)
         shapes |= jax.eval_shape(episode_metrics, EpisodeTotals(*np.zeros(3)))
         self.metric_names = sorted(shapes)
-        progress = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), Progress.start(shapes)
-        )
-        self._empty = empty_progress(on_mesh(mesh, progress, SEEDS))
+        self._empty = empty_progress(shapes, mesh, num_members)
         self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
         program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))

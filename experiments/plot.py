@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from experiments.headline import CONTROL, Headline
 from rgpo_jax.statistics import estimate, pooled_iqm
 
 _MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
@@ -50,25 +51,29 @@ def _blocks(rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.stack(list(block), axis=1)
 
 
-def learning_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Draws returns against environment steps.
+def learning_curve(
+    lines: Sequence[dict[str, Any]], title: str, headline: Headline = CONTROL
+) -> bytes:
+    """Draws score and training against the steps of training.
 
     Args:
       lines: of `metrics.jsonl`.
       title: of the figure.
+      headline: what to draw.
 
     Returns:
       A PNG.
     """
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _draw(axes, lines, "episode_return", _TRAINING, "training episodes")
-    _draw(axes, lines, "eval_return", _EVALUATION, "evaluation, deterministic policy")
-    seeds = len(lines[-1]["episode_return"]) if lines else 0
+    training, score = headline.training, headline.score
+    _draw(axes, lines, training.metric, _TRAINING, training.title)
+    _draw(axes, lines, score.metric, _EVALUATION, score.title)
+    seeds = len(lines[-1][training.metric]) if lines else 0
     over = f"IQM over {seeds} seeds, 95 % bootstrap interval" if seeds > 1 else "1 seed"
     axes.set_title(f"{title}\n{over}", fontsize=11)
-    axes.set_xlabel("environment steps of one seed")
-    axes.set_ylabel("episode return")
+    axes.set_xlabel(f"{headline.steps} of one seed")
+    axes.set_ylabel(headline.axis)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

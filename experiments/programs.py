@@ -2,20 +2,21 @@
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from experiments.compiling import Compiler
 from experiments.devices import Layout, over_seeds, seed_keys, spread_over_seeds
-from rgpo_jax import diagnostics, processes
+from experiments.headline import CONTROL, Headline
+from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
 
 _EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
@@ -47,17 +48,17 @@ def on_mesh(mesh: Mesh, shapes: Any, specs: Any) -> Any:
     return jax.tree.map(place, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def _place(values: np.ndarray, like: Any) -> jax.Array:
-    """An array that all processes have, spread like another."""
-    return jax.make_array_from_callback(values.shape, like.sharding, values.__getitem__)
+def _place(values: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that all processes have, spread over devices."""
+    return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
 
-def empty_progress(like: Progress) -> Progress:
-    """On no update yet, in arrays [M, ...] of these shapes and shardings."""
+def empty_progress(metrics: Metrics, mesh: Mesh, num_members: int) -> Progress:
+    """On no update yet, of metrics like these: arrays [M, ...] on a mesh."""
+    sharding = NamedSharding(mesh, SEEDS)
     return jax.tree.map(
-        lambda value, like: _place(np.broadcast_to(np.asarray(value), like.shape), like),
-        Progress.start(like.metrics.names),
-        like,
+        lambda x: _place(np.broadcast_to(np.asarray(x), (num_members, *x.shape)), sharding),
+        Progress.start(metrics),
     )
 
 
@@ -134,6 +135,7 @@ class Programs(abc.ABC):
     all else.
 
     Attributes:
+      headline: by which metrics the training is judged and shown.
       compiler: what compiles them.
       initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
       metric_names: what a chunk reports.
@@ -141,6 +143,7 @@ class Programs(abc.ABC):
         once they are ready.
     """
 
+    headline: Headline = CONTROL
     compiler: Compiler
     initial_states: Any
     metric_names: list[str]
@@ -185,14 +188,15 @@ class Programs(abc.ABC):
         empty = self._empty.metrics
 
         def stack(of: str, like: jax.Array) -> jax.Array:
-            return _place(np.stack([columns[name][of] for name in empty.names], axis=1), like)
+            values = np.stack([columns[name][of] for name in empty.names], axis=1)
+            return _place(values, like.sharding)
 
         values, counts = stack("value", empty.values), stack("count", empty.counts)
-        metrics = diagnostics.Accumulator(empty.names, values, counts)
-        return Progress(metrics, _place(np.asarray(broken_at), self._empty.broken_at))
+        metrics = dataclasses.replace(empty, values=values, counts=counts)
+        return Progress(metrics, _place(np.asarray(broken_at), self._empty.broken_at.sharding))
 
     def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
-        """Mean return and length of evaluation episodes after so many updates.
+        """Score, and length of evaluation episodes, means after so many updates.
 
         Those of the policy's mode; before the first update, and where it is a whole evaluation with
         all episodes, those of samples too.
@@ -201,7 +205,8 @@ class Programs(abc.ABC):
         result = {}
         for suffix, deterministic in modes.items():
             returns, lengths = self._run_episodes(states, updates, deterministic, whole)
-            result[f"eval_return{suffix}"] = returns.tolist()
+            curve = self.headline.score if deterministic else self.headline.sampled
+            result[curve.metric] = returns.tolist()
             result[f"eval_length{suffix}"] = lengths.tolist()
         return result
 
@@ -220,19 +225,17 @@ class CompiledPrograms(Programs):
         traced_init, self._init_arguments, (states, eval_keys) = trace_init(
             init, layout, members, (STATES, SEEDS)
         )
-        start = over_seeds(
-            functools.partial(library.start_progress, agent), layout, (STATES,), SEEDS
-        )
-        progress = on_mesh(mesh, jax.eval_shape(start, states), SEEDS)
-        self.metric_names = list(progress.metrics.names)
-        self._empty = empty_progress(progress)
+        step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
+        metrics = jax.eval_shape(step, states)
+        self.metric_names = sorted(metrics)
+        self._empty = empty_progress(metrics, mesh, len(members.seeds))
         program = over_seeds(
             library.make_advance(agent),
             layout,
             (STATES, SEEDS, PartitionSpec()),
             (STATES, SEEDS),
         )
-        lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
+        lowered = jax.jit(program, donate_argnums=0).lower(states, self._empty, jnp.int32(1))
         self._advance = self.compiler.start("training", lowered)  # first: it takes longest
         self._init = self.compiler.start("initial states", traced_init.lower(), often=False)
 

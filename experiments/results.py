@@ -29,6 +29,7 @@ from rich.status import Status
 
 from experiments import loggers
 from experiments.command_line import BadInput
+from experiments.headline import Headline
 from experiments.terminal import Terminal
 
 CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
@@ -409,7 +410,8 @@ class Recorder:
             logger.summarize(summary)
         lines = (self.folder / METRICS).read_text().splitlines()
         title = f"{summary['agent']} on {summary['env']}"
-        picture = plot.learning_curve([json.loads(line) for line in lines], title)
+        headline = Headline.of_run(json.loads((self.folder / CONFIG).read_text()))
+        picture = plot.learning_curve([json.loads(line) for line in lines], title, headline)
         write_atomically(self.folder / CURVE, picture)
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from experiments import command_line, compiling, grid, launchers, plan, worker
 from experiments.command_line import BadInput
 from experiments.grid import Cell
+from experiments.headline import CONTROL
 from experiments.interrupts import Interrupted, Interrupts
 from experiments.results import (
     CHECKPOINTS,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 PROG = "python -m experiments.sweep"
 PROGRAMS, LOG = "programs", "sweep.log"
 _POLL = 0.2  # seconds
+_SCORE = CONTROL.summary_key(CONTROL.score)
 # Launcher -> options that it alone reads.
 _OF_LAUNCHERS = {"local": ("jobs",), "ray": ("address", "program_cpus", "program_gpus")}
 
@@ -426,7 +428,7 @@ def _close(
     for cell in program.cells:
         summary = _summary(out / cell.name)
         if summary and not summary.get("broken"):
-            screen.say(f"  {cell.name}: {_describe(summary['final_return'])}  ({took})")
+            screen.say(f"  {cell.name}: {_describe(summary[_SCORE])}  ({took})")
         else:
             failed.add(cell.name)
     if failed:

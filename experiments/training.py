@@ -87,7 +87,7 @@ class Position:
       seconds: that the run has taken.
       training_seconds: of these, in updates.
       checkpoint_seconds: of these, in making checkpoints.
-      first_ratio_deviation: largest so far, per member.
+      largest: name -> largest so far, per member, of the metrics that the headline asks for.
       evaluation: the last one: name -> values per member.
       broken: (member, update) for those whose parameters are no longer finite.
       metrics_bytes: size of the metrics, per cell.
@@ -97,10 +97,18 @@ class Position:
     seconds: float = 0.0
     training_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-    first_ratio_deviation: list[float] = dataclasses.field(default_factory=list)
+    largest: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     broken: list[list[int]] = dataclasses.field(default_factory=list)
     metrics_bytes: list[int] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of_checkpoint(cls, kept: dict[str, Any]) -> "Position":
+        """What a checkpoint has; earlier versions knew one largest value by name."""
+        kept = dict(kept)
+        if "first_ratio_deviation" in kept:
+            kept["largest"] = {"first_ratio_deviation": kept.pop("first_ratio_deviation")}
+        return cls(**kept)
 
 
 def _qualified_name(function: Any) -> str:
@@ -151,6 +159,11 @@ def members_of(plans: Sequence["Plan"]) -> Members:
     )
 
 
+def kind_of_programs(agent: Agent) -> type[CompiledPrograms] | type[HostPrograms]:
+    """Those for the place where the agent's environment lives."""
+    return HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
+
+
 def make_programs(agent: Agent, layout: Layout, plans: Sequence["Plan"]) -> Programs:
     """The programs that train plans side by side, wherever the agent's environment lives."""
     options, config = plans[0].options, plans[0].config
@@ -161,8 +174,7 @@ def make_programs(agent: Agent, layout: Layout, plans: Sequence["Plan"]) -> Prog
         agent.env.max_episode_steps,
         evaluations.interval * config.batch_size,
     )
-    kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
-    return kind(agent, layout, members_of(plans), episodes)
+    return kind_of_programs(agent)(agent, layout, members_of(plans), episodes)
 
 
 class Training:
@@ -200,10 +212,12 @@ class Training:
         for cell in cells:
             begin = self._parts[-1].stop if self._parts else 0
             self._parts.append(slice(begin, begin + cell.plan.options.num_seeds))
+        self._headline = kind_of_programs(agent).headline
         for cell in cells:
             cell.recorder.write_config(
                 command_line.as_settings(cell.plan.options, cell.plan.config),
                 gate=_describe_gate(agent, cell.plan.config),
+                headline=dataclasses.asdict(self._headline),
             )
         device = jax.devices()[0]
         self._device = f"{device.platform}: {device.device_kind} x {jax.device_count()}"
@@ -212,7 +226,8 @@ class Training:
         self._checkpoints = Checkpoints(folder)
         self._in_turn = layout.in_turn
         self._kept: int | None = None  # updates of the newest checkpoint
-        self._position = Position(first_ratio_deviation=[0.0] * self._num_members)
+        nothing = {name: [0.0] * self._num_members for name in self._headline.largest}
+        self._position = Position(largest=nothing)
         with compiling.no_collections():
             self._programs = make_programs(agent, layout, plans)
         self._programs.compiler.load_meanwhile("tensorboardX", "experiments.plot")
@@ -284,7 +299,7 @@ class Training:
             return
         for line in restored.damaged:
             self._say(f"warning: a damaged checkpoint is passed over: {line}")
-        parts, self._position = restored.parts, Position(**restored.position)
+        parts, self._position = restored.parts, Position.of_checkpoint(restored.position)
         self._kept = restored.updates
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
         self._progress = self._programs.from_kept(parts["progress"])
@@ -386,29 +401,29 @@ class Training:
 
     def _report(self, evaluate: bool, rate: float, is_last: bool) -> None:
         """Logs the updates since the last report, which were made at a rate of steps a second."""
-        position = self._position
+        position, headline = self._position, self._headline
+        training = headline.training
         report = self._programs.finish(self._progress)
         metrics = {name: values.tolist() for name, values in report.metrics.items()}
-        # NumPy's maximum: NaN wins, and a broken run does not look perfect.
-        position.first_ratio_deviation = np.maximum(
-            position.first_ratio_deviation, metrics["first_ratio_deviation"]
-        ).tolist()
+        for name in position.largest:
+            # NumPy's maximum: NaN wins, and a broken run does not look perfect.
+            position.largest[name] = np.maximum(position.largest[name], metrics[name]).tolist()
         if evaluate:
             position.evaluation = self._programs.evaluate(
                 self._states, position.updates, whole=is_last
             )
             metrics |= position.evaluation
+            score = headline.score
             for cell, part in zip(self._cells, self._parts, strict=True):
                 cell.recorder.say(
                     f"{self._env_steps:>13,} steps"
-                    f"  evaluation {describe(metrics['eval_return'][part])}"
-                    f"  training {describe(metrics['episode_return'][part])}"
+                    f"  {score.short} {describe(metrics[score.metric][part])}"
+                    f"  {training.short} {describe(metrics[training.metric][part])}"
                     f"  {rate / 1e3:,.0f}k steps/s"
                 )
         self._log(metrics)
-        self._show(
-            self._env_steps, rate, f"return {describe(metrics['episode_return'], brief=True)}"
-        )
+        current = describe(metrics[training.metric], brief=True)
+        self._show(self._env_steps, rate, f"{headline.quantity} {current}")
         self._progress = self._programs.start()
 
     def _log(self, metrics: dict[str, list[float]]) -> None:
@@ -467,7 +482,9 @@ class Training:
 
     def _write_summaries(self, interrupted: bool = False) -> None:
         seconds, position = self._run_seconds(), self._position
-        sampled = position.evaluation.get("eval_return_stochastic")
+        headline = self._headline
+        scores = position.evaluation[headline.score.metric]
+        sampled = position.evaluation.get(headline.sampled.metric)
         rate = self._env_steps * self._num_members / position.training_seconds
         for cell, part in zip(self._cells, self._parts, strict=True):
             options, broken = cell.plan.options, self._broken_in(part)
@@ -478,8 +495,10 @@ class Training:
                 "seed": options.seed,
                 "num_seeds": options.num_seeds,
                 "total_steps": self._env_steps,
-                "final_return": aggregate(position.evaluation["eval_return"][part]),
-                "final_return_stochastic": None if sampled is None else aggregate(sampled[part]),
+                headline.summary_key(headline.score): aggregate(scores[part]),
+                headline.summary_key(headline.sampled): (
+                    None if sampled is None else aggregate(sampled[part])
+                ),
                 "compile_seconds": round(self._compile_seconds, 3),
                 "run_seconds": round(seconds, 3),
                 "training_seconds": round(position.training_seconds, 3),
@@ -487,7 +506,7 @@ class Training:
                 "steps_per_second": rate,
                 "trained_side_by_side": self._num_members,
                 "in_turn": self._in_turn,
-                "first_ratio_deviation": float(np.max(position.first_ratio_deviation[part])),
+                **{name: float(np.max(x[part])) for name, x in position.largest.items()},
                 "device": self._device,
             }
             if interrupted:
@@ -503,7 +522,7 @@ class Training:
             elif not interrupted:
                 assert sampled is not None
                 cell.recorder.say(
-                    f"final return {describe(position.evaluation['eval_return'][part])} "
+                    f"final {headline.quantity} {describe(scores[part])} "
                     f"(deterministic), {describe(sampled[part])} (stochastic), "
                     f"IQM [95 % interval] over {options.num_seeds} "
                     f"seed{'s' if options.num_seeds > 1 else ''}; {rate / 1e3:,.0f}k steps/s; "

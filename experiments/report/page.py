@@ -112,7 +112,11 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             summary=_summary(report),
             numbers=_numbers(report),
             variants=collection.variants,
-            metrics={m: name for m, (name, _) in charts.RETURNS.items() if m in report.curves},
+            metrics={
+                curve.metric: curve.title
+                for curve in report.collection.headline.curves
+                if curve.metric in report.curves
+            },
             curves={
                 env: {m: by_env[env].key for m, by_env in report.curves.items() if env in by_env}
                 for env in collection.envs

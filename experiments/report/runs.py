@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.command_line import BadInput
+from experiments.headline import CONTROL, Headline
 from experiments.results import CONFIG, METRICS, SUMMARY, short_commit
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
@@ -207,6 +208,11 @@ class Collection:
     @functools.cached_property
     def variants(self) -> tuple[str, ...]:
         return tuple(sorted({variant for _, variant in self.cells}, key=_natural))
+
+    @property
+    def headline(self) -> Headline:
+        """By which metrics its runs are judged: those of the first."""
+        return Headline.of_run(self.runs[0].config) if self.runs else CONTROL
 
     @property
     def is_growing(self) -> bool:
