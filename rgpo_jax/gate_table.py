@@ -151,3 +151,18 @@ class smooth:
     """Weight r exp(-x^2/2), r / (1 + x^2) or r (1 + x^2)^-1.5, with x = sharpness (r - 1)."""
     sharpness: Positive = 10.0
     """How fast the weight falls off (the paper: 10 to 12)."""
+
+
+@_gate(
+    "r sech²((r−1)A/α) where A > 0, r > 1; r − tanh²(A log r/β) where A < 0, r < 1; else r "
+    "(Discovered Policy Optimisation)",
+    "2210.05639",
+)
+class discovered:
+    """Discovered Policy Optimisation, known as DPO; not direct preference optimisation."""
+
+    drift_alpha: Positive = 2.0
+    """How far (r - 1) A may go before its weight fades, where A >= 0 (alpha of Discovered Policy
+    Optimisation, which PureJaxRL and Rejax call DPO; not direct preference optimisation)."""
+    drift_beta: Positive = 0.6
+    """How far A log r may go before the ratio is pushed back up, where A < 0 (beta)."""

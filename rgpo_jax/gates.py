@@ -272,6 +272,34 @@ def _smooth(log_ratio: Array, advantage: Array, sharpness: Any, kind: str) -> Ar
 smooth = _constructor(_smooth)
 
 
+def _bounded(distance: Array, slope: Array) -> Array:
+    """tanh(slope distance) / slope for a distance of at least 0, and its limit at a slope of 0."""
+    slope = jnp.clip(slope, 1e-20, 1e20)
+    # tanh by e^-2x, whose derivative is exact where 1 - tanh^2 is a rounding error times the ratio.
+    double = 2.0 * slope * distance
+    return -jnp.expm1(-double) / (1.0 + jnp.exp(-double)) / slope
+
+
+def _discovered(log_ratio: Array, advantage: Array, drift_alpha: Any, drift_beta: Any) -> Array:
+    r"""Discovered Policy Optimisation's drift, found by meta-learning: g = r - drift(r, A) / A.
+
+    .. math:: A \ge 0: \text{drift} = \text{relu}((r-1) A - \alpha \tanh((r-1) A / \alpha)), \quad
+              w = r \, \text{sech}^2((r-1) A / \alpha) \text{ where } r > 1
+    .. math:: A < 0: \text{drift} = \text{relu}(A \log r - \beta \tanh(A \log r / \beta)), \quad
+              w = r - \tanh^2(A \log r / \beta) \text{ where } r < 1
+
+    and w = r elsewhere, and where A is near 0. Known as DPO, which is another method's name, too.
+    """
+    ratio, size = _ratio(log_ratio), jnp.abs(advantage)
+    above, below = jnp.maximum(ratio - 1.0, 0.0), jnp.maximum(-log_ratio, 0.0)
+    rising = jnp.minimum(ratio, 1.0) + _bounded(above, size / drift_alpha)
+    falling = ratio + (below - _bounded(below, size / drift_beta))
+    return jnp.where(advantage >= 0, rising, falling)
+
+
+discovered = _constructor(_discovered)
+
+
 def make(name: str, **settings: Any) -> Tunable:
     """Builds a gate from its name: `make("rgpo", sharpness=2.0)`.
 
