@@ -20,7 +20,7 @@ class Row(NamedTuple):
     Attributes:
       settings: dataclass of its numbers and options; the docstring says in a line what it is.
       weight: w(r), for people. e is the clip range, A the advantage, σ the sigmoid.
-      sources: arXiv numbers, or author and year.
+      sources: arXiv numbers, with a version where it matters, or author and year.
     """
 
     settings: type
@@ -120,7 +120,7 @@ class p3o:
     """Sharpness t of the gate."""
 
 
-@_gate("r (1 − sign(A)(r−1)/e)", "2401.16025")
+@_gate("r (1 − sign(A)(r−1)/e)", "2401.16025v9")
 class spo:
     """SPO: w = r (1 - sign(A) (r - 1) / clip), a parabola in the clip's place."""
 

@@ -223,7 +223,8 @@ p3o = _constructor(_p3o)
 def _spo(log_ratio: Array, advantage: Array, clip: Any) -> Array:
     """Simple policy optimization: w = r (1 - sign(A) (r - 1) / epsilon).
 
-    The weight is 0 at r = 1 + sign(A) epsilon and changes sign beyond.
+    The weight is 0 at r = 1 + sign(A) epsilon and changes sign beyond. (ICML 2025; version 6 of the
+    paper is another method, which clips the KL.)
     """
     ratio = _ratio(log_ratio)
     return ratio - jnp.sign(advantage) * jnp.square(ratio - 1.0) / (2.0 * clip)
