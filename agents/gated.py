@@ -72,15 +72,9 @@ def module(name: str) -> ModuleType:
     config_class: type[Config] = Config
     if settings:
         config_class = dataclasses.make_dataclass(
-            "Config",
-            [],
-            bases=(row.settings, Config),
-            namespace={
-                "__module__": found.__name__,
-                "__doc__": "Settings of the update step, and the gate's numbers.",
-            },
-            frozen=True,
-            kw_only=True,
+            "Config", [], bases=(row.settings, Config), frozen=True, kw_only=True
         )
+        config_class.__module__ = found.__name__
+        config_class.__doc__ = "Settings of the update step, and the gate's numbers."
     vars(found).update(Config=config_class, gate=gate, make=maker(config_class, gate))
     return found
