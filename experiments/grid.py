@@ -163,11 +163,8 @@ def expand(
     mentioned: Sequence[str] = agents
     if agents_of_file and set(agents) <= set(agents_of_file):
         mentioned = agents_of_file
-    try:
-        known |= plan.settings_of_agents(mentioned)
-    except ValueError as error:
-        where = "--agents" if mentioned is agents else f"{source}: agents"
-        raise BadInput(f"{where} {' '.join(mentioned)}: unknown agent; {error}") from None
+    where = "--agents" if mentioned is agents else f"{source}: agents"
+    known |= plan.settings_of_agents(mentioned, where)
     for name in content:
         if name not in (*known, *_AXES, *_DRAWING):
             nearest = difflib.get_close_matches(name, [*known, *_AXES, *_DRAWING], n=1)

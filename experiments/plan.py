@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +12,7 @@ import tyro
 
 import agents
 import envs
-import rgpo_jax
-from experiments import command_line, compiling, devices, settings
+from experiments import command_line, compiling, devices, own, settings
 from experiments.command_line import BadInput
 from experiments.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, Config, ConfigError
@@ -31,7 +27,8 @@ PROG = "python -m experiments.run"
 MAY_CHANGE = ("checkpoint_every", "loggers")
 
 _AGENT_HELP = (
-    f"One of {', '.join(agents.NAMES)}. The agent options below are those of the agent you name."
+    f"One of {', '.join(agents.NAMES)}; or an agent of your own, a module or an object in it with "
+    "a Config and a make. The agent options below are those of the agent you name."
 )
 _ENV_HELP = (
     f"One of {envs.listing()}; or envpool/NAME or gymnasium/NAME, which live on the host. "
@@ -43,7 +40,7 @@ _ENV_HELP = (
 class Options(Checked):
     """What to train, and where the results go."""
 
-    agent: Annotated[str, tyro.conf.arg(metavar="NAME", help=_AGENT_HELP)] = "rgpo"
+    agent: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE[:NAME]", help=_AGENT_HELP)] = "rgpo"
     gate: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
     """Another gate in the agent's update step: the name of a gate agent, or a function
     (log_ratio, advantage) -> g of your own."""
@@ -162,16 +159,13 @@ class Plan:
 
 def _config_class(agent: str, gate: str | None) -> type[Config]:
     """The settings that an agent with this gate has."""
-    try:
-        agent_module = agents.load(agent)
-    except ValueError as error:
-        raise BadInput(f"--agent {agent}: unknown agent; {error}") from None
+    agent_module = own.agent(agent)
     if gate is None:
         return agent_module.Config
     # The flags of a gate agent are its gate's: another gate brings others.
     rest = Config if agent.replace("-", "_") in agents.GATE_AGENTS else agent_module.Config
     if ":" in gate:
-        _find_module(gate)
+        own.find_gate(gate)
         return rest
     try:
         gate_module = agents.load(gate, among=agents.GATE_AGENTS)
@@ -184,28 +178,6 @@ def _config_class(agent: str, gate: str | None) -> type[Config]:
     return dataclasses.make_dataclass(
         "Config", [], bases=(rest, gate_module.Config), frozen=True, kw_only=True
     )
-
-
-def _find_module(gate: str) -> None:
-    """Looks for the module of MODULE:FUNCTION, without running it."""
-    name = gate.partition(":")[0]
-    with _current_folder_importable():
-        try:
-            found = importlib.util.find_spec(name)
-        except Exception:  # a parent package that does not import
-            found = None
-    if found is None:
-        raise BadInput(f"--gate {gate}: no module named {name!r}")
-
-
-@contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Puts the current folder on the path, where `python -m` has it but other callers may not."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")
 
 
 def read_plan(
@@ -272,9 +244,9 @@ def read_plan(
     return plan
 
 
-def settings_of_agents(names: Sequence[str] = agents.NAMES) -> set[str]:
-    """The names of the settings that any of these agents has."""
-    return {f.name for name in names for f in dataclasses.fields(agents.load(name).Config)}
+def settings_of_agents(names: Sequence[str] = agents.NAMES, where: str = "--agent") -> set[str]:
+    """The names of the settings that any of these agents has; BadInput for one that is none."""
+    return {f.name for name in names for f in dataclasses.fields(own.agent(name, where).Config)}
 
 
 def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
@@ -303,24 +275,6 @@ def refuse_other_settings(stored: Mapping[str, Any], plan: Plan, folder: Path) -
             )
 
 
-def import_gate(name: str) -> Any:
-    """Imports MODULE:FUNCTION and checks that it is a gate.
-
-    Raises:
-      BadInput: it does not import, or is no gate.
-    """
-    module_name, _, attribute = name.partition(":")
-    with _current_folder_importable():
-        try:
-            gate = getattr(importlib.import_module(module_name), attribute)
-        except (Exception, SystemExit) as error:
-            raise BadInput(f"--gate {name}: {type(error).__name__}: {error}") from None
-    try:
-        return rgpo_jax.gates.check(gate)
-    except ValueError as error:
-        raise BadInput(f"--gate {name}: {error}") from None
-
-
 @contextlib.contextmanager
 def _naming_flags(plan: Plan) -> Iterator[None]:
     """Turns what environment and agent refuse into what the user should type otherwise."""
@@ -344,11 +298,13 @@ def _assemble(
     gate = None
     if options.gate is not None:
         if ":" in options.gate:
-            gate = import_gate(options.gate)
+            gate = own.gate(options.gate)
         else:
             gate = agents.load(options.gate).gate(config)
     with _naming_flags(plan):
-        return agents.load(options.agent).make(env, config, gate, axis_name)
+        agent = own.agent(options.agent).make(env, config, gate, axis_name)
+    own.check(options.agent, agent, config)
+    return agent
 
 
 def make_agent(plan: Plan) -> "Agent":

@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal
 
 from rgpo_jax.ranges import (
+    Above,
     Count,
     CountOrZero,
     Counts,
@@ -33,6 +34,10 @@ class Checked:
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             _check(name, getattr(self, name), hint)
+            for constraint in getattr(hint, "__metadata__", ()):
+                if isinstance(constraint, Above):
+                    accepted = constraint.beyond(getattr(self, constraint.setting))
+                    _check_range(name, getattr(self, name), accepted, None)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

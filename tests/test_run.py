@@ -13,7 +13,7 @@ import pytest
 from probes import RUN_FILES
 
 import agents
-from experiments import command_line, plan, results, run, settings, trained
+from experiments import command_line, grid, plan, results, run, settings, trained
 from experiments.command_line import BadInput
 
 TINY = [
@@ -269,6 +269,81 @@ def test_a_callable_object_is_a_gate_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = [*TINY, "--gate", "partial_module:gate", "--out", "out", "--total-steps", "64"]
     assert run.main(args) == 0
+
+
+OWN_AGENT = """
+import dataclasses
+
+import jax.numpy as jnp
+import rgpo_jax
+from agents.gated import maker
+from rgpo_jax.ranges import Positive
+from rgpo_jax.tunable import Tunable
+
+
+def tanh(log_ratio, advantage, steepness):
+    return jnp.tanh(steepness * log_ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(rgpo_jax.config.Config):
+    num_epochs: int = 2
+    steepness: Positive = 3.0
+    \"\"\"How steep.\"\"\"
+
+
+def gate(config):
+    return Tunable(tanh, {"steepness": config.steepness})
+
+
+make = maker(Config, gate)
+
+
+class Agent:
+    Config, make = Config, staticmethod(make)
+"""
+
+
+@pytest.mark.parametrize("name", ["own_agent", "own_agent:Agent"])
+def test_an_agent_of_your_own_trains_and_goes_on(name, tmp_path, monkeypatch):
+    (tmp_path / "own_agent.py").write_text(OWN_AGENT)
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--agent", name, "--steepness", "2", "--out", "out", "--total-steps", "64"]
+    assert run.main(args) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["settings"]["agent"] == name
+    assert config["gate"]["numbers"] == {"steepness": 2.0}
+    resumed = plan.read_plan(["--resume", "--out", "out"])
+    assert (resumed.config.steepness, resumed.config.num_epochs) == (2.0, 2)
+    (cell,) = grid.expand([name], None, ["--steepness", "4"], None, "sweep")
+    assert cell.plan.config.steepness == 4.0
+    with pytest.raises(BadInput, match="no hyper-parameter 'steepness'"):
+        plan.make_agent(plan.read_plan(["--agent", name, "--gate", "spo"]))
+
+
+@pytest.mark.parametrize(
+    ("agent", "source", "message"),
+    [
+        ("own", "raise SystemExit(0)", "--agent own: SystemExit"),
+        ("own", "Config = dict", "--agent own: no agent; expected a Config"),
+        ("own:Agent", "Config = dict", "--agent own:Agent: AttributeError"),
+        ("own", "from rgpo_jax.config import Config", "expected a Config"),
+        ("other", "", "--agent other: unknown agent; did you mean smooth"),
+        ("other:Agent", "", "--agent other:Agent: no module named 'other'"),
+        (".", "", "--agent .: unknown agent"),
+    ],
+)
+def test_what_is_no_agent_is_refused(agent, source, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--agent", agent, "--out", "out"])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_agent_takes_what_it_knows_of_a_config(finished):
