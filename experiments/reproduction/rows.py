@@ -68,6 +68,14 @@ _PUBLISHED = {
 }
 # Row -> PPO with its step size and epochs.
 SAME_SETTINGS = {"rgpo": "ppo_rgpo_settings"}
+# Every row of RGPO's own gate, with the row of PPO that its returns are tested against.
+CONTESTS = (
+    *((row, BASELINE) for row in JUDGED),
+    *SAME_SETTINGS.items(),
+    ("rgpo_target_kl", "ppo_target_kl"),
+    ("rgpo_ppo_settings", "ppo_target_kl"),
+    ("rgpo_zoo", "ppo_zoo"),
+)
 ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
 
