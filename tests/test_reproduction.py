@@ -238,8 +238,8 @@ def test_holms_correction_by_hand():
     assert ranks.holm([]) == []
 
 
-def test_holms_correction_is_that_of_r_and_statsmodels():
-    # p.adjust(p, "holm") of R, and multipletests(p, method="holm") of statsmodels.
+def test_holms_correction_is_that_of_statsmodels():
+    # multipletests(ps, method="holm")[1] of statsmodels 0.15.
     ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
     ps += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # Benjamini and Hochberg 1995
     expected = [0.0015, 0.0056, 0.0247, 0.1140, 0.2211, 0.2780, 0.2780, 0.2780, 0.3213]
