@@ -271,7 +271,7 @@ def spo(clip: Any = 0.2) -> Tunable:
     Args:
       clip: epsilon > 0; the weight is 0 at r = 1 + sign(A) epsilon and changes sign beyond.
 
-    Source: arXiv 2401.16025.
+    Source: arXiv 2401.16025v9 (ICML 2025); v6 is another method, which clips the KL.
     """
     require("clip", clip, POSITIVE)
     return Tunable(_spo, {"clip": clip})
