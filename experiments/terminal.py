@@ -9,7 +9,7 @@ from rich.console import Console
 class Terminal(Console):
     """A console that falls silent when its reader has seen enough, as `head` has.
 
-    What is at work goes on; its log has all lines.
+    The program goes on; its log has all lines.
     """
 
     def on_broken_pipe(self) -> None:

@@ -228,7 +228,7 @@ def _over_tasks(
     judge: Callable[[Sequence[Estimate]], str],
     say: Callable[[Estimate], str],
 ) -> Finding:
-    """Judges a number of all four tasks together; those that miss leave it open at best."""
+    """Judges a number of all four tasks together; where one is missing it cannot be held."""
     found, texts = [], []
     for task in PAPERS_GAINS:
         reason = _missing(cells, task, row)

@@ -81,7 +81,7 @@ ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows with a table of their own, and the rows of the paper's table that stand there too."""
+    """Rows with a table of their own, and rows of the paper's table that it repeats to compare."""
 
     rows: Sequence[str]
     compared: Sequence[str]
@@ -107,7 +107,7 @@ def read(family: Path) -> Collection:
 
     Raises:
       BadInput: a run is damaged; a row holds runs of another agent, or whose settings differ; or
-        rows differ in the length of their training, or in what is no agent's own.
+        rows differ in the length of their training, or in settings that are no agent's own.
     """
     cells: dict[tuple[str, str], Cell] = {}
     found: dict[str, Collection] = {}

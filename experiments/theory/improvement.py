@@ -104,7 +104,7 @@ def sample(rng: np.random.Generator, count: int, progress: Progress) -> Outcome:
 
 
 def traps() -> Outcome:
-    """Processes made to break a bound that forgets the states: random ones do not tell."""
+    """Processes made to break a bound that forgets the states: random ones do not show it."""
     outcomes = [
         compare(*tabular.trap(discount, leak, cost=1.0), "trap")
         for discount in _DISCOUNTS
