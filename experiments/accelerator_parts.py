@@ -176,7 +176,7 @@ def differences(ours: Any, theirs: Any) -> tuple[float, float]:
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         distance = np.abs(x - y)
-        # NaN is a difference, too, and the largest.
+        # NaN counts as a difference, and as the largest.
         absolute = float(np.max(distance, initial=absolute))
         relative = float(np.max(distance / np.maximum(1.0, np.abs(y)), initial=relative))
     return absolute, relative

@@ -33,7 +33,7 @@ NOT_IN_FILES = (
 )
 
 
-# The packages of the extra `report`, and what they need that may be missing too.
+# The packages of the extra `report`, and those they need that may also be missing.
 _REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
 
 # What Python says of a word that is no number, and what we say.

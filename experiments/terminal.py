@@ -14,5 +14,5 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # What is still buffered goes nowhere, when the interpreter ends, too.
+        # What is still buffered goes nowhere, also when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
