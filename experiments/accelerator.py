@@ -1,4 +1,4 @@
-"""All that is to be known of a device, in one call of under ten minutes: a GPU, or a CPU to try it.
+"""Measures all about a device in one call of under ten minutes: a GPU, or a CPU to try it out.
 
 Parts run in order of importance, each on its own: what fails says so in one line, and the next one
 runs. After each part the results are written anew: a call that is cut off leaves what it measured.
@@ -115,7 +115,7 @@ class Part(NamedTuple):
     Attributes:
       name: in table and JSON.
       kind: parts of a kind take about equally long.
-      seconds: that it takes, about, where none of its kind ran before.
+      seconds: roughly what it takes if no part of its kind ran before.
       run: bench -> what JSON holds of it.
     """
 

@@ -1,7 +1,7 @@
 """The parts of `experiments.accelerator`: each measures one thing and returns what JSON holds.
 
-In what a part returns "programs" are rows of the table, "said" is one line for it, and "error" is
-there where what was measured is wrong.
+Of the dict that a part returns, "programs" holds rows of the table, "said" one line for it, and
+"error", if there is one, what is wrong with the numbers.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Bench:
     Attributes:
       device: on which programs run.
       agent: name of the agent.
-      seconds: that one timing takes, about.
+      seconds: roughly, of one timing.
       repeats: number of timings.
       peaks: of the device; None until `peaks` has measured them.
     """
@@ -176,14 +176,14 @@ def differences(ours: Any, theirs: Any) -> tuple[float, float]:
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         distance = np.abs(x - y)
-        # NaN is a difference, too, and the largest.
+        # NaN counts as a difference, and as the largest.
         absolute = float(np.max(distance, initial=absolute))
         relative = float(np.max(distance / np.maximum(1.0, np.abs(y)), initial=relative))
     return absolute, relative
 
 
 def config_of(agent: str, env: str, num_envs: int, **more: Any) -> Config:
-    """The settings of an environment's family with as many environments."""
+    """The settings of an environment's family, with this number of environments."""
     config = settings.defaults(agents.load(agent).Config, env, agent)
     sizes = {"num_envs": num_envs, **more}
     steps = _UPDATES * num_envs * sizes.get("num_steps", config.num_steps)
@@ -213,7 +213,7 @@ def training(bench: Bench, env: str, config: Config, count: int = 1, **params: A
 def plain_training(config: Config, count: int) -> Candidate:
     """The update of `experiments.plain_ppo` on CartPole, at the same sizes.
 
-    Its beginning is left out, which takes long for many agents, and all that it logs is summed up.
+    Its initialisation is left out, which takes long for many agents; its log is summed up.
     """
     from experiments import plain_ppo
 
@@ -234,7 +234,7 @@ def plain_training(config: Config, count: int) -> Candidate:
 
 
 def random_rollout(env: str, config: Config, **params: Any) -> Candidate:
-    """The rollout alone, with actions of noise alone."""
+    """The rollout alone, with random actions."""
     made: Any = envs.make(env, **params)
     zeros = jnp.zeros(made.action_space.shape)
 

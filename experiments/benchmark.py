@@ -1,6 +1,6 @@
-"""Speed: rollout, update and whole step, by environments and seeds; what a gate and an order cost.
+"""Speed of rollout, update and whole step, and what the gate and the order of seeds cost.
 
-Also against a PPO of another make: steps per second, and how long a user waits for results.
+Also against another PPO: steps per second, and how long a user waits for results.
 Machines drift, so a comparison is a ratio: both programs in turn, A B A B, in one process.
 """
 
@@ -37,8 +37,8 @@ MIB = 2**20
 class Options(Checked):
     """Measure the speed of an agent, and pair it with another.
 
-    With --device gpu or --device cpu all that is to be known of a device instead; flags of its own
-    are in --device gpu --help.
+    --device gpu or --device cpu measures all about a device instead, in one call; its flags are
+    shown by --device gpu --help.
     """
 
     agent: str = "rgpo"
@@ -60,7 +60,7 @@ class Options(Checked):
     """Timings of each program; the median counts. Pairs of the comparison: three times as many;
     with a peer: as many."""
     peer: Annotated[str | None, tyro.conf.arg(metavar="plain|DIR")] = None
-    """Measure this PPO of another make instead, in turn with the agent: plain, which is
+    """Measure this other PPO instead, in turn with the agent: plain, which is
     experiments/plain_ppo.py, in PureJaxRL's manner; or DIR, a checkout of PureJaxRL, Rejax or Brax,
     or such a package where it is installed. Code in DIR is run."""
     start: bool = False
@@ -221,7 +221,7 @@ def compare_with_peer(
     Returns:
       Steps per second of both and their ratios, ours over the peer's, pair by pair: for the peer as
       its users run it, one program on one device; and where our seeds are spread over devices, for
-      the peer's spread over as many, too.
+      the peer's spread over as many as well.
     """
     config = settings_of(options.agent, options, num_envs)
     spread = devices.can_spread(envs.is_on_mjx(options.env))

@@ -1,7 +1,7 @@
 """An episode of Brax as a page of its own: Brax's viewer, and the return beside it.
 
-Brax writes pages that load three.js and lil-gui from elsewhere; this one needs no network. What of
-the two Brax's viewer imports is in `three.js.gz` (MIT licence, inside), made by
+Brax writes pages that load three.js and lil-gui from elsewhere; this one needs no network. What
+Brax's viewer imports of the two is in `three.js.gz` (MIT licence, inside), made by
 
     npm install three@0.150.1 lil-gui@0.18.0 esbuild@0.28.2
     npx esbuild entry.js --bundle --minify --format=esm --legal-comments=none | gzip -9n

@@ -33,7 +33,7 @@ NOT_IN_FILES = (
 )
 
 
-# The packages of the extra `report`, and what they need that may be missing too.
+# The packages of the extra `report`, and those they need that may also be missing.
 _REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
 
 # What Python says of a word that is no number, and what we say.
@@ -48,7 +48,7 @@ class BadInput(Exception):
 
 
 def check_path(field: str, path: str | None) -> None:
-    """Raises ConfigError for what can be no path."""
+    """Raises ConfigError for what cannot be a path."""
     if path is not None and (not path or "\0" in path):
         raise ConfigError(field, f"{path!r}: expected a folder")
 
@@ -99,7 +99,7 @@ def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
 
 
 def read_some(kind: type[T], default: T, args: Sequence[str], prog: str) -> tuple[T, list[str]]:
-    """Reads flags into a dataclass, and returns those that it does not have, too.
+    """Reads flags into a dataclass, and also returns the flags that it does not have.
 
     Raises:
       BadInput: a value of the wrong type or out of range.

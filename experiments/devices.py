@@ -48,7 +48,7 @@ class Layout:
         return "env" if self.env_devices > 1 else None
 
     def mesh(self) -> "Mesh":
-        """Devices, of each process as many, as a mesh with the axes "seed" and "env"."""
+        """As many devices of each process, as a mesh with the axes "seed" and "env"."""
         import jax
 
         processes = range(jax.process_count())
@@ -191,7 +191,7 @@ def fit_to_caches(
 
 
 def can_spread(on_mjx: bool) -> bool:
-    """Whether programs may be spread over devices, of environments that run on MJX or do not.
+    """Whether programs may be spread over devices; those of environments on MJX may not always.
 
     XLA as of jax 0.11 crashes when it partitions MJX: Shardy on constants without elements, of
     which MJX is full, and its predecessor on sorts.
@@ -209,9 +209,9 @@ def use_all_cores(
     num_processes: int = 1,
     spread: bool = True,
 ) -> None:
-    """On a CPU the cores are devices too: what is spread over them trains faster.
+    """Makes every CPU core a device, since what is spread over them trains faster.
 
-    Says so to XLA, before JAX is loaded. GPUs and TPUs are not concerned.
+    Tells XLA so, before JAX is loaded. GPUs and TPUs are not concerned.
 
     Raises:
       BadInput: seeds and environments cannot be shared out among so many processes.

@@ -126,7 +126,7 @@ def play(
 ) -> Iterator[Moment]:
     """Plays an episode, whose seed repeats it.
 
-    The environment on the host has the seed itself. A compiled one is reset by the second of two
+    An environment on the host gets the seed itself. A compiled one is reset by the second of two
     keys split from `jax.random.key(seed)`; the first is split into three for every step: the next
     first, one to act, one to step.
 

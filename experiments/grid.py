@@ -157,7 +157,7 @@ def expand(
             raise BadInput(f"{flag}: not for a sweep; see {prog} --help")
     for name, value in content.items():
         if isinstance(value, list | dict) and command_line.peek(command_line.flag(name), flags):
-            raise BadInput(f"{command_line.flag(name)}: {file} goes through it, too")
+            raise BadInput(f"{command_line.flag(name)}: {file} has a list of it; give one of both")
     known = {f.name for f in dataclasses.fields(Options)} - set(fixed)
     # Flags may choose among the agents of a file, and what the others have is no mistake then.
     mentioned: Sequence[str] = agents

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an orderly end: what runs is finished, saved and said, and then left."""
+"""Ctrl-C and SIGTERM end a program in order: the step under way is finished, saved and reported."""
 
 import contextlib
 import signal
@@ -46,8 +46,9 @@ class Interrupts:
     def check(self) -> None:
         """Raises what was raised before, if it was lost.
 
-        Compiled code that calls Python may drop an exception: before 3.13, what asks whether an
-        attribute exists takes any for a no. It was seen while JAX traced.
+        Compiled code that calls Python may drop an exception: before Python 3.13 the C
+        function that asks whether an attribute exists takes any exception for a no. This was seen
+        while JAX traced.
         """
         if self._raised:
             raise Interrupted(self._raised)

@@ -43,9 +43,9 @@ class Launcher(Protocol):
 
 
 def share_cores(jobs: int) -> list[list[int]]:
-    """The cores of each of so many programs at a time; none: any, as where they cannot be shared.
+    """The cores for each of `jobs` programs at a time; an empty list: any core, undivided.
 
-    Each would start as many threads as there are cores, and they would wait for one another.
+    Undivided, each starts as many threads as there are cores, and they wait for one another.
     Shares are equal, so that a program's layout does not depend on the one that it gets.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []

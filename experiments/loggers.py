@@ -19,7 +19,7 @@ FOLDERS = ("tensorboard", "wandb")  # in a run's folder
 
 
 class Logger(abc.ABC):
-    """One of these places. All but `log` and `close` may be ignored."""
+    """One of these places. An implementation may ignore all but `log` and `close`."""
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Takes the content of `config.json`; once, and first.

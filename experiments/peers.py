@@ -1,8 +1,8 @@
 """What a benchmark is paired with: a plain PPO, or that of a user's checkout of another suite.
 
 PureJaxRL (github.com/luchris429/purejaxrl) and Rejax (github.com/keraJLi/rejax) are written for
-the gymnax of one `done`, and import packages that few have: they get what they need by stand-ins,
-which are gone when their programs are compiled. Brax (github.com/google/brax) runs as it is. The
+the gymnax of one `done`, and import packages that few have. Stand-ins give them what they need, and
+are removed once their programs are compiled. Brax (github.com/google/brax) runs as it is. The
 code is theirs, found in a folder that the user names; none of it is here.
 
 Importing this loads no JAX.

@@ -41,7 +41,7 @@ class Options(Checked):
     run: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder of a run, whose newest checkpoint is played."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .gif or .mp4; of Brax an .html. None: episode.gif, or episode.html, in the run's folder."""
+    """A .gif or .mp4, for Brax an .html; None: episode.gif or episode.html in the run's folder."""
     overwrite: bool = False
     """Replace FILE."""
     seed: CountOrZero | None = None
@@ -49,7 +49,7 @@ class Options(Checked):
     episodes: Count = 1
     """Episodes, one after another."""
     episode_seed: CountOrZero = 0
-    """Seed of the first episode, from which those of the others count on: it repeats them."""
+    """Seed of the first episode; the others have the next numbers. It repeats the same episodes."""
     stochastic: bool = False
     """Actions are samples of the policy; without it they are its mode."""
     max_steps: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
@@ -57,11 +57,11 @@ class Options(Checked):
     size: Annotated[Count, tyro.conf.arg(metavar="PIXELS")] = 400
     """Longer side of the picture; a page fills its window."""
     max_frames: Count = 300
-    """Where there would be more frames, every second step is shown, or every third, ..., and the
-    ends. MuJoCo without a GPU draws some ten frames a second."""
+    """Largest number of frames; of longer episodes every second step is shown, or every third, ...,
+    and each end. MuJoCo without a GPU draws some ten frames a second."""
     fps: Annotated[Positive | None, tyro.conf.arg(metavar="FRAMES")] = None
     """Frames a second, up to 50; None: 4 for bsuite, 12 for MinAtar and misc, 30 for others, and
-    for Brax as time goes there."""
+    for Brax the environment's own time."""
     compilation_cache: compiling.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 

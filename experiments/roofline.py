@@ -1,9 +1,9 @@
 """What a compiled program has to do, what its device can do, and so its share of the roofline.
 
 XLA's own `cost_analysis` counts the body of a loop once, and nearly all the work here is in loops.
-Here a body counts as often as it runs. A loop whose length depends on data counts once: that makes
-`Program`s, which repeat themselves, count one repetition; and what a solver iterates is a lower
-bound.
+Here a body counts as often as it runs. A loop whose length depends on data counts once. So a
+`Program`, which is such a loop, counts as one repetition, and the work of an iterative solver is a
+lower bound.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ class Wait:
 
 
 def wait_for(arguments: Sequence[str]) -> tuple[float, float, str]:
-    """Runs `python` with these arguments; returns first result and end in seconds, and its words.
+    """Runs `python` with these arguments; returns seconds to first result and end, and the output.
 
     Raises:
       BadInput: it ended with an error, or without a result.

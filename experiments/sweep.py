@@ -53,9 +53,9 @@ _OF_LAUNCHERS = {"local": ("jobs",), "ray": ("address", "program_cpus", "program
 class Options(Checked):
     """Train every agent on every environment with every choice of settings.
 
-    Flags of `experiments.run` hold for all cells: --num-seeds 10 --total-steps 100000. What differs
-    in seeds and traced numbers alone is one vmapped program. Called again, a sweep goes on: what is
-    finished is skipped, and what was cut off goes on from its last checkpoint.
+    Flags of `experiments.run` hold for all cells: --num-seeds 10 --total-steps 100000. Cells that
+    differ only in seeds and real numbers are one vmapped program. The same command again continues
+    the sweep: finished cells are skipped, and others resume from their last checkpoint.
     """
 
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -65,7 +65,7 @@ class Options(Checked):
     envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Environments; none: those of the file, or CartPole-v1."""
     file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML or JSON: agents, envs and any setting; a list is gone through (sharpness: [1, 2, 4]),
+    """YAML or JSON: agents, envs and any setting; a list is a grid (sharpness: [1, 2, 4]),
     {log_uniform: [low, high]}, {uniform: ...} and {choice: [...]} are drawn `draws` times."""
     dry_run: bool = False
     """Only print the plan: programs, cells, seeds, and memory and time, for which each program is
@@ -167,8 +167,8 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
     """The programs that are still to be run.
 
     A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now
-    or no longer has: its checkpoint is of them all together. So it does where it was cut off at its
-    very end, when some of its cells had been closed. Where the folder of one of them is gone, all
+    or no longer has: its checkpoint is of them all together. That holds even if it was cut off at
+    its very end, when some of its cells were finished. If the folder of one of them is gone, all
     start again.
     """
     by_name = {cell.name: cell for cell in cells}

@@ -9,10 +9,10 @@ from rich.console import Console
 class Terminal(Console):
     """A console that falls silent when its reader has seen enough, as `head` has.
 
-    What is at work goes on; its log has all lines.
+    The program goes on; its log has all lines.
     """
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # What is still buffered goes nowhere, when the interpreter ends, too.
+        # What is still buffered goes nowhere, also when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -137,7 +137,7 @@ class Config(Checked):
     """Distribution of continuous actions: normal ones are clipped to the bounds, tanh_normal
     ones are squashed into them by tanh. Refused with discrete actions."""
     state_dependent_std: bool = False
-    """Let the network give the standard deviations of continuous actions too; else they are
+    """Let the network give the standard deviations of continuous actions as well; else they are
     parameters that all states share. Refused with discrete actions."""
     initial_std: Positive = 1.0
     """Standard deviation of a continuous action at first, before the tanh if any, where the

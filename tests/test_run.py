@@ -21,7 +21,7 @@ TINY = [
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
 ]
-RECORDED = {  # GATES.md section 4, and returns
+RECORDED = {  # returns, and what every gated agent logs of its update
     "episode_return",
     "episode_length",
     "episodes",

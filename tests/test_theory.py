@@ -87,7 +87,7 @@ def test_claims_have_what_others_read(written):
     for claim in claims:
         assert {"claim", "holds", "evidence", "figures", "source"} <= set(claim)
         assert claim["holds"] in (True, False, None)
-        assert claim["source"] in ("paper", "reader", "ours")
+        assert claim["source"] in ("paper", "summary", "ours")
         assert all((written / f"{figure}.png").exists() for figure in claim["figures"])
     refuted = [claim["claim"][:6] for claim in claims if claim["holds"] is False]
     assert refuted == ["Eq. 40", "Eq. 38"]

@@ -35,11 +35,11 @@ class Options(Checked):
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for index.html and figures/; None: report/ in the first DIR."""
     baseline: Annotated[str | None, tyro.conf.arg(metavar="VARIANT")] = None
-    """The variant to improve on, as the report calls it; None: ppo, if there."""
+    """The variant to improve on, as the report calls it; None: ppo, if it is among them."""
     title: str | None = None
     """Heading of the page; None: the names of the folders."""
     figures: bool = True
-    """Draw the figures as PNG and PDF too."""
+    """Also draw the figures as PNG and PDF."""
     episodes: bool = True
     """Render an episode of each variant on each environment that has none yet, by experiments.play;
     it stays in the run's folder."""

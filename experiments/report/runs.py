@@ -192,7 +192,7 @@ class Collection:
     Attributes:
       runs: that have metrics.
       cells: (env, variant) -> Cell.
-      notes: what a reader must know about what was found: one sentence each.
+      notes: what one must know about the runs that were found, a sentence each.
       waiting: run folders without a line of metrics yet.
     """
 

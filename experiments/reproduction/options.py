@@ -11,11 +11,11 @@ from rgpo_jax.config import Checked
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    """Judge what RGPO's paper says of its runs by ours, and write the page and its figures."""
+    """Judge the claims of RGPO's paper by the stored runs, and write the page and its figures."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR")] = "results/data"
-    """Folder with the runs: FAMILY/ROW/RUN, and FAMILY/search/SWEEP/RUN for the search; in
-    FAMILY/reading.md stands what a person makes of them."""
+    """Folder with the runs: FAMILY/ROW/RUN, and FAMILY/search/SWEEP/RUN for the search;
+    FAMILY/reading.md holds a person's comments on them."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for README.md and figures/; None: a new one in runs/."""
     overwrite: bool = False

@@ -16,7 +16,7 @@ from experiments.theory.study import Study, say
 
 SOURCES = {
     "paper": "the paper's abstract",
-    "reader": "a reader of the paper",
+    "summary": "a secondary summary",
     "ours": "ours",
 }
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}
