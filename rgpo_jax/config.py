@@ -108,6 +108,12 @@ class Config(Checked):
     """Weight of the entropy bonus in the loss."""
     value_coefficient: NonNegative = 0.5
     """Weight of the value loss, half the mean squared error."""
+    value_clip: Positive | None = None
+    """Clip range of values around those before the update, as in OpenAI's PPO: the value loss is
+    the larger of the plain and the clipped one; None: the plain one."""
+    kl_coefficient: NonNegative | None = None
+    """Weight in the loss of KL(old || new), by the estimate r - 1 - log r, in nats: the penalty of
+    P3O, and of PPO without a clip (--agent importance); None: no such term."""
     max_grad_norm: Positive = 0.5
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     target_kl: Positive | None = None

@@ -40,7 +40,7 @@ def gate_diagnostics(
     w = weight(gate)(log_ratio, advantage)
     sampled = {
         "approx_kl_k1": -log_ratio,
-        "approx_kl": _k3(log_ratio),
+        "approx_kl": k3(log_ratio),
         "policy_loss": -value * advantage,
         "gate_mean": value,
         "gate_closed": value < 0.05,
@@ -69,14 +69,18 @@ def gate_diagnostics(
     return metrics | means({name: x.astype(jnp.float32) for name, x in spikes.items()})
 
 
-def _k3(log_ratio: Array) -> Array:
+def k3(log_ratio: Array) -> Array:
+    """r - 1 - log r of actions that the old policy drew: estimates KL(old || new) in nats [...].
+
+    Unbiased and never negative (Schulman 2020, "Approximating KL divergence").
+    """
     # expm1 keeps it exact near r = 1, where it cancels.
     return jnp.expm1(log_ratio) - log_ratio
 
 
 def kl_k3(log_ratio: Array) -> Array:
     """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats."""
-    return jnp.mean(_k3(log_ratio), axis=-1)
+    return jnp.mean(k3(log_ratio), axis=-1)
 
 
 def effective_sample_size(w: Array) -> Array:

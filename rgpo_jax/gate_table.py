@@ -114,7 +114,7 @@ class sapo:
 
 @_gate("4 r σ(1−σ), σ at t(r−1)", "2205.10047")
 class p3o:
-    """P3O's gate, without its KL penalty: w = 4 r sigmoid'(t (r - 1))."""
+    """P3O's gate: w = 4 r sigmoid'(t (r - 1)); its penalty is `kl_coefficient`."""
 
     temperature: Positive = 4.0
     """Sharpness t of the gate."""

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgpo_jax import advantages, descent, diagnostics, normalization, objective, samples
+from rgpo_jax import (
+    advantages,
+    descent,
+    diagnostics,
+    normalization,
+    objective,
+    penalties,
+    samples,
+)
 from rgpo_jax.config import Config
 from rgpo_jax.descent import GradientSteps
 from rgpo_jax.learner import Hyperparameters, Learner, LearnerState
@@ -135,7 +143,7 @@ def make(
       gate: function (log_ratio, advantage) -> g.
       advantage_transform: applied to the advantages after normalisation; None: the identity.
       policy_step: see `trust_region.natural_gradient`; None: gradient steps.
-      penalty: a further term of the loss, see `penalties`; None: none.
+      penalty: a further term of the loss, see `penalties`; None: what the config says.
       optimizer: (hyper-parameters, step size) -> optax's transformation; one that needs structure,
         such as a mask for weight decay, has to find it in one flat vector.
       spread: of which trajectories are this device's share, if environments are spread over
@@ -145,7 +153,7 @@ def make(
       An (init, update) pair, with the default hyper-parameters.
 
     Raises:
-      ValueError: `policy_step` excludes the config's `target_kl`, and a `penalty`.
+      ValueError: a `policy_step` excludes the config's `target_kl`, and penalties.
     """
 
     def refuse_early_stopping(target_kl: Any) -> None:
@@ -153,8 +161,10 @@ def make(
             raise ValueError("target_kl: expected None with a policy_step, which is one step")
 
     refuse_early_stopping(config.target_kl)
+    if penalty is None:
+        penalty = penalties.make(config.kl_coefficient, config.value_clip)
     if policy_step is not None and penalty is not None:
-        raise ValueError("penalty: expected None with a policy_step, which has no loss")
+        raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
     defaults = Hyperparameters.from_config(
         config, gate, advantage_transform or advantages.identity(), policy_step, penalty
     )

@@ -11,6 +11,7 @@ from probes import TABLES, Tabular
 
 from agents import ppo
 from rgpo_jax import agent, gates, learner, networks, objective, penalties, train, update
+from rgpo_jax.config import ConfigError
 from rgpo_jax.objective import Batch, Prediction
 
 RNG = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def hyperparameters(penalty, **settings):
 
 def test_the_clipped_value_loss_is_that_of_openais_baselines():
     batch, prediction, old, new, target = batch_and_prediction()
-    ours = hyperparameters(penalties.value_clip(0.3), value_coefficient=0.7)
+    ours = hyperparameters(penalties.make(value_clip=0.3), value_coefficient=0.7)
     clipped = old + np.clip(new - old, -0.3, 0.3)
     expected = 0.7 * 0.5 * np.maximum((new - target) ** 2, (clipped - target) ** 2)
     plain = 0.7 * 0.5 * (new - target) ** 2
@@ -82,22 +83,24 @@ def test_the_kl_penalty_is_unbiased_and_never_negative():
     # KL(old || new) of two categorical distributions, by the sum over what the old one draws.
     old, new = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
     prediction = Prediction(None, jnp.log(new / old), None)
-    ours = hyperparameters(penalties.kl(2.0))
+    ours = hyperparameters(penalties.make(kl_coefficient=2.0))
     values = np.asarray(ours.penalty(prediction, None, ours))
     assert (values >= 0).all()
     assert (old * values).sum() == pytest.approx(2.0 * (old * np.log(old / new)).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [penalties.kl, penalties.value_clip])
-def test_a_penalty_out_of_range_is_refused(make):
-    with pytest.raises(ValueError, match="expected a number"):
-        make(-1.0)
+@pytest.mark.parametrize("name", ["kl_coefficient", "value_clip"])
+def test_a_penalty_out_of_range_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} = -1.0: expected a number"):
+        penalties.make(**{name: -1.0})
+    with pytest.raises(ConfigError, match=f"{name} -1.0: expected a number"):
+        ppo.Config(**{name: -1.0})
 
 
 def test_a_penalty_is_part_of_the_loss_and_is_reported():
     env, config = Tabular(TABLES["action"]), ppo.Config(**SETTINGS)
     plain = agent.make(env, config, gates.importance())
-    penalised = agent.make(env, config, gates.importance(), penalty=penalties.kl(1.0))
+    penalised = agent.make(env, dataclasses.replace(config, kl_coefficient=1.0), gates.importance())
     key = jax.random.key(0)
     expected, metrics = plain.step(plain.init(key))
     without, free = penalised.step(penalised.init(key, kl_coefficient=0.0))
@@ -111,13 +114,13 @@ def test_a_penalty_is_part_of_the_loss_and_is_reported():
     )
     assert held["penalty"] > 0
     assert held["approx_kl"] < metrics["approx_kl"]
-    with pytest.raises(ValueError, match="penalty: expected None with a policy_step"):
+    with pytest.raises(ValueError, match="expected None with a policy_step"):
         update.make(
             plain.learner.network,
             config,
             gates.importance(),
             policy_step=gates.ppo(),
-            penalty=penalties.kl(),
+            penalty=penalties.make(1.0),
         )
 
 
