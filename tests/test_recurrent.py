@@ -12,7 +12,7 @@ from probes import Recall, quick_jit
 
 import agents
 import envs
-from experiments import devices
+from experiments.training import devices
 from rgpo_jax import advantages, networks, rollout, samples, shuffle, train
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete

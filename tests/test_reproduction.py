@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from agents import ppo
-from experiments import grid, settings
-from experiments.command_line import BadInput
+from experiments.cli.flags import BadInput
+from experiments.plan import families
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
+from experiments.sweep import grid
 from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
 from tests import run_folders
@@ -550,7 +551,7 @@ def test_rows_beside_the_table_were_run_as_written():
 def test_ppo_with_cleanrls_settings_is_the_default():
     file = str(RESULTS / "mujoco" / "ppo_cleanrl.yaml")
     for cell in grid.expand(None, [], [], file, "sweep"):
-        assert cell.plan.config == settings.defaults(ppo.Config, cell.plan.options.env)
+        assert cell.plan.config == families.defaults(ppo.Config, cell.plan.options.env)
 
 
 def test_brax_has_the_settings_of_mujoco():

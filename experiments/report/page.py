@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.record.files import to_json
 from experiments.report import charts, episodes, scores
 from experiments.report.charts import Chart
 from experiments.report.runs import FINISHED, UNFINISHED, Cell, Collection, Run
-from experiments.results import to_json
 from rgpo_jax.statistics import Estimate
 
 _HERE = Path(__file__).parent

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command_line import BadInput
-from experiments.headline import CONTROL, Headline
-from experiments.results import CONFIG, METRICS, SUMMARY, short_commit
+from experiments.cli.flags import BadInput
+from experiments.record.headline import CONTROL, Headline
+from experiments.record.provenance import short_commit
+from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.headline import CONTROL
+from experiments.record.headline import CONTROL
 from experiments.report.runs import FINISHED, Cell, Collection
 from rgpo_jax import statistics
 from rgpo_jax.statistics import Estimate

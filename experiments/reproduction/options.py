@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments import command_line
+from experiments.cli import flags
 from rgpo_jax.config import Checked
 
 
@@ -23,5 +23,5 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        command_line.check_path("data", self.data)
-        command_line.check_path("out", self.out)
+        flags.check_path("data", self.data)
+        flags.check_path("out", self.out)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import BadInput
+from experiments.cli.flags import BadInput
 from experiments.report import runs
 from experiments.report.runs import Cell, Collection, Run
 from experiments.reproduction import search

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.results import short_commit
+from experiments.record.provenance import short_commit
 from experiments.theory import drawing
 from experiments.theory.study import Study, say
 
