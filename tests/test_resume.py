@@ -20,6 +20,7 @@ from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.training import loop, trained
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("--agent", "ppo", "--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5"),

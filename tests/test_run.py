@@ -26,6 +26,7 @@ from experiments.sweep import grid
 from experiments.training import trained
 from experiments.training.building import make_agent
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 TINY = [
     *("--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5", "--total-steps", "320"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
