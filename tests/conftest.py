@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,24 @@ for _name, _value in {
     "XLA_FLAGS": "--xla_backend_optimization_level=1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+# The longest are begun first: begun last, one of them would keep one worker alone.
+_SLOW_FIRST = (
+    *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
+    *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the slowest modules; `--no-loadscope-reorder` keeps the order."""
+    first = {f"test_{name}.py": i for i, name in enumerate(_SLOW_FIRST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+# What JAX 0.9 says of each program that is found, where a test expects that nothing is said.
+if version("jax").startswith("0.9."):
+    os.environ.setdefault("JAX_LOGGING_LEVEL", "ERROR")
 
 
 @pytest.fixture(scope="module", autouse=True)
