@@ -14,8 +14,12 @@ class Options(Checked):
     """Judge what RGPO's paper says of its runs by ours, and write the page and its figures."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR")] = "results/data"
-    """Folder with the runs: FAMILY/ROW/RUN, and FAMILY/search/SWEEP/RUN for the search; in
-    FAMILY/reading.md stands what a person makes of them."""
+    """Folder with the runs: tables FAMILY/runs.jsonl.gz, or folders FAMILY/ROW/RUN, and
+    FAMILY/search/SWEEP/RUN for the search; in FAMILY/reading.md stands what a person makes of
+    them."""
+    collect: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder with further runs, FAMILY/ROW/RUN: take what the page reads of them into the tables of
+    --data, in the place of runs of the same name, and write no page."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for README.md and figures/; None: a new one in runs/."""
     overwrite: bool = False
@@ -24,4 +28,5 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         command_line.check_path("data", self.data)
+        command_line.check_path("collect", self.collect)
         command_line.check_path("out", self.out)
