@@ -1,28 +1,22 @@
-"""The agents: each file holds a Config (defaults) and what sets the agent apart, its gate.
+"""The agents: a Config (defaults), a gate, and `make`, which joins them to the one update step.
 
 from agents import rgpo
 agent = rgpo.make(envs.make("CartPole-v1"), rgpo.Config(num_envs=64, sharpness=4.0))
+
+An agent that differs from the others in its gate alone has no file: its module, `agents.rgpo` as
+any other, is made of the gate's row in `rgpo_jax.gate_table`.
 """
 
 import difflib
 import importlib
+import sys
 from types import ModuleType
 
+from agents import gated
+from rgpo_jax.gate_table import GATES
+
 # Gate agents: one update step and one set of defaults; they differ in w(r) alone.
-GATE_AGENTS = (
-    "rgpo",
-    "ppo",
-    "reinforce",
-    "importance",
-    "truncated_importance",
-    "cispo",
-    "sapo",
-    "p3o",
-    "spo",
-    "rollback",
-    "topr",
-    "smooth",
-)
+GATE_AGENTS = tuple(GATES)
 # Agents that change something else as well.
 OTHER_AGENTS = ("a2c", "trpo", "awr")
 NAMES = GATE_AGENTS + OTHER_AGENTS
@@ -40,3 +34,8 @@ def load(name: str, among: tuple[str, ...] = NAMES) -> ModuleType:
         hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
         raise ValueError(f"{hint}known are {', '.join(among)}")
     return importlib.import_module(f"agents.{module}")
+
+
+# `import agents.rgpo` and what was pickled there find the module here, after this one.
+for _name in GATE_AGENTS:
+    sys.modules[f"{__name__}.{_name}"] = globals()[_name] = gated.module(_name)

@@ -1,4 +1,4 @@
-"""AWR: no ratio; actions are imitated in proportion to min(exp(A / b), cap)."""
+"""AWR on policy: no ratio, no replay; actions are imitated by weights min(exp(A / b), cap)."""
 
 import dataclasses
 

@@ -1,10 +1,14 @@
 """What all agents share: `make`, which joins a Config's gate to the one update step."""
 
+import dataclasses
+import importlib.machinery
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 import rgpo_jax
 from rgpo_jax.config import Config
+from rgpo_jax.gate_table import GATES
 
 AnyConfig = TypeVar("AnyConfig", bound=Config, contravariant=True)
 
@@ -50,3 +54,27 @@ def maker(
         return rgpo_jax.agent.make(env, config, chosen, axis_name=axis_name, **extras)
 
     return make
+
+
+def module(name: str) -> ModuleType:
+    """Makes the module of the agent that differs from the others in its gate alone."""
+    row = GATES[name]
+    found = ModuleType(f"{__package__}.{name}", row.settings.__doc__)
+    found.__file__ = __file__
+    found.__spec__ = importlib.machinery.ModuleSpec(found.__name__, None)
+    settings = [field.name for field in dataclasses.fields(row.settings)]
+
+    def gate(config: Config) -> "rgpo_jax.gates.Tunable":
+        """The gate that the Config describes."""
+        return rgpo_jax.gates.make(name, **{field: getattr(config, field) for field in settings})
+
+    gate.__module__, gate.__qualname__ = found.__name__, "gate"
+    config_class: type[Config] = Config
+    if settings:
+        config_class = dataclasses.make_dataclass(
+            "Config", [], bases=(row.settings, Config), frozen=True, kw_only=True
+        )
+        config_class.__module__ = found.__name__
+        config_class.__doc__ = "Settings of the update step, and the gate's numbers."
+    vars(found).update(Config=config_class, gate=gate, make=maker(config_class, gate))
+    return found

@@ -12,5 +12,5 @@ def definite(tree: Any) -> Any:
 
 
 def like(new: Any, old: Any) -> Any:
-    """The new tree in the types of the old: some steps return others than they were given."""
+    """The new tree in the types of the old: some steps return other types than they were given."""
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new, old)

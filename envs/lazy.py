@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _StandIn(types.ModuleType):
-    """What an import gives in a module's place; it loads the module where it is asked for more."""
+    """Stands in for a module, and loads it when one of its attributes is first used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python's own questions
@@ -19,9 +19,9 @@ class _StandIn(types.ModuleType):
 
 @contextlib.contextmanager
 def imports(*names: str) -> Iterator[None]:
-    """Within it, importing one of these modules whole does not load it yet.
+    """Inside, `import name` of one of these modules binds a stand-in and does not load it yet.
 
-    For what a library imports at its top and seldom uses. What is imported later is the module.
+    For modules that a library imports at its top and seldom uses. Later imports get the module.
     """
     stand_ins = {name: _StandIn(name) for name in names if name not in sys.modules}
     sys.modules.update(stand_ins)

@@ -1,6 +1,7 @@
 """What Brax and MuJoCo Playground share: their states are alike, and neither's wrappers are used.
 
-Those restart every episode from one cached state, and lose the observation in which it ended.
+Their wrappers restart every episode from one cached state, and lose the observation in which the
+episode ended.
 """
 
 import abc

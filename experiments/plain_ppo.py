@@ -27,8 +27,8 @@ from flax.training.train_state import TrainState
 from gymnax.environments import spaces
 
 import envs
-from experiments import command_line
-from experiments.command_line import BadInput
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative, Positive, UnitInterval
 
@@ -448,9 +448,7 @@ class Options(Settings):
 def main(args: Sequence[str] | None = None) -> int:
     """Trains and prints compile time, run time and final return; returns the exit status."""
     try:
-        options = command_line.read(
-            Options, Options(), sys.argv[1:] if args is None else args, PROG
-        )
+        options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
         try:
             envs.check_name(options.env)
             if options.env not in envs.GYMNAX:
@@ -459,7 +457,7 @@ def main(args: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise BadInput(f"--env {options.env}: {error}") from None
     except (BadInput, ConfigError) as error:
-        command_line.refuse(error)
+        flags.refuse(error)
     keys = jax.vmap(jax.random.key)(options.seed + jnp.arange(options.num_seeds))
     started = time.perf_counter()
     if options.num_seeds == 1:

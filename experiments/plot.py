@@ -3,78 +3,12 @@
 `python -m experiments.plot docs/weights.png` draws the latter.
 """
 
-import io
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from rgpo_jax.statistics import estimate, pooled_iqm
-
-_MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
-
-_TRAINING, _EVALUATION = "#7a8ca3", "#c8452d"
-
-
-def _draw(axes: Axes, lines: Sequence[dict[str, Any]], name: str, color: str, label: str) -> None:
-    """IQM over seeds with its 95 % interval, and the seeds themselves in thin lines."""
-    points = [(line["env_steps"], line[name]) for line in lines if name in line]
-    points = points[:: 1 + len(points) // _MOST_POINTS]
-    per_seed = np.array([values for _, values in points], float)  # None becomes NaN
-    if not points or not np.isfinite(per_seed).any():
-        return
-    steps = np.array([step for step, _ in points])
-    axes.plot(steps, per_seed, color=color, linewidth=0.6, alpha=0.25)
-    defined = [np.isfinite(row).any() for row in per_seed]
-    steps, rows = steps[defined], [row[np.isfinite(row)] for row in per_seed[defined]]
-    estimates = [estimate(pooled_iqm, [block], resamples=500) for block in _blocks(rows)]
-    middle = np.concatenate([x.value for x in estimates])
-    marker = "o" if len(steps) <= 20 else None
-    axes.plot(steps, middle, color=color, linewidth=1.8, marker=marker, markersize=4, label=label)
-    low, high = (
-        np.where(np.isnan(ends), middle, ends)  # of one seed there is no interval
-        for ends in map(np.concatenate, zip(*((x.low, x.high) for x in estimates), strict=True))
-    )
-    axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-
-
-def _blocks(rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Neighbouring rows of one length together [seeds, points], for their intervals at once."""
-    for _, block in itertools.groupby(rows, key=len):
-        yield np.stack(list(block), axis=1)
-
-
-def learning_curve(lines: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Draws returns against environment steps.
-
-    Args:
-      lines: of `metrics.jsonl`.
-      title: of the figure.
-
-    Returns:
-      A PNG.
-    """
-    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    _draw(axes, lines, "episode_return", _TRAINING, "training episodes")
-    _draw(axes, lines, "eval_return", _EVALUATION, "evaluation, deterministic policy")
-    seeds = len(lines[-1]["episode_return"]) if lines else 0
-    over = f"IQM over {seeds} seeds, 95 % bootstrap interval" if seeds > 1 else "1 seed"
-    axes.set_title(f"{title}\n{over}", fontsize=11)
-    axes.set_xlabel("environment steps of one seed")
-    axes.set_ylabel("episode return")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right")
-    return _png(figure)
+from experiments.record.curve import png
 
 
 def gate_weights() -> bytes:
@@ -111,13 +45,7 @@ def gate_weights() -> bytes:
     figure.axes[0].set_ylabel("weight w(r) of a sample's gradient")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 if __name__ == "__main__":

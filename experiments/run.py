@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line, compiling, loggers, plan
-from experiments.command_line import BadInput
-from experiments.interrupts import Interrupted, Interrupts
-from experiments.terminal import Terminal
-
-EXIT_BROKEN = 3
-SWEEP = "sweep.json"  # marks the folder of a sweep
-EXIT_NOT_KEPT = 4  # a full disk, or one that fails
+from experiments.cli import flags
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.terminal import Terminal
+from experiments.plan.reading import PROG, Plan, read_plan
+from experiments.record import loggers
+from experiments.training import compiling
+from experiments.training.building import make_spread_agent, use_all_cores
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,19 +29,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     try:
-        wanted = plan.read_plan(args)
+        wanted = read_plan(args)
         options = wanted.options
-        plan.use_all_cores(wanted, options.num_seeds)
+        use_all_cores(wanted, options.num_seeds)
         loggers.require(options.loggers)
-        from experiments import results
+        from experiments.record.recorder import Bystander, Recorder
+        from experiments.record.run_folder import CHECKPOINTS, SWEEP, is_finished
 
         folder, speaks = _choose_folder(wanted)
     except BadInput as error:
-        command_line.refuse(error)
-    finished = options.resume and results.is_finished(folder)
+        flags.refuse(error)
+    finished = options.resume and is_finished(folder)
     if options.resume and not finished and (folder.parent / SWEEP).exists():
         # Its checkpoints are those of all cells that are trained with it.
-        command_line.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
+        flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
     if speaks:
         found = f": finished already, in {folder}" if finished else f" -> {folder}"
         title = f"{wanted.title}{found}"
@@ -49,37 +51,38 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         return 0
 
     # Loads JAX: two seconds that a typing mistake need not wait.
-    from experiments import trained, training
+    from experiments.training import trained
+    from experiments.training.loop import Broken, Cell, Training
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     try:
         compiling.keep_programs(options.compilation_cache)
-        agent, layout = plan.make_spread_agent(wanted, options.num_seeds)
+        agent, layout = make_spread_agent(wanted, options.num_seeds)
         start = None
-        begun = options.resume and Checkpoints(folder / results.CHECKPOINTS).begun()
+        begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
             start = trained.load_start(options.init_from, agent)
         with processes.together():
             if speaks:
-                recorder = results.Recorder(
+                recorder = Recorder(
                     folder, options.overwrite, options.resume, log_to=options.loggers
                 )
         with processes.together():
             if not speaks:
-                recorder = results.Bystander(folder)
+                recorder = Bystander(folder)
     except (BadInput, processes.Elsewhere) as error:
         if options.out is None:
             _remove_empty(folder)
-        command_line.refuse(error)
+        flags.refuse(error)
     with recorder:
-        go_on = f"go on with: {plan.PROG} --out {shlex.quote(str(folder))} --resume"
+        go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
         try:
-            run = training.Training(
-                [training.Cell(wanted, recorder)],
+            run = Training(
+                [Cell(wanted, recorder)],
                 agent,
                 layout,
-                folder / results.CHECKPOINTS,
+                folder / CHECKPOINTS,
                 interrupts,
                 recorder.advance_progress,
             )
@@ -90,14 +93,14 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
             recorder.start_progress(wanted.config.num_updates * wanted.config.batch_size)
             run.run()
         except (BadInput, processes.Elsewhere) as error:
-            command_line.refuse(error)
-        except training.Broken:
+            flags.refuse(error)
+        except Broken:
             return EXIT_BROKEN
         except Interrupted as interrupted:
             recorder.say(f"stopped; {go_on}")
             return interrupted.exit_status
         except UnreadableCheckpoint as error:
-            command_line.refuse(
+            flags.refuse(
                 f"--resume: {error}; start in another folder, or here again with --overwrite"
             )
         except (CheckpointError, OSError) as error:
@@ -114,7 +117,7 @@ def _remove_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _choose_folder(wanted: plan.Plan) -> tuple[Path, bool]:
+def _choose_folder(wanted: Plan) -> tuple[Path, bool]:
     """The folder of the run, and whether this process, of those that train it, speaks for all.
 
     Joins them, if there are several.
@@ -122,11 +125,11 @@ def _choose_folder(wanted: plan.Plan) -> tuple[Path, bool]:
     Raises:
       BadInput: the folder cannot be used, or the processes do not come together.
     """
-    from experiments import results
+    from experiments.record.run_folder import choose_folder
 
     options = wanted.options
     choose = functools.partial(
-        results.choose_folder, options.out, wanted.name, options.overwrite, options.resume
+        choose_folder, options.out, wanted.name, options.overwrite, options.resume
     )
     if options.coordinator is None:
         return choose(), True

@@ -12,7 +12,9 @@ from rgpo_jax import networks, rollout, update
 from rgpo_jax.config import Config
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
 from rgpo_jax.gates import Gate
-from rgpo_jax.learner import Learner, LearnerState, Metrics
+from rgpo_jax.learner import Learner, LearnerState
+from rgpo_jax.metrics import Metrics, means, sums
+from rgpo_jax.networks import Network
 from rgpo_jax.rollout import EpisodeTotals, RolloutState
 from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable, as_tunable, require
@@ -83,11 +85,11 @@ def episode_metrics(totals: EpisodeTotals) -> Metrics:
     """Number of episodes that ended, mean return and length; NaN, and not 0, where none did."""
     count = jnp.asarray(totals.episodes, jnp.float32)
     ended = jnp.where(count > 0, count, jnp.nan)
-    return {
-        "episodes": count,
+    per_episode = {
         "episode_return": totals.returns / ended,
         "episode_length": totals.lengths / ended,
     }
+    return sums({"episodes": count}) | means(per_episode, weight=count)
 
 
 def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
@@ -98,7 +100,9 @@ def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
     for option in (hint, *typing.get_args(hint)):
         for constraint in getattr(option, "__metadata__", ()):
             require(name, value, constraint)
-    if name in ("gate", "advantage_transform", "policy_step") and not isinstance(value, Tunable):
+    if name in ("gate", "advantage_transform", "policy_step", "penalty") and not isinstance(
+        value, Tunable
+    ):
         raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)
 
@@ -119,6 +123,9 @@ def make(
     gate: Gate,
     advantage_transform: Tunable | None = None,
     policy_step: Tunable | None = None,
+    penalty: Tunable | None = None,
+    optimizer: update.Optimizer = update.adam,
+    network: Network | None = None,
     axis_name: str | None = None,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
@@ -129,6 +136,10 @@ def make(
       gate: a gate of `rgpo_jax.gates`, or any function (log_ratio, advantage) -> g.
       advantage_transform: see `update.make`.
       policy_step: see `update.make`.
+      penalty: see `update.make`.
+      optimizer: see `update.make`.
+      network: policy and value function for the environment's observations and actions; None: what
+        the config describes (`networks.make`).
       axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
         spread in equal shares: `state.rollout` is then a device's own, all else is the same on
         all devices. None: one device has them all.
@@ -137,10 +148,19 @@ def make(
       ValueError: the network cannot be built for these observations or actions, or environments on
         the host are to be spread, or met by a recurrent policy.
     """
-    network = networks.make(env.observation_shape, env.action_space, config)
-    parts = (network, config, as_tunable(gate), advantage_transform, policy_step)
+    if network is None:
+        network = networks.make(env.observation_shape, env.action_space, config)
     spread = Spread(axis_name)
-    learner = update.make(*parts, spread=spread)
+    learner = update.make(
+        network,
+        config,
+        as_tunable(gate),
+        advantage_transform,
+        policy_step,
+        penalty,
+        optimizer,
+        spread,
+    )
 
     def act(
         state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
@@ -158,10 +178,6 @@ def make(
             raise ValueError(f"{env.name} lives on the host: network gru is for compiled ones")
         refuse = _refusal(env.name)
         return Agent(refuse, refuse, act, learner, env, config)
-
-    # What we collect ourselves keeps the environment's promise on truncations; what a user hands
-    # to `learner.update` need not.
-    own_learner = update.make(*parts, env.max_episode_steps, spread)
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
@@ -188,7 +204,7 @@ def make(
             config.reset_pool_size,
             spread,
         )
-        learner_state, metrics = own_learner.update(state.learner, trajectory)
+        learner_state, metrics = learner.update(state.learner, trajectory, env.max_episode_steps)
         return AgentState(learner_state, rollout_state, key), metrics | episode_metrics(totals)
 
     return Agent(init, step, act, learner, env, config)

@@ -217,7 +217,7 @@ def _saved_arrays(folder: Path) -> set[str]:
 def _leaves(tree: Any) -> dict[str, Any]:
     """The leaves by number: static parts, such as functions, are the template's business.
 
-    Those without elements too, of which physics engines have many: orbax does not save them.
+    Arrays without elements, of which physics engines have many, are left out: orbax saves none.
     """
     return {f"{i:06d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
 

@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal
 
 from rgpo_jax.ranges import (
+    Above,
     Count,
     CountOrZero,
     Counts,
@@ -33,6 +34,10 @@ class Checked:
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             _check(name, getattr(self, name), hint)
+            for constraint in getattr(hint, "__metadata__", ()):
+                if isinstance(constraint, Above):
+                    accepted = constraint.beyond(getattr(self, constraint.setting))
+                    _check_range(name, getattr(self, name), accepted, None)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
@@ -103,6 +108,12 @@ class Config(Checked):
     """Weight of the entropy bonus in the loss."""
     value_coefficient: NonNegative = 0.5
     """Weight of the value loss, half the mean squared error."""
+    value_clip: Positive | None = None
+    """Clip range of values around those before the update, as in OpenAI's PPO: the value loss is
+    the larger of the plain and the clipped one; None: the plain one."""
+    kl_coefficient: NonNegative | None = None
+    """Weight in the loss of KL(old || new), by the estimate r - 1 - log r, in nats: the penalty of
+    P3O, and of PPO without a clip (--agent importance); None: no such term."""
     max_grad_norm: Positive = 0.5
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     target_kl: Positive | None = None
@@ -132,7 +143,7 @@ class Config(Checked):
     """Distribution of continuous actions: normal ones are clipped to the bounds, tanh_normal
     ones are squashed into them by tanh. Refused with discrete actions."""
     state_dependent_std: bool = False
-    """Let the network give the standard deviations of continuous actions too; else they are
+    """Let the network give the standard deviations of continuous actions as well; else they are
     parameters that all states share. Refused with discrete actions."""
     initial_std: Positive = 1.0
     """Standard deviation of a continuous action at first, before the tanh if any, where the

@@ -1,29 +1,20 @@
 """What every gated agent reports about its updates."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rgpo_jax.gates import weight
+from rgpo_jax.metrics import Metrics, maxima, means
 from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
 
 KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 
-# Reduced over updates by their maximum; every other metric by its mean over the updates in which
-# it is defined.
-_MAXIMA = frozenset({"first_ratio_deviation", "approx_kl_max", "weight_max"})
-# Means over the gradient steps of an update, undefined where early stopping left none.
-_OF_STEPS = frozenset({"value_loss", "grad_norm"})
-
 
 def gate_diagnostics(
     gate: Tunable, log_ratio: Array, advantage: Array, met_log_ratio: Array
-) -> dict[str, Array]:
+) -> Metrics:
     """Statistics of one update: its final policy against the one that drew the samples.
 
     Args:
@@ -49,7 +40,7 @@ def gate_diagnostics(
     w = weight(gate)(log_ratio, advantage)
     sampled = {
         "approx_kl_k1": -log_ratio,
-        "approx_kl": _k3(log_ratio),
+        "approx_kl": k3(log_ratio),
         "policy_loss": -value * advantage,
         "gate_mean": value,
         "gate_closed": value < 0.05,
@@ -63,28 +54,33 @@ def gate_diagnostics(
         ratio = jnp.exp(log_ratio)
         sampled["clip_fraction"] = (ratio < 1.0 - clip) | (ratio > ceiling)
     # One reduction for all: a dozen would take longer, to compile above all.
-    means = jnp.mean(jnp.stack([x.astype(jnp.float32) for x in sampled.values()]), axis=-1)
-    metrics = dict(zip(sampled, means, strict=True))
+    averages = jnp.mean(jnp.stack([x.astype(jnp.float32) for x in sampled.values()]), axis=-1)
+    metrics = means(dict(zip(sampled, averages, strict=True)))
     approx_kl = metrics["approx_kl"]
-    metrics |= {
-        "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
-        "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio))),
-        "weight_max": jnp.max(w),
-        "effective_sample_size": effective_sample_size(w),
-    }
-    for threshold in KL_SPIKE_THRESHOLDS:
-        metrics[f"kl_spike_rate_{threshold}"] = (approx_kl > threshold).astype(jnp.float32)
-    return metrics
+    metrics |= means({"effective_sample_size": effective_sample_size(w)})
+    metrics |= maxima(
+        {
+            "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
+            "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio))),
+            "weight_max": jnp.max(w),
+        }
+    )
+    spikes = {f"kl_spike_rate_{x}": approx_kl > x for x in KL_SPIKE_THRESHOLDS}
+    return metrics | means({name: x.astype(jnp.float32) for name, x in spikes.items()})
 
 
-def _k3(log_ratio: Array) -> Array:
+def k3(log_ratio: Array) -> Array:
+    """r - 1 - log r of actions that the old policy drew: estimates KL(old || new) in nats [...].
+
+    Unbiased and never negative (Schulman 2020, "Approximating KL divergence").
+    """
     # expm1 keeps it exact near r = 1, where it cancels.
     return jnp.expm1(log_ratio) - log_ratio
 
 
 def kl_k3(log_ratio: Array) -> Array:
     """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats."""
-    return jnp.mean(_k3(log_ratio), axis=-1)
+    return jnp.mean(k3(log_ratio), axis=-1)
 
 
 def effective_sample_size(w: Array) -> Array:
@@ -101,70 +97,3 @@ def explained_variance(prediction: Array, target: Array) -> Array:
     varies = variance > jnp.square(resolution)
     safe = jnp.where(varies, variance, 1.0)
     return jnp.where(varies, 1.0 - jnp.var(target - prediction) / safe, jnp.nan)
-
-
-# Running reduction over updates: metrics of many updates in memory that does not grow with them.
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Accumulator:
-    """Metrics of many updates, reduced as they come.
-
-    All in two arrays: an operation or two per metric would take longer, to compile above all.
-
-    Attributes:
-      names: of n metrics.
-      values: their sums, or their maxima so far [n].
-      counts: of what was taken into each, int32 [n].
-    """
-
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    values: Array
-    counts: Array
-
-
-def empty(names: Iterable[str]) -> Accumulator:
-    """An accumulator for metrics of these names, of no update yet."""
-    names = tuple(sorted(names))
-    values = [-jnp.inf if name in _MAXIMA else 0.0 for name in names]
-    return Accumulator(names, jnp.array(values, jnp.float32), jnp.zeros(len(names), jnp.int32))
-
-
-def accumulate(accumulator: Accumulator, metrics: Mapping[str, Array]) -> Accumulator:
-    """Takes one update's metrics in. Episode statistics weigh an update by its episodes."""
-    one = jnp.int32(1)
-
-    def how_often(name: str) -> Array:
-        if name in ("episode_return", "episode_length"):
-            return metrics["episodes"].astype(jnp.int32)
-        if name == "explained_variance":
-            return jnp.isfinite(metrics[name]).astype(jnp.int32)
-        if name in _OF_STEPS and "gradient_step_rate" in metrics:
-            return (metrics["gradient_step_rate"] > 0).astype(jnp.int32)
-        return one
-
-    names = accumulator.names
-    news = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in names])
-    counts = jnp.stack([how_often(name) for name in names])
-    # NaN wins a maximum: a run that broke must not report its last good one.
-    values = jnp.where(
-        np.array([name in _MAXIMA for name in names]),
-        jnp.maximum(accumulator.values, news),
-        accumulator.values + jnp.where(counts > 0, news * counts, 0.0),
-    )
-    return Accumulator(names, values, accumulator.counts + counts)
-
-
-def reduce(accumulator: Accumulator) -> dict[str, Array]:
-    """The accumulated maxima, means and number of episodes; NaN where nothing was defined.
-
-    Its arrays may be batched [..., n], and NumPy's: then NumPy reduces them.
-    """
-    names, values, counts = accumulator.names, accumulator.values, accumulator.counts
-    xp = values.__array_namespace__()
-    whole = np.array([name in _MAXIMA or name == "episodes" for name in names])
-    reduced = values / xp.where(whole, 1, xp.maximum(counts, 1)).astype(values.dtype)
-    defined = (counts > 0) | np.array([name == "episodes" for name in names])
-    rows = xp.moveaxis(xp.where(defined, reduced, xp.nan), -1, 0)
-    return dict(zip(names, rows, strict=True))

@@ -159,5 +159,5 @@ def to_environment_units(space: Discrete | Box, action: Array) -> Array:
     centre = jnp.where(bounded, (low + high) / 2, 0.0)
     half_width = jnp.where(bounded, (high - low) / 2, 1.0)
     mapped = centre + half_width * jnp.clip(action, -1.0, 1.0)
-    # Of bounded elements, too: rounding may lead a last bit beyond a bound.
+    # Bounded elements are clipped as well: rounding may lead a last bit beyond a bound.
     return jnp.clip(jnp.where(bounded, mapped, action), low, high)

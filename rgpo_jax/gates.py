@@ -15,19 +15,24 @@ the sharpness is one vmapped program. Value and gradient are finite for every fl
 [-1e4, 1e4]: beyond e^20 the ratio is continued linearly in l, with its slope frozen at e^20.
 (Numbers of a gate from 1e-6 to 1e10 were tried.)
 
+`gates.rgpo(sharpness=2.0)` builds a gate. Here are the formulas; what settings a gate has, their
+ranges and defaults, and where it is from, its row in `rgpo_jax.gate_table` says.
+
 Only `rgpo` maps into [0, 1]; `reinforce`, `importance` and `ppo`, which the paper names as choices
 of w, belong to the family through their weight and are not acceptance gates.
 """
 
 import difflib
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax.ranges import ABOVE_ONE, FRACTION, NON_NEGATIVE, POSITIVE, Range
-from rgpo_jax.tunable import Tunable, as_tunable, require
+from rgpo_jax import tunable
+from rgpo_jax.gate_table import GATES
+from rgpo_jax.tunable import Tunable, as_tunable
 
 Array = jax.Array
 Gate = Tunable | Callable[[Array, Array], Array]
@@ -55,6 +60,28 @@ def weight(gate: Gate) -> Callable[[Array, Array], Array]:
     return weight_function
 
 
+CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+
+
+def _constructor(formula: Callable[..., Array]) -> Callable[..., Tunable]:
+    """Makes a gate's constructor of its formula, `_name`, and its row; enters it by its name."""
+    name = formula.__name__.removeprefix("_")
+    row = GATES[name]
+    constructor = tunable.constructor(formula, row.settings)
+    constructor.__name__ = constructor.__qualname__ = name
+    constructor.__module__ = __name__
+    settings = tunable.describe(row.settings)
+    constructor.__doc__ = "\n\n".join(
+        (
+            inspect.cleandoc(formula.__doc__ or ""),
+            f"Args:\n{settings}" if settings else "No settings.",
+            f"Source: {', '.join(row.references)}.",
+        )
+    )
+    CONSTRUCTORS[name] = constructor
+    return constructor
+
+
 def _clipped_weight(log_ratio: Array, low: Any, high: Any) -> Array:
     """The antiderivative in l of clip(e^l, low, high) that equals e^l between the two bounds."""
     low, high = jnp.maximum(low, _SMALLEST_RATIO), jnp.maximum(high, _SMALLEST_RATIO)
@@ -75,6 +102,19 @@ def _rgpo(
     normalize: bool,
     call_back: bool,
 ) -> Array:
+    r"""Rejection-Gated Policy Optimization: a smooth acceptance gate.
+
+    .. math:: g = \sigma(k (r - 1)), \qquad w = k r \sigma(1 - \sigma), \qquad w(1) = k / 4
+
+    The log form (ours) is g = sigmoid(k l), whose weight is at most k/4 for every ratio.
+    `normalize` multiplies by 4/k, so that w(1) = 1 and the sharpness k changes the shape alone.
+    `call_back` (ours): where the advantage calls for a step that brings the ratio back to 1,
+    w = (k/4) r in the place of a weight that fades (PPO's clip leaves w = r there). KL stays
+    several times smaller, but w is no longer bounded where A < 0, and g leaves [0, 1].
+
+    At k = 4 the weight is that of P3O (arXiv 2205.10047) and of SAPO (arXiv 2511.20347), which
+    came before.
+    """
     ratio = _ratio(log_ratio)
     distance = ratio - 1.0 if form == "linear" else log_ratio
     scale = 4.0 / sharpness if normalize else 1.0
@@ -85,41 +125,18 @@ def _rgpo(
     return jnp.where(returning, scale * (0.5 + sharpness / 4.0 * (ratio - 1.0)), acceptance)
 
 
-def rgpo(
-    sharpness: Any = 4.0,
-    form: Literal["linear", "log"] = "linear",
-    normalize: bool = False,
-    call_back: bool = False,
-) -> Tunable:
-    r"""Rejection-Gated Policy Optimization: a smooth acceptance gate.
-
-    .. math:: g = \sigma(k (r - 1)), \qquad w = k r \sigma(1 - \sigma), \qquad w(1) = k / 4
-
-    The log form (ours) is g = sigmoid(k l), whose weight is at most k/4 for every ratio.
-
-    Args:
-      sharpness: k > 0; how fast the gate closes. It also scales the policy loss by k/4.
-      form: "linear" in the ratio (the paper's) or "log", linear in the log-ratio.
-      normalize: multiply by 4/k, so that w(1) = 1 and k changes the shape alone.
-      call_back: where the advantage calls for a step that brings the ratio back to 1, w = (k/4) r
-        in the place of a weight that fades (ours; PPO's clip leaves w = r there). KL stays several
-        times smaller, but w is no longer bounded where A < 0, and g leaves [0, 1].
-
-    Source: arXiv 2604.14895. At k = 4 the weight is that of P3O (arXiv 2205.10047) and of
-    SAPO (arXiv 2511.20347), which came before.
-    """
-    require("sharpness", sharpness, POSITIVE)
-    if form not in ("linear", "log"):
-        raise ValueError(f"form = {form!r}: expected 'linear' or 'log'")
-    if not isinstance(normalize, bool):
-        raise ValueError(f"normalize = {normalize!r}: expected True or False")
-    if not isinstance(call_back, bool):
-        raise ValueError(f"call_back = {call_back!r}: expected True or False")
-    options = (("form", form), ("normalize", normalize), ("call_back", call_back))
-    return Tunable(_rgpo, {"sharpness": sharpness}, options)
+rgpo = _constructor(_rgpo)
 
 
 def _ppo(log_ratio: Array, advantage: Array, clip: Any, clip_high: Any, dual_clip: Any) -> Array:
+    r"""Proximal policy optimization: min(r A, clip(r) A) / A.
+
+    .. math:: w = r \text{ where unclipped, else } 0; \quad A > 0: r \le 1 + \epsilon_{high};
+              \quad A < 0: 1 - \epsilon \le r \le c
+
+    `clip_high` is DAPO's clip-higher (arXiv 2503.14476), another range above 1. `dual_clip` is c
+    (arXiv 1912.09729): it drops samples with A < 0 and r > c.
+    """
     ratio = _ratio(log_ratio)
     ceiling = 1.0 + (clip if clip_high is None else clip_high)
     floor = 1.0 - clip
@@ -131,83 +148,47 @@ def _ppo(log_ratio: Array, advantage: Array, clip: Any, clip_high: Any, dual_cli
     return jnp.where(advantage >= 0, rising, falling)
 
 
-def ppo(clip: Any = 0.2, clip_high: Any = None, dual_clip: Any = None) -> Tunable:
-    r"""Proximal policy optimization: min(r A, clip(r) A) / A.
-
-    .. math:: w = r \text{ where unclipped, else } 0; \quad A > 0: r \le 1 + \epsilon_{high};
-              \quad A < 0: 1 - \epsilon \le r \le c
-
-    Args:
-      clip: epsilon in (0, 1), the clip range on both sides.
-      clip_high: another range above 1 (DAPO's clip-higher, arXiv 2503.14476); None: `clip`.
-      dual_clip: c > 1; drops samples with A < 0 and r > c (arXiv 1912.09729); None: off.
-
-    Source: arXiv 1707.06347.
-    """
-    require("clip", clip, FRACTION)
-    if clip_high is not None:
-        require("clip_high", clip_high, POSITIVE)
-    if dual_clip is not None:
-        require("dual_clip", dual_clip, ABOVE_ONE)
-    return Tunable(_ppo, {"clip": clip, "clip_high": clip_high, "dual_clip": dual_clip})
+ppo = _constructor(_ppo)
 
 
 def _reinforce(log_ratio: Array, advantage: Array) -> Array:
+    """REINFORCE: g = log r, w = 1."""
     del advantage
     return log_ratio
 
 
-def reinforce() -> Tunable:
-    """REINFORCE: g = log r, w = 1. Source: Williams, 1992."""
-    return Tunable(_reinforce)
+reinforce = _constructor(_reinforce)
 
 
 def _importance(log_ratio: Array, advantage: Array) -> Array:
+    """Importance sampling, TRPO's surrogate: g = r, w = r."""
     del advantage
     return _ratio(log_ratio)
 
 
-def importance() -> Tunable:
-    """Importance sampling, TRPO's surrogate: g = r, w = r. Source: arXiv 1502.05477."""
-    return Tunable(_importance)
+importance = _constructor(_importance)
 
 
 def _truncated_importance(log_ratio: Array, advantage: Array, cap: Any) -> Array:
+    """Truncated importance sampling: w = min(c, r), with the cap c 1 in V-trace and 2 in TIS."""
     del advantage
     return _clipped_weight(log_ratio, 0.0, cap)
 
 
-def truncated_importance(cap: Any = 1.0) -> Tunable:
-    """Truncated importance sampling: w = min(c, r).
-
-    Args:
-      cap: c > 0 (V-trace 1, TIS 2).
-
-    Source: V-trace, arXiv 1802.01561.
-    """
-    require("cap", cap, POSITIVE)
-    return Tunable(_truncated_importance, {"cap": cap})
+truncated_importance = _constructor(_truncated_importance)
 
 
 def _cispo(log_ratio: Array, advantage: Array, low: Any, high: Any) -> Array:
+    """CISPO: w = clip(r, low, high), whatever the sign of the advantage.
+
+    The paper's low and high are 1 - epsilon_low and 1 + epsilon_high; the default, min(r, 5), is
+    the one in common use.
+    """
     del advantage
     return _clipped_weight(log_ratio, low, high)
 
 
-def cispo(low: Any = 0.0, high: Any = 5.0) -> Tunable:
-    """CISPO: w = clip(r, low, high), whatever the sign of the advantage.
-
-    Args:
-      low: least weight, at least 0 (1 - epsilon_low in the paper).
-      high: largest weight, above low (1 + epsilon_high in the paper).
-
-    Source: arXiv 2506.13585; the default, min(r, 5), is the one in common use.
-    """
-    require("low", low, NON_NEGATIVE)
-    require("high", high, POSITIVE)
-    if not isinstance(low, jax.core.Tracer):
-        require("high", high, Range(lambda x: x > low, f"a number above low = {low}"))
-    return Tunable(_cispo, {"low": low, "high": high})
+cispo = _constructor(_cispo)
 
 
 def _soft_clip(log_ratio: Array, temperature: Any) -> Array:
@@ -217,99 +198,67 @@ def _soft_clip(log_ratio: Array, temperature: Any) -> Array:
 def _sapo(
     log_ratio: Array, advantage: Array, temperature_positive: Any, temperature_negative: Any
 ) -> Array:
-    temperature = jnp.where(advantage > 0, temperature_positive, temperature_negative)
-    return _soft_clip(log_ratio, temperature)
-
-
-def sapo(temperature_positive: Any = 1.0, temperature_negative: Any = 1.05) -> Tunable:
     r"""Soft adaptive policy optimization: a temperature for each sign of the advantage.
 
     .. math:: g = \frac{4}{\tau} \sigma(\tau (r - 1)), \qquad w = 4 r \sigma (1 - \sigma)
 
-    Args:
-      temperature_positive: tau > 0 where A > 0.
-      temperature_negative: tau > 0 elsewhere.
-
-    Source: arXiv 2511.20347.
+    At A = 0 the temperature is the negative one.
     """
-    require("temperature_positive", temperature_positive, POSITIVE)
-    require("temperature_negative", temperature_negative, POSITIVE)
-    return Tunable(
-        _sapo,
-        {
-            "temperature_positive": temperature_positive,
-            "temperature_negative": temperature_negative,
-        },
-    )
+    temperature = jnp.where(advantage > 0, temperature_positive, temperature_negative)
+    return _soft_clip(log_ratio, temperature)
+
+
+sapo = _constructor(_sapo)
 
 
 def _p3o(log_ratio: Array, advantage: Array, temperature: Any) -> Array:
+    """P3O's "Scopic" loss, without its KL penalty: g = 4/t sigmoid(t (r - 1))."""
     del advantage
     return _soft_clip(log_ratio, temperature)
 
 
-def p3o(temperature: Any = 4.0) -> Tunable:
-    """P3O's "Scopic" loss, without its KL penalty: g = 4/t sigmoid(t (r - 1)).
-
-    Args:
-      temperature: t > 0.
-
-    Source: arXiv 2205.10047.
-    """
-    require("temperature", temperature, POSITIVE)
-    return Tunable(_p3o, {"temperature": temperature})
+p3o = _constructor(_p3o)
 
 
 def _spo(log_ratio: Array, advantage: Array, clip: Any) -> Array:
+    """Simple policy optimization: w = r (1 - sign(A) (r - 1) / epsilon).
+
+    The weight is 0 at r = 1 + sign(A) epsilon and changes sign beyond. (ICML 2025; version 6 of the
+    paper is another method, which clips the KL.)
+    """
     ratio = _ratio(log_ratio)
     return ratio - jnp.sign(advantage) * jnp.square(ratio - 1.0) / (2.0 * clip)
 
 
-def spo(clip: Any = 0.2) -> Tunable:
-    """Simple policy optimization: w = r (1 - sign(A) (r - 1) / epsilon).
-
-    Args:
-      clip: epsilon > 0; the weight is 0 at r = 1 + sign(A) epsilon and changes sign beyond.
-
-    Source: arXiv 2401.16025.
-    """
-    require("clip", clip, POSITIVE)
-    return Tunable(_spo, {"clip": clip})
+spo = _constructor(_spo)
 
 
 def _rollback(log_ratio: Array, advantage: Array, clip: Any, slope: Any) -> Array:
+    """PPO with rollback: w = r inside PPO's clip and -slope r beyond it."""
     ratio = _ratio(log_ratio)
     edge = _ppo(log_ratio, advantage, clip, None, None)
     return edge - slope * (ratio - edge)  # beyond the clip, ratio - edge is what PPO cut off
 
 
-def rollback(clip: Any = 0.2, slope: Any = 0.3) -> Tunable:
-    """PPO with rollback: w = r inside PPO's clip and -slope r beyond it.
-
-    Args:
-      clip: epsilon in (0, 1).
-      slope: alpha >= 0; 0 is PPO.
-
-    Source: arXiv 1903.07940.
-    """
-    require("clip", clip, FRACTION)
-    require("slope", slope, NON_NEGATIVE)
-    return Tunable(_rollback, {"clip": clip, "slope": slope})
+rollback = _constructor(_rollback)
 
 
 def _topr(log_ratio: Array, advantage: Array) -> Array:
+    """Tapered off-policy REINFORCE: w = 1 where A >= 0, else min(r, 1)."""
     return jnp.where(advantage >= 0, log_ratio, _clipped_weight(log_ratio, 0.0, 1.0))
 
 
-def topr() -> Tunable:
-    """Tapered off-policy REINFORCE: w = 1 where A >= 0, else min(r, 1).
-
-    Source: arXiv 2503.14286.
-    """
-    return Tunable(_topr)
+topr = _constructor(_topr)
 
 
 def _smooth(log_ratio: Array, advantage: Array, sharpness: Any, kind: str) -> Array:
+    r"""Smooth trust-region gates; with x = t (r - 1):
+
+    .. math:: w_{erf} = r e^{-x^2/2}, \quad w_{arctan} = \frac{r}{1 + x^2},
+              \quad w_{softsign} = \frac{r}{(1 + x^2)^{3/2}}
+
+    The paper's t is 10 to 12.
+    """
     del advantage
     x = sharpness * (_ratio(log_ratio) - 1.0)
     if kind == "erf":
@@ -321,41 +270,35 @@ def _smooth(log_ratio: Array, advantage: Array, sharpness: Any, kind: str) -> Ar
     return x * jax.lax.rsqrt(1.0 + jnp.square(x)) / sharpness
 
 
-def smooth(kind: Literal["erf", "arctan", "softsign"] = "erf", sharpness: Any = 10.0) -> Tunable:
-    r"""Smooth trust-region gates; with x = t (r - 1):
+smooth = _constructor(_smooth)
 
-    .. math:: w_{erf} = r e^{-x^2/2}, \quad w_{arctan} = \frac{r}{1 + x^2},
-              \quad w_{softsign} = \frac{r}{(1 + x^2)^{3/2}}
 
-    Args:
-      kind: "erf", "arctan" or "softsign".
-      sharpness: t > 0; the paper uses 10 to 12.
+def _bounded(distance: Array, slope: Array) -> Array:
+    """tanh(slope distance) / slope for a distance of at least 0, and its limit at a slope of 0."""
+    slope = jnp.clip(slope, 1e-20, 1e20)
+    # tanh by e^-2x, whose derivative is exact where 1 - tanh^2 is a rounding error times the ratio.
+    double = 2.0 * slope * distance
+    return -jnp.expm1(-double) / (1.0 + jnp.exp(-double)) / slope
 
-    Source: arXiv 2602.19345.
+
+def _discovered(log_ratio: Array, advantage: Array, drift_alpha: Any, drift_beta: Any) -> Array:
+    r"""Discovered Policy Optimisation's drift, found by meta-learning: g = r - drift(r, A) / A.
+
+    .. math:: A \ge 0: \text{drift} = \text{relu}((r-1) A - \alpha \tanh((r-1) A / \alpha)), \quad
+              w = r \, \text{sech}^2((r-1) A / \alpha) \text{ where } r > 1
+    .. math:: A < 0: \text{drift} = \text{relu}(A \log r - \beta \tanh(A \log r / \beta)), \quad
+              w = r - \tanh^2(A \log r / \beta) \text{ where } r < 1
+
+    and w = r elsewhere, and where A is near 0. Known as DPO, which is another method's name, too.
     """
-    require("sharpness", sharpness, POSITIVE)
-    if kind not in ("erf", "arctan", "softsign"):
-        raise ValueError(f"kind = {kind!r}: expected 'erf', 'arctan' or 'softsign'")
-    return Tunable(_smooth, {"sharpness": sharpness}, (("kind", kind),))
+    ratio, size = _ratio(log_ratio), jnp.abs(advantage)
+    above, below = jnp.maximum(ratio - 1.0, 0.0), jnp.maximum(-log_ratio, 0.0)
+    rising = jnp.minimum(ratio, 1.0) + _bounded(above, size / drift_alpha)
+    falling = ratio + (below - _bounded(below, size / drift_beta))
+    return jnp.where(advantage >= 0, rising, falling)
 
 
-CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {
-    constructor.__name__: constructor
-    for constructor in (
-        rgpo,
-        ppo,
-        reinforce,
-        importance,
-        truncated_importance,
-        cispo,
-        sapo,
-        p3o,
-        spo,
-        rollback,
-        topr,
-        smooth,
-    )
-}
+discovered = _constructor(_discovered)
 
 
 def make(name: str, **settings: Any) -> Tunable:

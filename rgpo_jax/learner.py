@@ -2,19 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
 from rgpo_jax import normalization
 from rgpo_jax.config import Config
+from rgpo_jax.metrics import Metrics
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import Trajectory
 from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
-Metrics = dict[str, Array]
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +35,7 @@ class Hyperparameters:
       advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
       policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
       annealing: by which share of itself the learning rate falls with every update.
+      penalty: a further term of the loss; None: none.
     """
 
     learning_rate: Any
@@ -48,7 +49,8 @@ class Hyperparameters:
     gate: Tunable
     advantage_transform: Tunable
     policy_step: Tunable | None
-    annealing: Any  # last, since checkpoints of earlier versions lack it
+    annealing: Any  # it and what follows are missing from checkpoints of earlier versions
+    penalty: Tunable | None = None
 
     @classmethod
     def from_config(
@@ -57,41 +59,43 @@ class Hyperparameters:
         gate: Tunable,
         advantage_transform: Tunable,
         policy_step: Tunable | None,
-    ) -> "Hyperparameters":
+        penalty: Tunable | None = None,
+    ) -> Self:
         """The defaults that a Config gives, as float32 scalars."""
+        functions: dict[str, Any] = {
+            "gate": gate,
+            "advantage_transform": advantage_transform,
+            "policy_step": policy_step,
+            "penalty": penalty,
+        }
         numbers = {
             field.name: getattr(config, field.name)
             for field in dataclasses.fields(cls)
-            if hasattr(config, field.name) and field.name not in cls._functions()
+            if hasattr(config, field.name) and field.name not in functions
         }
-        hyperparameters = cls(
-            **numbers, gate=gate, advantage_transform=advantage_transform, policy_step=policy_step
-        )
+        hyperparameters = cls(**numbers, **functions)
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyperparameters)
 
-    @staticmethod
-    def _functions() -> tuple[str, ...]:
-        return ("gate", "advantage_transform", "policy_step")
-
-    def replace(self, **overrides: Any) -> "Hyperparameters":
-        """Returns a copy with fields replaced, or numbers of the gate and its fellows by name.
+    def replace(self, **overrides: Any) -> Self:
+        """Returns a copy with fields replaced, or numbers of its functions by name.
 
         `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
         for a name that neither has.
         """
-        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        functions = {name: x for name, x in fields.items() if isinstance(x, Tunable)}
         for name, value in overrides.items():
-            owners = [f for f in self._functions() if fields[f] and name in fields[f].numbers]
+            owner = next((f for f, function in functions.items() if name in function.numbers), None)
             if name in fields:
                 fields[name] = value
-            elif owners:
-                fields[owners[0]] = fields[owners[0]].replace(**{name: value})
+            elif owner is not None:
+                fields[owner] = functions[owner] = functions[owner].replace(**{name: value})
             else:
-                known = [n for n in fields if n not in self._functions()]
-                for f in self._functions():
-                    known += list(fields[f].numbers) if fields[f] else []
+                known = [n for n, x in fields.items() if n not in functions and x is not None]
+                for function in functions.values():
+                    known += function.numbers
                 raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
-        return Hyperparameters(**fields)
+        return dataclasses.replace(self, **fields)
 
 
 class LearnerState(NamedTuple):
@@ -117,13 +121,23 @@ class LearnerState(NamedTuple):
     hyperparameters: Hyperparameters
 
 
+class Update(Protocol):
+    """Signature of `Learner.update`."""
+
+    def __call__(
+        self, state: LearnerState, trajectory: Trajectory, max_episode_steps: int | None = None
+    ) -> tuple[LearnerState, Metrics]: ...
+
+
 class Learner(NamedTuple):
     """The update alone, without environments: an (init, update) pair.
 
     Attributes:
       init: (key, hyperparameters) -> LearnerState.
-      update: (LearnerState, Trajectory) -> (LearnerState, metrics); metrics are float32 scalars.
-        Observations and rewards of the trajectory are the environment's own, not normalised.
+      update: (LearnerState, Trajectory, max_episode_steps=None) -> (LearnerState, metrics); metrics
+        are float32 scalars. Observations and rewards of the trajectory are the environment's own,
+        not normalised. The number is the least between two truncations of one environment, if it
+        is known (see `samples.bootstrap_values`).
       policy: (LearnerState, observation [..., *observation_shape]) -> Distribution [...], of
         observations as the environment gives them; with a recurrent network (LearnerState,
         observation, memory) -> (Distribution, memory after the observation).
@@ -132,7 +146,7 @@ class Learner(NamedTuple):
     """
 
     init: Callable[[Array, Hyperparameters], LearnerState]
-    update: Callable[[LearnerState, Trajectory], tuple[LearnerState, Metrics]]
+    update: Update
     policy: Callable[..., Any]
     hyperparameters: Hyperparameters
     network: Network

@@ -21,7 +21,7 @@ _LEAST_STD = 1e-3  # of the state-dependent standard deviation, as a fraction of
 
 
 class Sequence(NamedTuple):
-    """What B environments showed over T steps: in a recurrent network's place of an observation.
+    """What B environments showed over T steps; a recurrent network reads it as its observation.
 
     Attributes:
       observation: [B, T, *observation_shape].

@@ -1,10 +1,12 @@
 """The gated objective: policy surrogate, value loss and entropy bonus."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rgpo_jax.distributions import Distribution
 from rgpo_jax.gates import Gate
 from rgpo_jax.networks import Network
 
@@ -21,6 +23,7 @@ class Batch(NamedTuple):
       log_prob: of the action under the policy that drew it, in nats [...].
       advantage: transformed as the agent wants it (normalised, weighted) [...].
       target: of the value function [...].
+      old_value: what the value function said before the update [...]; None: unknown.
     """
 
     observation: Any
@@ -28,28 +31,47 @@ class Batch(NamedTuple):
     log_prob: Array
     advantage: Array
     target: Array
+    old_value: Array | None = None
 
 
-class LossTerms(NamedTuple):
-    """What a loss is made of, step by step [...]; reduced once per update, and not per minibatch.
+class Prediction(NamedTuple):
+    """What parameters say of a batch [...].
 
     Attributes:
-      log_ratio: log pi_theta - log pi_old.
-      squared_error: (V - target)^2.
+      policy: distribution of actions.
+      log_ratio: log pi_theta - log pi_old of the actions.
+      value: of the observations.
     """
 
+    policy: Distribution
     log_ratio: Array
-    squared_error: Array
+    value: Array
 
 
-def surrogate(gate: Gate, log_ratio: Array, advantage: Array) -> Array:
-    """The gated surrogate mean(g(l, A) A), to be ascended; a scalar."""
-    return jnp.mean(gate(log_ratio, advantage) * advantage)
+def surrogate(gate: Gate, log_ratio: Array, advantage: Array, where: Array | None = None) -> Array:
+    """The gated surrogate mean(g(l, A) A), to be ascended; a scalar.
 
+    Args:
+      gate: function (log_ratio, advantage) -> g.
+      log_ratio: log pi_theta - log pi_old [...].
+      advantage: [...].
+      where: which samples count [...]; None: all. Of none the surrogate is 0.
 
-def squared_error(network: Network, critic_params: Any, batch: Batch) -> Array:
-    """(V - target)^2 of each step [...]; the value loss is half its mean."""
-    return jnp.square(network.value(critic_params, batch.observation) - batch.target)
+    Raises:
+      ValueError: the shapes differ; [n, 1] against [n] would be [n, n] in silence.
+    """
+    for name, array in {"advantage": advantage, "where": where}.items():
+        if array is not None and jnp.shape(array) != jnp.shape(log_ratio):
+            raise ValueError(
+                f"{name} {jnp.shape(array)}: expected the log-ratio's shape {jnp.shape(log_ratio)}"
+            )
+    if where is None:
+        return jnp.mean(gate(log_ratio, advantage) * advantage)
+    # What is masked may be anything, and a NaN times 0 has a NaN for its gradient.
+    log_ratio = jnp.where(where, log_ratio, 0.0)
+    advantage = jnp.where(where, advantage, 0.0)
+    total = jnp.sum(gate(log_ratio, advantage) * advantage)
+    return total / jnp.maximum(jnp.sum(where), 1)
 
 
 def loss(
@@ -59,8 +81,9 @@ def loss(
     batch: Batch,
     value_coefficient: Any,
     entropy_coefficient: Any,
-) -> tuple[Array, LossTerms]:
-    """What a gradient step descends: -surrogate + c_v value loss - c_e entropy.
+    penalty: Callable[[Prediction, Batch], Array] | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """What a gradient step descends: -surrogate + c_v value loss - c_e entropy + penalty.
 
     Args:
       params: {"actor": ..., "critic": ...}.
@@ -69,16 +92,23 @@ def loss(
       batch: n samples.
       value_coefficient: c_v.
       entropy_coefficient: c_e.
+      penalty: of each sample [...], of which the mean is added; None: none.
 
     Returns:
-      The loss and its terms.
+      The loss, and what it is made of, sample by sample [...]: "log_ratio", "squared_error"
+      (V - target)^2, and "penalty" if there is one; to be reduced once per update, and not per
+      minibatch.
     """
-    distribution = network.policy(params["actor"], batch.observation)
-    log_ratio = distribution.log_prob(batch.action) - batch.log_prob
-    terms = LossTerms(log_ratio, squared_error(network, params["critic"], batch))
+    policy = network.policy(params["actor"], batch.observation)
+    log_ratio = policy.log_prob(batch.action) - batch.log_prob
+    value = network.value(params["critic"], batch.observation)
+    terms = {"log_ratio": log_ratio, "squared_error": jnp.square(value - batch.target)}
     total = (
         -surrogate(gate, log_ratio, batch.advantage)
-        + value_coefficient * 0.5 * jnp.mean(terms.squared_error)
-        - entropy_coefficient * jnp.mean(distribution.entropy())
+        + value_coefficient * 0.5 * jnp.mean(terms["squared_error"])
+        - entropy_coefficient * jnp.mean(policy.entropy())
     )
+    if penalty is not None:
+        terms["penalty"] = penalty(Prediction(policy, log_ratio, value), batch)
+        total += jnp.mean(terms["penalty"])
     return total, terms

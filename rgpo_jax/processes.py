@@ -26,7 +26,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
     Args:
       coordinator: host:port where the first process listens; None: as the cluster says (Slurm, Open
-        MPI, Kubernetes, TPU pods), then the other two are None, too.
+        MPI, Kubernetes, TPU pods), then the other two are None as well.
       num_processes: of the run.
       process_id: which of them this is, from 0.
 

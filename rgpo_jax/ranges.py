@@ -33,6 +33,20 @@ class Range(NamedTuple):
         )
 
 
+class Above(NamedTuple):
+    """Larger than another setting beside it.
+
+    Attributes:
+      setting: the other one's name.
+    """
+
+    setting: str
+
+    def beyond(self, value: Any) -> Range:
+        """The range where the other setting has this value."""
+        return Range(lambda x: x > value, f"a number above {self.setting} = {value}")
+
+
 POSITIVE = Range(lambda x: x > 0, "a number above 0")
 NON_NEGATIVE = Range(lambda x: x >= 0, "a number of at least 0")
 FRACTION = Range(lambda x: (x > 0) & (x < 1), "a number between 0 and 1, both excluded")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from rgpo_jax import advantages, diagnostics, normalization
 from rgpo_jax.config import Config
-from rgpo_jax.learner import LearnerState, Metrics
+from rgpo_jax.learner import LearnerState
+from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network, Sequence
 from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
@@ -135,7 +136,8 @@ def prepare(
         hyperparameters.gae_lambda,
     )
     target = advantage + value
-    metrics = {"explained_variance": diagnostics.explained_variance(value, target)}
+    explained = diagnostics.explained_variance(value, target)
+    metrics = means({"explained_variance": explained}, weight=jnp.isfinite(explained))
     if config.normalize_advantages:
         advantage = advantages.normalize(advantage)
     batch = Batch(
@@ -144,6 +146,7 @@ def prepare(
         trajectory.log_prob,
         hyperparameters.advantage_transform(advantage),
         target,
+        value,
     )
     if network.recurrence is None:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), state, metrics

@@ -1,17 +1,17 @@
 """Training in chunks of updates, and evaluation."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from rgpo_jax import diagnostics
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.environment import HostEnvironment, to_environment_units
 from rgpo_jax.learner import LearnerState
+from rgpo_jax.metrics import Accumulator, Metrics, accumulate, empty, reduce
 from rgpo_jax.networks import respond
 
 Array = jax.Array
@@ -40,30 +40,30 @@ class Progress(NamedTuple):
     """A `ChunkReport` in the making: take in update after update, and `finish`.
 
     Attributes:
-      metrics: accumulator of `diagnostics`.
+      metrics: of the updates so far.
       broken_at: int32; as in the report, but the largest number for "none".
     """
 
-    metrics: diagnostics.Accumulator
+    metrics: Accumulator
     broken_at: Array
 
     @classmethod
-    def start(cls, metrics: Iterable[str]) -> "Progress":
-        """Of no update yet; metrics of these names will come."""
-        return cls(diagnostics.empty(metrics), jnp.int32(NEVER))
+    def start(cls, metrics: Metrics) -> "Progress":
+        """Of no update yet; metrics like these will come, of which the shapes alone will do."""
+        return cls(empty(metrics), jnp.int32(NEVER))
 
-    def take(self, index: Array, params: Any, metrics: dict[str, Array]) -> "Progress":
+    def take(self, index: Array, params: Any, metrics: Metrics) -> "Progress":
         """Takes in the update of this index, which left these parameters."""
         broken_at = jnp.where(
             _is_finite(params), self.broken_at, jnp.minimum(self.broken_at, index)
         )
-        return Progress(diagnostics.accumulate(self.metrics, metrics), broken_at)
+        return Progress(accumulate(self.metrics, metrics), broken_at)
 
     def finish(self) -> ChunkReport:
         """The report on all that was taken in."""
         xp = self.broken_at.__array_namespace__()
         broken_at = xp.where(self.broken_at == NEVER, -1, self.broken_at)
-        return ChunkReport(diagnostics.reduce(self.metrics), broken_at)
+        return ChunkReport(reduce(self.metrics), broken_at)
 
 
 def make_advance(

@@ -1,13 +1,15 @@
 """Functions whose numbers are pytree leaves."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from rgpo_jax.ranges import Range
+from rgpo_jax.ranges import Above, Range
 
 
 @jax.tree_util.register_dataclass
@@ -60,3 +62,89 @@ def require(name: str, value: Any, accepted: Range) -> None:
         raise ValueError(f"{name} = {value!r}: expected {accepted.accepted}") from None
     if not (np.all(np.isfinite(array)) and np.all(accepted.contains(array))):
         raise ValueError(f"{name} = {value}: expected {accepted.accepted}")
+
+
+def constructor(function: Callable[..., Any], settings: type) -> Callable[..., Tunable]:
+    """Returns what builds the Tunable of a function from the settings that a dataclass declares.
+
+    Args:
+      function: called as `function(*args, **settings)`.
+      settings: dataclass; fields with a `Range` are numbers, switches and words are options. Its
+        instances are not made: a number may be an array, or traced.
+
+    Returns:
+      Function of the settings, in the order of the fields, by position or name. It raises
+      ValueError for a value that is not admitted, and TypeError for a name that is none.
+    """
+    hints = typing.get_type_hints(settings, include_extras=True)
+    options = [name for name, hint in hints.items() if _choices(hint)]
+    signature = inspect.Signature(
+        [
+            field.replace(
+                kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=inspect.Parameter.empty
+            )
+            for field in inspect.signature(settings).parameters.values()
+        ]
+    )
+
+    def construct(*args: Any, **kwargs: Any) -> Tunable:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        for name in given:
+            _admit(name, given, hints[name])
+        numbers = {name: value for name, value in given.items() if name not in options}
+        return Tunable(function, numbers, tuple((name, given[name]) for name in options))
+
+    construct.__signature__ = signature  # type: ignore[attr-defined]
+    return construct
+
+
+def describe(settings: type) -> str:
+    """The settings that a dataclass declares, one a line: name, what is accepted, default."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return "\n".join(
+        f"  {field.name}: {_accepted(hints[field.name])}; {field.default!r} by default."
+        for field in dataclasses.fields(settings)
+    )
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """What an option may be; empty for a number."""
+    if hint is bool:
+        return (True, False)
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _constraints(hint: Any) -> list[Any]:
+    """The ranges of a number, whether or not it may be None."""
+    options = (hint, *typing.get_args(hint))
+    return [c for option in options for c in getattr(option, "__metadata__", ())]
+
+
+def _accepted(hint: Any) -> str:
+    """In words, what a setting may be."""
+    if choices := _choices(hint):
+        return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+    words = [
+        constraint.accepted if isinstance(constraint, Range) else f"above {constraint.setting}"
+        for constraint in _constraints(hint)
+    ]
+    return ", ".join(words) + (" or None" if type(None) in typing.get_args(hint) else "")
+
+
+def _admit(name: str, given: Mapping[str, Any], hint: Any) -> None:
+    """Raises ValueError unless a setting is what its annotation admits beside the others."""
+    value = given[name]
+    choices = _choices(hint)
+    if choices and not any(type(value) is type(c) and value == c for c in choices):
+        raise ValueError(f"{name} = {value!r}: expected {_accepted(hint)}")
+    if value is None and type(None) in typing.get_args(hint):
+        return
+    for constraint in _constraints(hint):
+        if isinstance(constraint, Range):
+            require(name, value, constraint)
+        elif isinstance(constraint, Above):
+            other = given[constraint.setting]
+            if not isinstance(other, jax.core.Tracer):
+                require(name, value, constraint.beyond(other))

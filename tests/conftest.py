@@ -1,10 +1,12 @@
 """What all tests share: a program is compiled once, for all tests, workers and subprocesses."""
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,31 @@ def forgotten_programs() -> Iterator[None]:
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def programs_are_kept() -> Iterator[None]:
+    """Runs of a module that have the same settings are traced and compiled once.
+
+    For modules whose tests are of what surrounds training. What a program computes does not depend
+    on what ran before: its first states are made anew for each run.
+    """
+    from experiments.cli import flags
+    from experiments.training import loop
+    from experiments.training.programs import CompiledPrograms
+
+    make, kept = loop.make_programs, dict[str, Any]()
+
+    def make_or_find(agent: Any, layout: Any, plans: Any) -> Any:
+        settings = [flags.as_settings(plan.options, plan.config) for plan in plans]
+        key = json.dumps([settings, str(layout)])
+        if key not in kept:
+            programs = make(agent, layout, plans)
+            if not isinstance(programs, CompiledPrograms):
+                return programs
+            kept[key] = programs
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_programs", make_or_find)
+        yield

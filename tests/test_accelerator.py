@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from probes import assert_refused
 
-from experiments import accelerator, accelerator_parts, benchmark, kernels, roofline
-from experiments.accelerator import Part
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import accelerator, accelerator_parts, kernels, roofline
+from experiments.benchmark.accelerator import Part
 
 # Of what reads profiles, once.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")

@@ -1,17 +1,24 @@
 """The registry, and that an agent's Config and its gate say the same."""
 
 import dataclasses
+import importlib
 import inspect
 import pathlib
+import pickle
+import subprocess
+import sys
 
 import pytest
+from setting_probes import NUMBERS, OPTIONS
 
 import agents
+from agents.__main__ import rewritten
 from rgpo_jax import gates
 from rgpo_jax.config import Config, ConfigError
 
 BASE = {field.name: field.default for field in dataclasses.fields(Config)}
 NAN, INF = float("nan"), float("inf")
+README = pathlib.Path(__file__).parents[1] / "README.md"
 each_agent = pytest.mark.parametrize("name", agents.NAMES)
 each_gate_agent = pytest.mark.parametrize("name", agents.GATE_AGENTS)
 
@@ -31,14 +38,38 @@ def test_agent_loads(name):
     assert gates.check(module.gate(module.Config()))
 
 
-def test_every_file_is_in_the_registry():
+def test_an_agent_is_a_gate_or_a_file():
     files = {path.stem for path in pathlib.Path(agents.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "gated"} == set(agents.NAMES)
+    assert files - {"__init__", "__main__", "gated"} == set(agents.OTHER_AGENTS)
     assert len(set(agents.NAMES)) == len(agents.NAMES)
 
 
-def test_there_is_an_agent_for_every_gate():
-    assert set(agents.GATE_AGENTS) == set(gates.CONSTRUCTORS)
+def test_there_is_an_agent_and_a_formula_for_every_row():
+    assert tuple(gates.CONSTRUCTORS) == agents.GATE_AGENTS
+
+
+def test_the_readme_has_the_table_of_gates():
+    # If not: python -m agents README.md
+    assert rewritten(README.read_text()) == README.read_text()
+    assert all(f"| `{name}` |" in README.read_text() for name in agents.NAMES)
+
+
+@each_gate_agent
+def test_an_agent_without_a_file_is_imported_as_one_with_a_file(name):
+    module = agents.load(name)
+    assert getattr(agents, name) is module is importlib.import_module(f"agents.{name}")
+    assert module.__doc__
+    for part in (module.Config, module.Config(num_envs=8), module.gate):
+        assert pickle.loads(pickle.dumps(part)) == part
+
+
+def test_every_form_of_import_works_alone():
+    for source in (
+        "import agents.cispo; agents.cispo.Config()",
+        "from agents.rgpo import Config; assert repr(Config(sharpness=2.0)).startswith('Config(')",
+        "from agents import sapo, trpo; sapo.Config(), trpo.Config()",
+    ):
+        subprocess.run([sys.executable, "-c", source], cwd=README.parent, check=True, timeout=300)
 
 
 def test_hyphens_may_stand_for_underscores():
@@ -89,39 +120,28 @@ def test_default_config_gives_the_default_gate(name):
     assert actual.options == expected.options
 
 
-# One value per field that is legal and no default, and differs between fields of one gate.
-OTHER_VALUES = {
-    "rgpo": {"sharpness": 2.5, "form": "log", "normalize": True, "call_back": True},
-    "ppo": {"clip": 0.3, "clip_high": 0.4, "dual_clip": 3.0},
-    "reinforce": {},
-    "importance": {},
-    "truncated_importance": {"cap": 2.0},
-    "cispo": {"low": 0.8, "high": 1.28},
-    "sapo": {"temperature_positive": 2.0, "temperature_negative": 3.0},
-    "p3o": {"temperature": 1.5},
-    "spo": {"clip": 0.3},
-    "rollback": {"clip": 0.3, "slope": 0.1},
-    "topr": {},
-    "smooth": {"kind": "arctan", "sharpness": 12.0},
-}
+def other_values(name):
+    """One value per setting that is legal and no default, and differs between those of one gate."""
+    first = {"a number between 0 and 1, both excluded": 0.3, "a number above 1": 3.0}
+    numbers = {n.field: first.get(n.accepted, 0.5) for n in NUMBERS[name]}
+    values = {field: first + 0.25 * i for i, (field, first) in enumerate(numbers.items())}
+    return values | {option: choices[-1] for option, choices in OPTIONS[name].items()}
 
 
 @each_gate_agent
 def test_config_reaches_the_gate(name):
-    module, values = agents.load(name), OTHER_VALUES[name]
+    module, values = agents.load(name), other_values(name)
     assert set(values) == set(own_fields(name))
+    assert not set(values.items()) & set(own_fields(name).items())
     assert module.gate(module.Config(**values)) == gates.make(name, **values)
 
 
 @each_gate_agent
 def test_config_and_gate_refuse_the_same_values(name):
     module, constructor = agents.load(name), gates.CONSTRUCTORS[name]
-    for field, default in own_fields(name).items():
-        if isinstance(default, bool):
-            continue
-        words = ("linear", "log", "erf", "arctan", "softsign", "cubic")
-        numbers = (-INF, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, INF, NAN)
-        for value in words if isinstance(default, str) else numbers:
+    numbers = (-INF, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, INF, NAN)
+    for field in own_fields(name):
+        for value in (*OPTIONS[name].get(field, numbers), "cubic", None):
             assert refuses(module.Config, ConfigError, {field: value}) == refuses(
                 constructor, ValueError, {field: value}
             ), (field, value)

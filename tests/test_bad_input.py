@@ -11,8 +11,8 @@ import typing
 import pytest
 
 import agents
-from experiments import command_line
-from experiments.plan import Options
+from experiments.cli import flags
+from experiments.plan.options import Options
 from rgpo_jax.config import Config
 
 PROGRAMS = ("run", "sweep", "benchmark")
@@ -47,7 +47,7 @@ def bad_values():
                 seen.add(field.name)
             kind = kind_of(getattr(config(), field.name), hints[field.name])
             for value in WRONG.get(kind, ()):
-                yield agent, command_line.flag(field.name), value
+                yield agent, flags.flag(field.name), value
 
 
 VALUES = sorted(set(bad_values()))
@@ -55,7 +55,8 @@ VALUES = sorted(set(bad_values()))
 
 def refusal(program, args, capsys):
     """The line that a program prints; it must be one, on stderr, with status 2."""
-    main = importlib.import_module(f"experiments.{program}").main
+    name = "run" if program == "run" else f"{program}.__main__"
+    main = importlib.import_module(f"experiments.{name}").main
     with pytest.raises(SystemExit) as refused:
         main(args)
     assert refused.value.code == 2, args
@@ -84,7 +85,7 @@ def test_a_bad_value_names_its_flag(agent, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Options)])
 def test_an_option_without_its_value_or_twice_wrong_is_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flag = command_line.flag(name)
+    flag = flags.flag(name)
     if isinstance(getattr(Options(), name), bool):
         refusal("run", [f"{flag}=perhaps"], capsys)
     elif isinstance(getattr(Options(), name), tuple):  # may be empty

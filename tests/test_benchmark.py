@@ -13,8 +13,9 @@ import jax
 import pytest
 from probes import assert_refused
 
-from experiments import benchmark, peers, start
-from experiments.command_line import BadInput
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import measure, peers, start
+from experiments.cli.flags import BadInput
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_a_peer_is_measured_in_turn(tmp_path, capsys):
     assert "ppo and plain PPO: median and range of 2 pairs" in capsys.readouterr().out
 
 
-SIZES = benchmark.settings_of("ppo", benchmark.Options(peer="plain", num_steps=8), 2)
+SIZES = measure.settings_of("ppo", measure.Options(peer="plain", num_steps=8), 2)
 
 
 @pytest.fixture

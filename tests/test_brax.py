@@ -13,8 +13,11 @@ from probes import quick_jit
 
 import envs
 from agents import rgpo
-from experiments import benchmark, plan, run, settings
-from experiments.command_line import BadInput
+from experiments import run
+from experiments.benchmark import __main__ as benchmark
+from experiments.cli.flags import BadInput
+from experiments.plan import families
+from experiments.plan.reading import read_plan
 from rgpo_jax import rollout
 
 pytest.importorskip("brax", reason="needs the extra `brax`")
@@ -230,7 +233,7 @@ def test_a_run_says_nothing_of_brax_and_keeps_its_backend(tmp_path, capfd):
     assert said.err == ""
     assert "warp" not in said.out
     assert json.loads((folder / "config.json").read_text())["settings"]["backend"] == "mjx"
-    read = plan.read_plan(["--config", str(folder / "config.json")])
+    read = read_plan(["--config", str(folder / "config.json")])
     assert (read.options.env, read.options.backend) == ("brax/fast", "mjx")
     assert read.name == "brax/fast-mjx-rgpo"
 
@@ -244,7 +247,8 @@ def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
 
 def test_importing_envs_leaves_brax_alone(tmp_path):
     program = (
-        "import envs; from experiments import plan; plan.read_plan(['--env', 'brax/ant'])\n"
+        "import envs; from experiments.plan.reading import read_plan\n"
+        "read_plan(['--env', 'brax/ant'])\n"
         "sys.exit(bool({'brax', 'mujoco', 'jax'} & set(sys.modules)))"
     )
     assert in_a_fresh_interpreter(program, tmp_path).returncode == 0
@@ -276,11 +280,11 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 )
 def test_bad_flags_are_refused(args, message):
     with pytest.raises(BadInput) as refused:
-        plan.read_plan(args)
+        read_plan(args)
     assert str(refused.value).startswith(message)
 
 
 def test_the_family_is_found_by_prefix():
-    assert settings.for_environment("brax/ant") == settings.FAMILIES["brax"]
-    assert settings.for_environment("Asterix-MinAtar") == settings.FAMILIES["MinAtar"]
-    assert settings.for_environment("Pong-misc") == {}
+    assert families.for_environment("brax/ant") == families.FAMILIES["brax"]
+    assert families.for_environment("Asterix-MinAtar") == families.FAMILIES["MinAtar"]
+    assert families.for_environment("Pong-misc") == {}

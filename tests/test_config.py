@@ -6,59 +6,15 @@ import math
 import pathlib
 import subprocess
 import sys
-import typing
-from typing import Literal, NamedTuple
 
 import pytest
+from setting_probes import WORDS, literal, ranged, switches
 
 import agents
 from rgpo_jax.config import Config, ConfigError
-from rgpo_jax.ranges import Range
 
 NAN, INF = math.nan, math.inf
 CONFIGS = {name: agents.load(name).Config for name in agents.NAMES}
-
-# Words in which a range is announced: (refused, accepted), the borders among them. No number at
-# all is finite and in range that is NaN, infinite or text.
-WORDS = {
-    "a number above 0": ((0.0, 0, -1e-6, -1), (1e-6, 1, 1e6)),
-    "a number of at least 0": ((-1e-6, -1), (0.0, 0, 1e-6, 3)),
-    "a number between 0 and 1, both excluded": ((0.0, 1.0, -0.5, 1.5), (1e-6, 0.999)),
-    "a number from 0 to 1": ((-1e-6, 1.000001, -1), (0.0, 1.0, 0, 1, 0.5)),
-    "a number above 1": ((1.0, 1, 0.5, -3.0), (1.000001, 3)),
-    "a whole number of at least 1": ((0, -1), (1,)),
-    "a whole number of at least 0": ((-1,), (0, 1)),
-}
-
-
-class Setting(NamedTuple):
-    """A field of an agent's Config and its Range; many: a tuple of such numbers."""
-
-    config: type[Config]
-    field: str
-    accepted: str
-    many: bool
-    optional: bool
-
-
-def ranged(config):
-    """The Range-annotated fields of a Config, read from its annotations."""
-    for name, hint in typing.get_type_hints(config, include_extras=True).items():
-        is_annotated = typing.get_origin(hint) is typing.Annotated
-        options = (hint,) if is_annotated else typing.get_args(hint)
-        for option in options:
-            for constraint in getattr(option, "__metadata__", ()):
-                if isinstance(constraint, Range):
-                    many = typing.get_origin(option.__origin__) is tuple
-                    optional = type(None) in options
-                    yield Setting(config, name, constraint.accepted, many, optional)
-
-
-def literal(config):
-    for name, hint in typing.get_type_hints(config).items():
-        if typing.get_origin(hint) is Literal:
-            yield name, typing.get_args(hint)
-
 
 RANGED = {f"{name}-{s.field}": s for name, config in CONFIGS.items() for s in ranged(config)}
 LITERAL = {
@@ -85,9 +41,8 @@ def refusal(config, field, value, **others):
 @each_config
 def test_every_field_is_ranged_literal_or_a_switch(config):
     # So that the tests below leave no field out, and no field goes unchecked.
-    switches = {name for name, hint in typing.get_type_hints(config).items() if hint is bool}
     checked = {s.field for s in ranged(config)} | {field for field, _ in literal(config)}
-    assert checked | switches == {field.name for field in dataclasses.fields(config)}
+    assert checked | set(switches(config)) == {field.name for field in dataclasses.fields(config)}
 
 
 @each_ranged

@@ -17,10 +17,10 @@ from probes import assert_same_numbers
 
 from agents import rgpo
 from envs import make
-from experiments import devices, trained
-from experiments.command_line import BadInput
-from experiments.devices import Layout, choose
-from experiments.programs import SEEDS
+from experiments.cli.flags import BadInput
+from experiments.training import devices, trained
+from experiments.training.devices import Layout, choose
+from experiments.training.programs import SEEDS
 from rgpo_jax.config import Config
 from rgpo_jax.train import make_chunk
 
@@ -161,7 +161,8 @@ def test_in_turn_gives_the_numbers_of_side_by_side():
 
 ALWAYS_IN_TURN = """
 import sys
-from experiments import devices, run
+from experiments import run
+from experiments.training import devices
 devices._LEAST_WORK_IN_TURN = 0
 devices._num_cores = lambda: 2
 sys.exit(run.main())

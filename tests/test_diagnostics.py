@@ -8,12 +8,9 @@ import pytest
 from rgpo_jax import gates
 from rgpo_jax.diagnostics import (
     KL_SPIKE_THRESHOLDS,
-    accumulate,
     effective_sample_size,
-    empty,
     explained_variance,
     gate_diagnostics,
-    reduce,
 )
 
 RNG = np.random.default_rng(0)
@@ -142,93 +139,3 @@ def test_a_target_without_variance_has_no_explained_variance(constant):
 
 def test_a_target_whose_variance_is_rounding_has_no_explained_variance():
     assert np.isnan(explained_variance(jnp.arange(7.0), jnp.full(7, 0.1)))
-
-
-def run(*updates):
-    """Reduces metrics of several updates, given as dictionaries, under jit."""
-    stacked = {name: jnp.array([u[name] for u in updates], jnp.float32) for name in updates[0]}
-
-    @jax.jit
-    def whole(stacked):
-        start = empty({name: jnp.float32(0) for name in stacked})
-        carry, _ = jax.lax.scan(lambda c, m: (accumulate(c, m), None), start, stacked)
-        return reduce(carry)
-
-    return {k: float(v) for k, v in whole(stacked).items()}
-
-
-def test_reduces_by_mean_and_by_maximum():
-    report = run(
-        {"entropy": 1.0, "weight_max": 2.0, "approx_kl_max": 0.1, "first_ratio_deviation": 0.0},
-        {"entropy": 2.0, "weight_max": 5.0, "approx_kl_max": 0.3, "first_ratio_deviation": 1e-7},
-        {"entropy": 6.0, "weight_max": 1.0, "approx_kl_max": 0.2, "first_ratio_deviation": 0.0},
-    )
-    assert report == {
-        "entropy": 3.0,
-        "weight_max": 5.0,
-        "approx_kl_max": pytest.approx(0.3),
-        "first_ratio_deviation": pytest.approx(1e-7),
-    }
-
-
-def test_a_maximum_may_be_negative():
-    assert run({"weight_max": -3.0}, {"weight_max": -2.0})["weight_max"] == -2.0
-
-
-def test_spike_rate_is_the_fraction_of_updates():
-    name = "kl_spike_rate_0.04"
-    assert run(*({name: spike} for spike in (0.0, 1.0, 0.0, 1.0, 0.0)))[name] == pytest.approx(0.4)
-
-
-def test_the_mean_return_is_that_of_all_episodes():
-    # 1 episode of return 10 and length 2; none; 3 episodes of mean return 2 and mean length 6.
-    report = run(
-        {"episodes": 1.0, "episode_return": 10.0, "episode_length": 2.0},
-        {"episodes": 0.0, "episode_return": np.nan, "episode_length": np.nan},
-        {"episodes": 3.0, "episode_return": 2.0, "episode_length": 6.0},
-    )
-    assert report == {"episodes": 4.0, "episode_return": 4.0, "episode_length": 5.0}
-
-
-def test_where_no_episode_ended_the_return_is_nan_and_not_zero():
-    none = {"episodes": 0.0, "episode_return": np.nan, "episode_length": np.nan}
-    report = run(none, none)
-    assert report["episodes"] == 0.0
-    assert np.isnan(report["episode_return"])
-    assert np.isnan(report["episode_length"])
-
-
-def test_undefined_explained_variance_is_left_out():
-    assert run(*({"explained_variance": x} for x in (0.5, np.nan, 0.7)))[
-        "explained_variance"
-    ] == pytest.approx(0.6)
-    assert np.isnan(run({"explained_variance": np.nan})["explained_variance"])
-
-
-@pytest.mark.parametrize("name", ["weight_max", "entropy", "grad_norm"])
-@pytest.mark.parametrize("position", [0, 1, 2])
-def test_a_run_that_broke_does_not_report_its_last_good_number(name, position):
-    values = [1.0, 2.0, 3.0]
-    values[position] = np.nan
-    assert np.isnan(run(*({name: x} for x in values))[name])
-
-
-def test_no_update_is_nothing_defined():
-    report = reduce(empty(dict.fromkeys(("entropy", "weight_max", "episode_return", "episodes"))))
-    assert all(np.isnan(report[n]) for n in ("entropy", "weight_max", "episode_return"))
-    assert report["episodes"] == 0.0
-
-
-def test_updates_that_took_no_step_do_not_count_in_the_means_over_steps():
-    updates = [
-        {"value_loss": 3.0, "grad_norm": 1.0, "gradient_step_rate": 0.5},
-        {"value_loss": np.nan, "grad_norm": np.nan, "gradient_step_rate": 0.0},
-        {"value_loss": 5.0, "grad_norm": np.nan, "gradient_step_rate": 1.0},  # it broke
-    ]
-    total = empty(updates[0])
-    for update in updates:
-        total = accumulate(total, jax.tree.map(jnp.float32, update))
-    result = reduce(total)
-    assert float(result["value_loss"]) == 4.0
-    assert np.isnan(result["grad_norm"])
-    assert float(result["gradient_step_rate"]) == 0.5

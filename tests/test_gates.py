@@ -1,6 +1,7 @@
 """Gates against their published formulas, written out here in NumPy float64.
 
-Every reference is a function of the ratio r and of s = sign(A), +1 or -1.
+Every reference is a function of the ratio r and of s = sign(A), +1 or -1; of one that depends on
+the size of A, s is A itself.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,11 @@ class Case(NamedTuple):
     value: Reference | None
     weight: Reference
     kinks: tuple[float, ...] = ()
+    by_size: bool = False
+
+    def seen(self, advantage):
+        """What the references see of an advantage."""
+        return advantage if self.by_size else np.sign(advantage)
 
 
 def sigmoid(x):
@@ -142,6 +148,28 @@ def softsign_case(t):
     )
 
 
+def discovered_case(alpha, beta):
+    def drift(r, a):
+        rising, falling = (r - 1.0) * a, np.log(r) * a
+        return np.maximum(
+            np.where(
+                a >= 0,
+                rising - alpha * np.tanh(rising / alpha),
+                falling - beta * np.tanh(falling / beta),
+            ),
+            0.0,
+        )
+
+    def slope(r, a):
+        rising = r / np.cosh(np.minimum((r - 1.0) * a / alpha, 300.0)) ** 2
+        falling = r - np.tanh(np.log(r) * a / beta) ** 2
+        return np.where((a >= 0) & (r > 1), rising, np.where((a < 0) & (r < 1), falling, r))
+
+    return Case(
+        gates.discovered(alpha, beta), lambda r, a: r - drift(r, a) / a, slope, by_size=True
+    )
+
+
 # Keys begin with the constructor's name. 4.0 and the like are the published defaults, spelled out.
 CASES = {
     "rgpo": rgpo_case(4.0),
@@ -183,6 +211,8 @@ CASES = {
     "smooth-arctan-2": arctan_case(2.0),
     "smooth-softsign": softsign_case(10.0),
     "smooth-softsign-2": softsign_case(2.0),
+    "discovered": discovered_case(2.0, 0.6),
+    "discovered-wide": discovered_case(5.0, 1.5),
 }
 GRID = np.linspace(-4.0, 3.0, 281).astype(np.float32)
 
@@ -196,7 +226,7 @@ def test_every_constructor_has_a_case_with_its_defaults():
 @pytest.mark.parametrize("advantage", [-2.0, -0.5, 0.5, 2.0])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_value_is_the_closed_form(case, advantage):
-    r, s = np.exp(GRID.astype(np.float64)), np.sign(advantage)
+    r, s = np.exp(GRID.astype(np.float64)), case.seen(advantage)
     actual = np.asarray(value_and_weight(case.gate, GRID, np.float32(advantage))[0])
     if case.value is None:
         # The integral of the weight over l, from l = 0 on both sides.
@@ -217,7 +247,7 @@ def test_weight_is_the_closed_form(case, advantage):
     r = np.exp(GRID.astype(np.float64))
     smooth = away_from(case.kinks, r, 1e-4)
     actual = np.asarray(value_and_weight(case.gate, GRID, np.float32(advantage))[1])
-    expected = case.weight(r, np.sign(advantage))
+    expected = case.weight(r, case.seen(advantage))
     # 1 - sigmoid is a multiple of 6e-8 in float32, and multiplies 4 r = 80 at the end of the grid.
     np.testing.assert_allclose(actual[smooth], expected[smooth], rtol=2e-5, atol=1e-5)
 
@@ -228,3 +258,12 @@ def test_default_weight_of_an_on_policy_sample_is_one(name, advantage):
     # Else agents would differ in the step they take from the same data, and not in w's shape.
     _, slope = value_and_weight(DEFAULTS[name], np.float32(0.0), np.float32(advantage))
     assert slope == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("advantage", [0.0, 1e-38, -1e-38, 1e-6, -1e-6])
+def test_discovered_is_importance_sampling_where_the_advantage_vanishes(advantage):
+    # Its drift is divided by A: to third order in A it is 0, and so is the quotient's limit.
+    r = np.exp(GRID.astype(np.float64))
+    value, slope = value_and_weight(DEFAULTS["discovered"], GRID, np.float32(advantage))
+    np.testing.assert_allclose(value, r, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(slope, r, rtol=1e-6, atol=1e-6)

@@ -52,7 +52,7 @@ def test_log_form_is_bounded_by_its_weight_at_one(k):
     assert np.max(weight64(gates.rgpo(k, "log"), R)) == pytest.approx(k / 4, rel=1e-12)
 
 
-# GATES.md, section 2: k: (sup w, at r, {r: w}).
+# k: (sup w, at r, {r: w}), computed apart from the library.
 RGPO_TABLE = {
     1: (0.394, 2.06, {0.5: 0.118, 0.8: 0.198, 1.2: 0.297, 1.5: 0.353, 2: 0.393, 3: 0.315}),
     2: (0.599, 1.38, {0.5: 0.197, 0.8: 0.384, 1.2: 0.577, 1.5: 0.590, 2: 0.420, 3: 0.106}),

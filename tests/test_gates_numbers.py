@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from gate_probes import ADVANTAGE, DEFAULTS, LOG_RATIO, value_and_weight
 from scipy.special import expit
+from setting_probes import NUMBERS, OPTIONS, WORDS
 
 from rgpo_jax import gates, objective
+from rgpo_jax.gate_table import GATES
 from rgpo_jax.gates import weight
 
 
@@ -95,39 +98,19 @@ def test_integers_have_a_weight():
 
 # --- What is refused -------------------------------------------------------------------------
 
-POSITIVE = ("a number above 0", (0.0, -1.0))
-NON_NEGATIVE = ("a number of at least 0", (-1.0, -1e-6))
-BETWEEN_0_AND_1 = ("a number between 0 and 1, both excluded", (0.0, 1.0, -0.2, 1.5))
-RANGES = {
-    "rgpo": {"sharpness": POSITIVE},
-    "ppo": {
-        "clip": BETWEEN_0_AND_1,
-        "clip_high": POSITIVE,
-        "dual_clip": ("a number above 1", (1.0, 0.5, -3.0)),
-    },
-    "reinforce": {},
-    "importance": {},
-    "truncated_importance": {"cap": POSITIVE},
-    "cispo": {"low": NON_NEGATIVE, "high": POSITIVE},
-    "sapo": {"temperature_positive": POSITIVE, "temperature_negative": POSITIVE},
-    "p3o": {"temperature": POSITIVE},
-    "spo": {"clip": POSITIVE},
-    "rollback": {"clip": BETWEEN_0_AND_1, "slope": NON_NEGATIVE},
-    "topr": {},
-    "smooth": {"sharpness": POSITIVE},
-}
 BAD_NUMBERS = [
-    (name, number, value, accepted)
-    for name, numbers in RANGES.items()
-    for number, (accepted, values) in numbers.items()
-    for value in (*values, float("nan"), float("inf"), float("-inf"))
+    (name, number.field, value, number.accepted)
+    for name, numbers in NUMBERS.items()
+    for number in numbers
+    for value in (*WORDS[number.accepted][0], float("nan"), float("inf"), float("-inf"))
 ]
 
 
-def test_the_range_of_every_number_is_tested():
-    for name, constructor in gates.CONSTRUCTORS.items():
-        options = {"form", "kind", "normalize", "call_back"}
-        assert set(inspect.signature(constructor).parameters) - options == set(RANGES[name])
+@pytest.mark.parametrize("name", GATES)
+def test_every_setting_is_a_number_with_a_range_or_an_option(name):
+    # So that the tests below leave none out, and none goes unchecked.
+    settings = {number.field for number in NUMBERS[name]} | set(OPTIONS[name])
+    assert settings == set(inspect.signature(gates.CONSTRUCTORS[name]).parameters)
 
 
 @pytest.mark.parametrize(("name", "number", "value", "accepted"), BAD_NUMBERS)
@@ -137,10 +120,26 @@ def test_bad_number_is_refused_by_name(name, number, value, accepted):
     assert str(caught.value) == f"{number} = {value}: expected {accepted}"
 
 
-@pytest.mark.parametrize("option", ["normalize", "call_back"])
-def test_a_switch_is_true_or_false(option):
-    with pytest.raises(ValueError, match=f"{option} = 1: expected True or False"):
-        gates.rgpo(**{option: 1})
+@pytest.mark.parametrize(
+    ("name", "option", "known"),
+    [
+        (name, option, known)
+        for name, known_ones in OPTIONS.items()
+        for option, known in known_ones.items()
+    ],
+)
+def test_bad_option_is_refused_with_the_known_ones(name, option, known):
+    for value in ("cubic", 1, None):
+        with pytest.raises(ValueError, match=f"^{option} = {value!r}: expected") as caught:
+            gates.make(name, **{option: value})
+        assert all(repr(choice) in str(caught.value) for choice in known)
+
+
+def test_what_is_expected_is_told_in_a_sentence():
+    with pytest.raises(ValueError, match=r"normalize = 1: expected True or False$"):
+        gates.rgpo(normalize=1)
+    with pytest.raises(ValueError, match=r"expected 'erf', 'arctan' or 'softsign'$"):
+        gates.smooth("cubic")
 
 
 def test_one_bad_number_among_many_is_refused():
@@ -152,16 +151,6 @@ def test_one_bad_number_among_many_is_refused():
 def test_cispo_needs_high_above_low(high):
     with pytest.raises(ValueError, match=rf"high = {high}: expected a number above low = 1\.0"):
         gates.cispo(1.0, high)
-
-
-@pytest.mark.parametrize(
-    ("name", "option", "known"),
-    [("rgpo", "form", ("linear", "log")), ("smooth", "kind", ("erf", "arctan", "softsign"))],
-)
-def test_bad_option_is_refused_with_the_known_ones(name, option, known):
-    with pytest.raises(ValueError, match=f"^{option} = 'cubic'") as caught:
-        gates.make(name, **{option: "cubic"})
-    assert all(repr(word) in str(caught.value) for word in known)
 
 
 def test_make_names_the_nearest_gate():
@@ -187,3 +176,16 @@ def test_make_passes_settings_on():
 def test_a_word_is_no_number():
     with pytest.raises(ValueError, match="sharpness = 'four': expected a number above 0"):
         gates.rgpo("four")
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_constructor_says_what_it_takes_and_where_it_is_from(name):
+    constructor = gates.CONSTRUCTORS[name]
+    assert getattr(gates, name) is constructor
+    for text in (*GATES[name].references, *(f"{n.field}: {n.accepted}" for n in NUMBERS[name])):
+        assert text in constructor.__doc__
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_can_be_pickled(name):
+    assert pickle.loads(pickle.dumps(DEFAULTS[name])) == DEFAULTS[name]

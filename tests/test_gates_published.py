@@ -77,6 +77,13 @@ def published_topr(log_prob, old, a):
     return stop_gradient(jnp.where(a >= 0, 1.0, tapered)) * log_prob * a
 
 
+def published_discovered(log_prob, old, a):
+    r = jnp.exp(log_prob - old)
+    positive = jax.nn.relu((r - 1.0) * a - 2.0 * jnp.tanh((r - 1.0) * a / 2.0))
+    negative = jax.nn.relu(jnp.log(r) * a - 0.6 * jnp.tanh(jnp.log(r) * a / 0.6))
+    return r * a - jnp.where(a >= 0, positive, negative)
+
+
 PUBLISHED = {
     "rgpo": (gates.rgpo(4.0), published_rgpo),
     "ppo": (gates.ppo(0.2), published_ppo),
@@ -95,6 +102,7 @@ PUBLISHED = {
     "v-trace": (gates.truncated_importance(1.0), published_v_trace),
     "cispo": (gates.cispo(0.8, 1.28), published_cispo),
     "topr": (gates.topr(), published_topr),
+    "discovered": (gates.discovered(), published_discovered),
 }
 
 

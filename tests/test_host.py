@@ -15,7 +15,8 @@ from probes import RUN_FILES, quick_jit
 
 import envs
 from agents import ppo
-from experiments import run, settings
+from experiments import run
+from experiments.plan import families
 from rgpo_jax import host, samples
 from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_units
 
@@ -404,14 +405,14 @@ def test_names_without_a_prefix_load_no_library():
 
 
 def test_a_task_has_its_familys_settings_under_every_prefix():
-    assert settings.for_environment("envpool/Walker2d-v4") == settings.FAMILIES["MuJoCo"]
-    assert settings.for_environment("gymnasium/Hopper-v5") == settings.FAMILIES["MuJoCo"]
-    assert settings.for_environment("gymnasium/CartPole-v1") == settings.FAMILIES["CartPole-v1"]
-    assert settings.for_environment("Swimmer-misc") == {}  # gymnax's own, another task
+    assert families.for_environment("envpool/Walker2d-v4") == families.FAMILIES["MuJoCo"]
+    assert families.for_environment("gymnasium/Hopper-v5") == families.FAMILIES["MuJoCo"]
+    assert families.for_environment("gymnasium/CartPole-v1") == families.FAMILIES["CartPole-v1"]
+    assert families.for_environment("Swimmer-misc") == {}  # gymnax's own, another task
 
 
 def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkeypatch):
-    from experiments import training
+    from experiments.training import loop
 
     class Killed(BaseException):
         pass
@@ -421,16 +422,16 @@ def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkey
 
     folder, flags = tmp_path / "run", ["--checkpoint-every", "0", "--normalize-rewards"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.Training, "_write_summaries", die)
+        patch.setattr(loop.Training, "_write_summaries", die)
         run.main([*TINY, *flags, "--env", f"envpool/{PENDULUM}", "--out", str(folder)])
     seen = []
-    goes_on = training.Training.run
+    goes_on = loop.Training.run
 
     def look(self):
         seen.append(self._states.learner.return_scale)
         goes_on(self)
 
-    monkeypatch.setattr(training.Training, "run", look)
+    monkeypatch.setattr(loop.Training, "run", look)
     assert run.main(["--out", str(folder), "--resume"]) == 0
     (scale,) = seen
     assert (np.asarray(scale.running_return) == 0).all()

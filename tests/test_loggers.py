@@ -7,9 +7,11 @@ import struct
 
 import pytest
 
-from experiments import loggers, plan, run
-from experiments.command_line import BadInput
-from experiments.results import Recorder
+from experiments import run
+from experiments.cli.flags import BadInput
+from experiments.plan.reading import read_plan
+from experiments.record import loggers
+from experiments.record.recorder import Recorder
 
 SETTINGS = {"seed": 5, "num_seeds": 2, "learning_rate": 0.5}
 SUMMARY = {"agent": "ppo", "env": "CartPole-v1", "final_return": {"iqm": 7.0}}
@@ -143,9 +145,9 @@ def test_nobody_logged_in_is_refused_without_a_prompt(wandb, tmp_path, monkeypat
     ],
 )
 def test_loggers_are_chosen_by_a_flag(args, chosen):
-    assert plan.read_plan(["--agent", "ppo", *args, "--seed", "1"]).options.loggers == chosen
+    assert read_plan(["--agent", "ppo", *args, "--seed", "1"]).options.loggers == chosen
 
 
 def test_an_unknown_logger_is_refused():
     with pytest.raises(BadInput, match="--loggers"):
-        plan.read_plan(["--loggers", "mlflow"])
+        read_plan(["--loggers", "mlflow"])

@@ -17,8 +17,11 @@ from PIL import Image
 
 import envs
 from agents import ppo
-from experiments import episodes, film, play, run, trained
-from experiments.command_line import BadInput
+from experiments import run
+from experiments.cli.flags import BadInput
+from experiments.play import __main__ as play
+from experiments.play import episodes, film
+from experiments.training import trained
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -335,7 +338,7 @@ def unpacked(page):
 
 def test_brax_gives_a_page_that_needs_no_network(tmp_path):
     pytest.importorskip("brax")
-    from experiments import brax_page
+    from experiments.play import brax_page
 
     env = envs.make("brax/inverted_pendulum")
     state, _ = jax.jit(env.reset)(jax.random.key(0))

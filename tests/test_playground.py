@@ -18,7 +18,8 @@ from probes import quick_jit
 
 import envs
 from agents import rgpo
-from experiments import run, settings
+from experiments import run
+from experiments.plan import families
 from rgpo_jax import rollout
 
 pytest.importorskip("mujoco_playground", reason="needs the extra `playground`")
@@ -328,7 +329,8 @@ def test_what_runs_on_mjx():
 
 def test_importing_envs_leaves_playground_alone(tmp_path):
     program = (
-        f"import envs; from experiments import plan; plan.read_plan(['--env', {PENDULUM!r}])\n"
+        "import envs; from experiments.plan.reading import read_plan\n"
+        f"read_plan(['--env', {PENDULUM!r}])\n"
         "sys.exit(bool({'mujoco_playground', 'mujoco', 'jax'} & set(sys.modules)))"
     )
     assert in_a_fresh_interpreter(program, tmp_path).returncode == 0
@@ -346,4 +348,4 @@ def test_a_missing_extra_is_one_line(monkeypatch, capsys):
 
 def test_the_family_is_found_by_prefix():
     for name in envs.PLAYGROUND:
-        assert settings.for_environment(name) == settings.FAMILIES["playground"]
+        assert families.for_environment(name) == families.FAMILIES["playground"]

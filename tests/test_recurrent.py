@@ -12,7 +12,7 @@ from probes import Recall, quick_jit
 
 import agents
 import envs
-from experiments import devices
+from experiments.training import devices
 from rgpo_jax import advantages, networks, rollout, samples, shuffle, train
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete
@@ -316,7 +316,7 @@ def test_environments_must_divide_into_minibatches():
     _, learner, records = two_rollouts()
     agent = make(num_minibatches=2)
     three = jax.tree.map(lambda x: x[:, :3], records[0][1])
-    with pytest.raises(ValueError, match="3 environments does not divide into num_minibatches"):
+    with pytest.raises(ValueError, match="3 samples do not divide into num_minibatches"):
         agent.learner.update(learner, three)
 
 

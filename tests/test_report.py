@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.record.headline import CONTROL
 from experiments.report import __main__ as program
 from experiments.report import charts, episodes, paper, runs, scores
 from experiments.report.page import Report, number, render
@@ -288,7 +289,7 @@ def test_page_and_figures_are_written(sweep, tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figures", "index.html"]
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     stems = {
-        *(f"learning_curves-{metric}" for metric in charts.RETURNS),
+        *(f"learning_curves-{curve.metric}" for curve in CONTROL.curves),
         *("probability_of_improvement", "aggregate_scores", "performance_profiles"),
         *("sample_efficiency", "diagnostics-Acrobot-v1", "diagnostics-CartPole-v1"),
     }

@@ -17,11 +17,14 @@ import pytest
 import yaml
 
 from agents import ppo
-from experiments import command_line, grid, plan, settings
-from experiments.command_line import BadInput
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan import families, reading
+from experiments.plan import own as users
 from experiments.reproduction import __main__ as program
-from experiments.reproduction import ablations, claims, figures, page, rows, search, tables
+from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search, tables
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
+from experiments.sweep import grid
 from rgpo_jax import gates
 from rgpo_jax.statistics import Estimate
 from tests import run_folders
@@ -226,7 +229,71 @@ def test_a_verdict_that_samples_do_not_share_says_so(tmp_path):
     (walker, *_) = claims.claims_of_return(rows.read(tmp_path).cells, ["rgpo_k4"])
     finding = walker.findings["rgpo_k4"]
     assert finding.verdict == HELD
+    assert finding.by_samples == NOT_HELD and finding.scope == ", by the mode alone"
     assert finding.evidence.endswith("(sampled +0 % [-0, +0]: not held)")
+
+
+def test_a_verdict_that_samples_share_goes_without_saying(collection):
+    for claim in claims.claims_of_return(collection.cells, ["rgpo_k4"]):
+        assert claim.findings["rgpo_k4"].scope == ""
+
+
+def test_holms_correction_by_hand():
+    # Smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not fall below 0.06.
+    assert ranks.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert ranks.holm([0.5, 0.9, 0.02]) == pytest.approx([1.0, 1.0, 0.06])
+    assert ranks.holm([0.2]) == [0.2]
+    assert ranks.holm([]) == []
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    # multipletests(ps, method="holm")[1] of statsmodels 0.15.
+    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
+    ps += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # Benjamini and Hochberg 1995
+    expected = [0.0015, 0.0056, 0.0247, 0.1140, 0.2211, 0.2780, 0.2780, 0.2780, 0.3213]
+    assert ranks.holm(ps) == pytest.approx([*expected, *[1.0] * 6], abs=1e-9)
+
+
+def test_the_rank_test_is_exact():
+    ours, theirs = np.arange(5.0), np.arange(5.0) + 10.0
+    better, p = ranks.rank_test(ours, theirs)
+    assert (better, p) == (0.0, pytest.approx(2 / 252))  # of 252 orders the two extreme ones
+    assert ranks.rank_test(theirs, ours)[0] == 1.0
+
+
+def test_contests_are_corrected_together(collection):
+    found = ranks.contests(collection.cells)
+    assert [(c.task, c.ours, c.theirs) for c in found] == [
+        (task, "RGPO, k = 4", "PPO") for task in ("Ant-v4", "HalfCheetah-v4", "Walker2d-v4")
+    ]
+    assert all(c.sampled is None or c.sampled.p <= c.sampled.corrected for c in found)
+    tests = [t for c in found for t in (c.mode, c.sampled) if t is not None]
+    assert [t.corrected for t in tests] == ranks.holm([t.p for t in tests])
+    by_task = {c.task: c.mode for c in found}
+    assert by_task["Walker2d-v4"].better == 1.0 and by_task["Ant-v4"].better == 0.0
+    shown = ranks.RankTest(1.0, 0.001, 0.049)
+    assert shown.difference == ranks.AHEAD
+    assert dataclasses.replace(shown, better=0.1).difference == ranks.BEHIND
+    assert dataclasses.replace(shown, corrected=0.05).difference == ranks.UNSHOWN
+
+
+def test_four_differences_of_modes_survive_correction():
+    """What README.md and the answer on the page say of MuJoCo."""
+    found = ranks.contests(rows.read(RESULTS / "data" / "mujoco").cells)
+    assert {(c.task, c.ours): c.mode.difference for c in found if c.mode.corrected < 0.05} == {
+        ("Ant-v4", "RGPO, k = 4"): ranks.AHEAD,
+        ("Ant-v4", "RGPO, searched k"): ranks.AHEAD,
+        ("Hopper-v4", "RGPO, searched k"): ranks.BEHIND,
+        ("Walker2d-v4", "RGPO, searched k"): ranks.BEHIND,
+    }
+    assert {
+        (c.task, c.ours): c.sampled.difference for c in found if c.sampled.corrected < 0.05
+    } == {
+        ("Ant-v4", "RGPO, searched k"): ranks.AHEAD,
+        ("Hopper-v4", "RGPO, k = 4"): ranks.BEHIND,
+        ("Hopper-v4", "RGPO, searched k"): ranks.BEHIND,
+        ("Walker2d-v4", "RGPO, searched k"): ranks.BEHIND,
+    }
 
 
 DAMAGED = {
@@ -611,13 +678,13 @@ def test_a_command_makes_the_run_that_it_names():
         given = dict(zip(args[::2], args[1::2], strict=True))
         file = str(RESULTS.parent / given.pop("--file"))
         agents, envs = [given.pop("--agents")], [given.pop("--envs")]
-        flags = [word for pair in given.items() for word in pair]
-        cells = grid.expand(agents, envs, flags, file, "sweep")
+        words = [word for pair in given.items() for word in pair]
+        cells = grid.expand(agents, envs, words, file, "sweep")
         assert any(ours.items() <= settings_of(cell.plan).items() for cell in cells), line["run"]
 
 
 def settings_of(plan):
-    return json.loads(json.dumps(command_line.as_settings(plan.options, plan.config)))
+    return json.loads(json.dumps(flags.as_settings(plan.options, plan.config)))
 
 
 def test_settings_of_committed_runs_go_on_loading(tmp_path):
@@ -630,12 +697,12 @@ def test_settings_of_committed_runs_go_on_loading(tmp_path):
     for (agent, gate, _), config in seen.items():
         file = tmp_path / "config.json"
         file.write_text(json.dumps(config))
-        read = plan.read_plan(["--config", str(file)])
+        read = reading.read_plan(["--config", str(file)])
         assert (
             read.options.agent == agent and settings_of(read).items() >= config["settings"].items()
         )
         if gate is not None:
-            plan.import_gate(read.options.gate)
+            users.gate(read.options.gate)
 
 
 def test_the_table_uses_what_the_search_found():
@@ -680,7 +747,7 @@ def test_rows_beside_the_table_were_run_as_written():
 def test_ppo_with_cleanrls_settings_is_the_default():
     file = str(RESULTS / "mujoco" / "ppo_cleanrl.yaml")
     for cell in grid.expand(None, [], [], file, "sweep"):
-        assert cell.plan.config == settings.defaults(ppo.Config, cell.plan.options.env)
+        assert cell.plan.config == families.defaults(ppo.Config, cell.plan.options.env)
 
 
 def test_brax_has_the_settings_of_mujoco():

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run, trained, training
+from experiments import run
+from experiments.cli.exits import EXIT_NOT_KEPT
+from experiments.training import loop, trained
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("--agent", "ppo", "--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5"),
@@ -97,7 +100,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_pat
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.Training, "_write_summaries", die)
+        patch.setattr(loop.Training, "_write_summaries", die)
         run.main([*TINY, "--out", str(tmp_path / "cut")])
     assert go_on(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "cut", whole)
@@ -105,7 +108,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_pat
 
 
 def test_a_checkpoint_between_two_lines_of_metrics_changes_neither(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_LONGEST_CHUNK", 0.0)  # an update at a time: 2 of 3 save midway
+    monkeypatch.setattr(loop, "_LONGEST_CHUNK", 0.0)  # an update at a time: 2 of 3 save midway
     cut(monkeypatch, tmp_path / "cut", 16)
     (newest, *_) = Checkpoints(tmp_path / "cut" / "checkpoints").saved()
     assert newest % 3
@@ -262,7 +265,7 @@ def test_a_disk_that_is_full_stops_the_run_in_one_line(tmp_path, monkeypatch, ca
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", failing)
-        assert run.main([*TINY, "--out", str(tmp_path / "full")]) == run.EXIT_NOT_KEPT
+        assert run.main([*TINY, "--out", str(tmp_path / "full")]) == EXIT_NOT_KEPT
     error = capsys.readouterr().out.splitlines()[-1]
     assert "No space left on device" in error
     assert "--resume" in error
@@ -280,14 +283,14 @@ def test_a_disk_that_is_nearly_full_stops_the_run_before_libraries_fail(
         return usage._replace(free=left[min(1, len(list(Path(path).glob("checkpoints/*"))) // 2)])
 
     monkeypatch.setattr(shutil, "disk_usage", shrinking)
-    assert run.main([*TINY, "--out", str(tmp_path / "full")]) == run.EXIT_NOT_KEPT
+    assert run.main([*TINY, "--out", str(tmp_path / "full")]) == EXIT_NOT_KEPT
     assert "0.5 MiB are left on its disk" in capsys.readouterr().out.splitlines()[-1]
     assert len(Checkpoints(tmp_path / "full" / "checkpoints").saved()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch, capsys):
-    report = training.Training._report
+    report = loop.Training._report
 
     def report_and_be_told(self, *args):
         report(self, *args)
@@ -295,7 +298,7 @@ def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_report", report_and_be_told)
+        patch.setattr(loop.Training, "_report", report_and_be_told)
         args = [*TINY, "--checkpoint-every", "3600", "--out", str(tmp_path / "told")]
         assert run.main(args) == 128 + number
     said = capsys.readouterr().out
@@ -307,9 +310,9 @@ def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch
 
 
 def test_another_process_is_kept_out(whole, tmp_path, capsys):
-    from experiments import results
+    from experiments.record.recorder import Recorder
 
-    with results.Recorder(tmp_path / "held"):
+    with Recorder(tmp_path / "held"):
         for flag in ("--resume", "--overwrite"):
             with pytest.raises(SystemExit) as refused:
                 run.main([*TINY, "--out", str(tmp_path / "held"), flag])

@@ -13,15 +13,26 @@ import pytest
 from probes import RUN_FILES
 
 import agents
-from experiments import command_line, plan, results, run, settings, trained
-from experiments.command_line import BadInput
+from experiments import run
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan import families
+from experiments.plan.reading import read_plan
+from experiments.record import run_folder
+from experiments.record.files import to_json, write_atomically
+from experiments.record.recorder import Bystander, Recorder
+from experiments.record.run_folder import choose_folder
+from experiments.sweep import grid
+from experiments.training import trained
+from experiments.training.building import make_agent
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 TINY = [
     *("--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5", "--total-steps", "320"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
 ]
-RECORDED = {  # GATES.md section 4, and returns
+RECORDED = {  # returns, and what every gated agent logs of its update
     "episode_return",
     "episode_length",
     "episodes",
@@ -130,7 +141,7 @@ def test_a_seeds_numbers_do_not_depend_on_the_devices(finished, tmp_path):
 
 
 def test_flags_override_the_config_file(finished):
-    read = plan.read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
+    read = read_plan(["--config", str(finished / "config.json"), "--clip", "0.3"])
     assert read.config.clip == 0.3
     assert read.config.num_envs == 2
     assert read.options.seed == 5
@@ -150,7 +161,7 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(tmp_path):
     (folder / "tensorboard" / "events.old").write_text("old")
     (folder / "summary.json").write_text("old")
     (folder / "notes.txt").write_text("mine")
-    with results.Recorder(folder, overwrite=True):
+    with Recorder(folder, overwrite=True):
         pass
     assert (folder / "notes.txt").read_text() == "mine"
     assert not (folder / "summary.json").exists()
@@ -165,8 +176,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         def now(cls, tz=None):
             return cls(2026, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(results.datetime, "datetime", Clock)
-    folders = [results.choose_folder(None, "a/b") for _ in range(3)]
+    monkeypatch.setattr(run_folder.datetime, "datetime", Clock)
+    folders = [choose_folder(None, "a/b") for _ in range(3)]
     assert [folder.name for folder in folders] == [
         f"a-b-20260101-000000{number}" for number in ("", "-1", "-2")
     ]
@@ -180,8 +191,8 @@ def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_two_runs_cannot_take_the_same_folder(tmp_path):
-    with results.Recorder(tmp_path / "out"), pytest.raises(BadInput):
-        results.Recorder(tmp_path / "out")
+    with Recorder(tmp_path / "out"), pytest.raises(BadInput):
+        Recorder(tmp_path / "out")
 
 
 def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
@@ -223,8 +234,8 @@ def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, ca
 
 
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
-    public = {name for name in vars(results.Recorder) if not name.startswith("_")}
-    assert public <= vars(results.Bystander).keys()
+    public = {name for name in vars(Recorder) if not name.startswith("_")}
+    assert public <= vars(Bystander).keys()
 
 
 def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):
@@ -271,57 +282,132 @@ def test_a_callable_object_is_a_gate_too(tmp_path, monkeypatch):
     assert run.main(args) == 0
 
 
+OWN_AGENT = """
+import dataclasses
+
+import jax.numpy as jnp
+import rgpo_jax
+from agents.gated import maker
+from rgpo_jax.ranges import Positive
+from rgpo_jax.tunable import Tunable
+
+
+def tanh(log_ratio, advantage, steepness):
+    return jnp.tanh(steepness * log_ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(rgpo_jax.config.Config):
+    num_epochs: int = 2
+    steepness: Positive = 3.0
+    \"\"\"How steep.\"\"\"
+
+
+def gate(config):
+    return Tunable(tanh, {"steepness": config.steepness})
+
+
+make = maker(Config, gate)
+
+
+class Agent:
+    Config, make = Config, staticmethod(make)
+"""
+
+
+@pytest.mark.parametrize("name", ["own_agent", "own_agent:Agent"])
+def test_an_agent_of_your_own_trains_and_goes_on(name, tmp_path, monkeypatch):
+    (tmp_path / "own_agent.py").write_text(OWN_AGENT)
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--agent", name, "--steepness", "2", "--out", "out", "--total-steps", "64"]
+    assert run.main(args) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["settings"]["agent"] == name
+    assert config["gate"]["numbers"] == {"steepness": 2.0}
+    resumed = read_plan(["--resume", "--out", "out"])
+    assert (resumed.config.steepness, resumed.config.num_epochs) == (2.0, 2)
+    (cell,) = grid.expand([name], None, ["--steepness", "4"], None, "sweep")
+    assert cell.plan.config.steepness == 4.0
+    with pytest.raises(BadInput, match="no hyper-parameter 'steepness'"):
+        make_agent(read_plan(["--agent", name, "--gate", "spo"]))
+
+
+@pytest.mark.parametrize(
+    ("agent", "source", "message"),
+    [
+        ("own", "raise SystemExit(0)", "--agent own: SystemExit"),
+        ("own", "Config = dict", "--agent own: no agent; expected a Config"),
+        ("own:Agent", "Config = dict", "--agent own:Agent: AttributeError"),
+        ("own", "from rgpo_jax.config import Config", "expected a Config"),
+        ("other", "", "--agent other: unknown agent; did you mean smooth"),
+        ("other:Agent", "", "--agent other:Agent: no module named 'other'"),
+        (".", "", "--agent .: unknown agent"),
+    ],
+)
+def test_what_is_no_agent_is_refused(agent, source, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--agent", agent, "--out", "out"])
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_agent_takes_what_it_knows_of_a_config(finished):
-    read = plan.read_plan(["--config", str(finished / "config.json"), "--agent", "rgpo"])
+    read = read_plan(["--config", str(finished / "config.json"), "--agent", "rgpo"])
     assert read.config.num_envs == 2
     assert read.config.sharpness == 4.0
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
 def test_every_agent_has_its_flags(name):
-    read = plan.read_plan(["--agent", name, "--env", "CartPole-v1"])
+    read = read_plan(["--agent", name, "--env", "CartPole-v1"])
     assert type(read.config) is agents.load(name).Config
 
 
 @pytest.mark.parametrize("name", agents.GATE_AGENTS)
 def test_every_gate_goes_with_another_agent(name):
-    read = plan.read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
+    read = read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
     assert read.config.max_kl == 0.02
     assert agents.load(name).gate(read.config) is not None
 
 
 def test_a_gate_agent_with_another_gate_has_that_gates_flags_alone():
-    read = plan.read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
+    read = read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
     assert read.config.sharpness == 2.0
     assert not hasattr(read.config, "clip")
 
 
 def test_a_familys_settings_hold_where_no_flag_is_given():
-    read = plan.read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
+    read = read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
     assert read.config.num_envs == 32
-    assert read.config.network == settings.FAMILIES["MinAtar"]["network"]
+    assert read.config.network == families.FAMILIES["MinAtar"]["network"]
 
 
 def test_a_gate_may_have_settings_of_its_own_in_a_family():
     env = ["--env", "envpool/Hopper-v4"]
-    assert plan.read_plan([*env, "--agent", "ppo"]).config.num_epochs == 10
-    assert plan.read_plan([*env, "--agent", "rgpo"]).config.num_epochs == 4
-    assert plan.read_plan([*env, "--agent", "ppo", "--gate", "rgpo"]).config.num_epochs == 4
-    assert plan.read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
+    assert read_plan([*env, "--agent", "ppo"]).config.num_epochs == 10
+    assert read_plan([*env, "--agent", "rgpo"]).config.num_epochs == 4
+    assert read_plan([*env, "--agent", "ppo", "--gate", "rgpo"]).config.num_epochs == 4
+    assert read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
-@pytest.mark.parametrize("env", settings.FAMILIES)
+@pytest.mark.parametrize("env", families.FAMILIES)
 def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
     env = {"MinAtar": "Asterix-MinAtar", "brax": "brax/ant"}.get(env, env)
-    assert settings.defaults(agents.load(name).Config, env).num_updates > 0
+    assert families.defaults(agents.load(name).Config, env).num_updates > 0
 
 
 def test_every_agent_has_the_entropy_bonus_of_the_family():
     # In MinAtar a policy without it soon repeats one losing game, whatever its gate or step.
     configs = [agents.load(name).Config for name in agents.NAMES]
-    bonuses = {settings.defaults(c, "Breakout-MinAtar").entropy_coefficient for c in configs}
-    assert bonuses == {settings.FAMILIES["MinAtar"]["entropy_coefficient"]}
+    bonuses = {families.defaults(c, "Breakout-MinAtar").entropy_coefficient for c in configs}
+    assert bonuses == {families.FAMILIES["MinAtar"]["entropy_coefficient"]}
 
 
 BAD = {
@@ -401,7 +487,7 @@ def test_a_bad_config_file_is_refused(content, message, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(BadInput, match=r".") as refused:
-        plan.read_plan(["--config", str(path)])
+        read_plan(["--config", str(path)])
     assert message in str(refused.value)
 
 
@@ -472,31 +558,31 @@ def test_help_states_meaning_and_default(capsys):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    results.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def fail(descriptor):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        results.write_atomically(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_holds_null_for_nan_and_large_counts():
-    content = results.to_json({"a": float("nan"), "b": [float("inf"), 1.5], "steps": 2**40})
+    content = to_json({"a": float("nan"), "b": [float("inf"), 1.5], "steps": 2**40})
     assert json.loads(content) == {"a": None, "b": [None, 1.5], "steps": 2**40}
 
 
 def test_peek_takes_the_last_value():
-    assert command_line.peek("--env", ["--env", "a", "--env=b"]) == "b"
-    assert command_line.peek("--env", ["--envs", "a"]) is None
+    assert flags.peek("--env", ["--env", "a", "--env=b"]) == "b"
+    assert flags.peek("--env", ["--envs", "a"]) is None
 
 
 @pytest.mark.parametrize(("updates", "points"), [(977, 100), (7, 10), (1, 10), (100, 10)])
 def test_points_are_evenly_spread_and_end_at_the_last_update(updates, points):
-    from experiments.training import Every
+    from experiments.training.loop import Every
 
     every = Every(updates, points)
     stops, done = [], 0

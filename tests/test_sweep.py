@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid, launchers, run, sweep, training
-from experiments.command_line import BadInput
-from experiments.results import is_finished
+from experiments import run
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.record.run_folder import is_finished
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import grid, launchers
+from experiments.training import loop
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -293,7 +297,7 @@ def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(tmp_pa
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Training, "_write_summaries", die)
+        patch.setattr(loop.Training, "_write_summaries", die)
         sweep.worker.main([str(spec)])
     assert list(spec.with_suffix("").glob("checkpoints/20/checksums.json"))
     shutil.rmtree(gone)
@@ -371,7 +375,7 @@ def test_a_broken_cell_does_not_stop_the_others(tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text("learning_rate: [1e38, 1e-3]\n")
     out = tmp_path / "out"
-    assert sweep.main(["--file", str(path), "--out", str(out), *TINY]) == run.EXIT_BROKEN
+    assert sweep.main(["--file", str(path), "--out", str(out), *TINY]) == EXIT_BROKEN
     broken, good = (
         out / "CartPole-v1-rgpo-learning_rate=1e+38",
         out / "CartPole-v1-rgpo-learning_rate=0.001",
@@ -456,7 +460,7 @@ def test_a_sweep_that_cannot_write_ends_what_runs_and_says_so_in_one_line(
 
     launcher = Endless()
     monkeypatch.setattr(sweep.launchers, "make", lambda *_: launcher)
-    assert sweep.main(["--out", str(tmp_path / "out"), *TINY]) == run.EXIT_NOT_KEPT
+    assert sweep.main(["--out", str(tmp_path / "out"), *TINY]) == EXIT_NOT_KEPT
     assert launcher.stopped
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -469,7 +473,8 @@ def test_a_killed_sweep_takes_its_workers_along(wait, tmp_path):
     spec = tmp_path / "x.json"
     os.mkfifo(spec)  # the worker waits for its content
     code = (
-        "import sys, time; from pathlib import Path; from experiments.launchers import Local\n"
+        "import sys, time; from pathlib import Path\n"
+        "from experiments.sweep.launchers import Local\n"
         "local, spec = Local(1), Path(sys.argv[1]); local.start(spec)\n"
         "print(local._running[spec][0].pid, flush=True); time.sleep(600)"
     )
@@ -529,7 +534,7 @@ def test_a_program_gets_the_cores_of_one_that_ended(tmp_path, monkeypatch):
 def test_a_worker_keeps_to_its_cores(tmp_path):
     core = max(os.sched_getaffinity(0))
     code = (
-        "import os, sys; from experiments import worker\n"
+        "import os, sys; from experiments.sweep import worker\n"
         "try: worker.main([sys.argv[1], f'--cores={sys.argv[2]},9999'])\n"
         "finally: print(*os.sched_getaffinity(0))"
     )
@@ -539,7 +544,7 @@ def test_a_worker_keeps_to_its_cores(tmp_path):
 
 
 def test_another_sweep_is_kept_out_of_the_folder(tmp_path, capsys):
-    from experiments.results import hold
+    from experiments.record.run_folder import hold
 
     held = hold(tmp_path / "out")
     with pytest.raises(SystemExit) as refused:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TALK = """
-from experiments.terminal import Terminal
+from experiments.cli.terminal import Terminal
 terminal = Terminal()
 for line in range(3):
     terminal.print(f"line {line}")

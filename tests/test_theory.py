@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments.record import run_folder
 from experiments.theory import __main__ as program
 from experiments.theory import catalogue, drawing
 from experiments.theory.options import STUDIES
@@ -87,7 +87,7 @@ def test_claims_have_what_others_read(written):
     for claim in claims:
         assert {"claim", "holds", "evidence", "figures", "source"} <= set(claim)
         assert claim["holds"] in (True, False, None)
-        assert claim["source"] in ("paper", "reader", "ours")
+        assert claim["source"] in ("paper", "summary", "ours")
         assert all((written / f"{figure}.png").exists() for figure in claim["figures"])
     refuted = [claim["claim"][:6] for claim in claims if claim["holds"] is False]
     assert refuted == ["Eq. 40", "Eq. 38"]
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said(when, tmp_path, capsys, monkeypatch):
         raise OSError("no room")
 
     if when == "at once":
-        monkeypatch.setattr(results, "require_space", refuse)
+        monkeypatch.setattr(run_folder, "require_space", refuse)
     else:  # the log is replaced by the device that is always full
         monkeypatch.setattr(program, "LOG", "full")
         (tmp_path / "full").symlink_to("/dev/full")

@@ -42,6 +42,26 @@ def test_bias_and_variance_by_another_quadrature(kl, k):
     assert found.error(10) == pytest.approx(found.bias**2 + found.variance / 10)
 
 
+def test_the_share_of_bias_depends_on_the_advantages():
+    of_tanh = estimators.share_of_bias(np.tanh, 0.02, 4.0)
+    samples = ratios.Normals.at_distance(0.02, 1.0).quadrature()
+    share = abs(estimators.of_sharpness(4.0, samples).bias) / estimators.true_gradient(samples)
+    assert of_tanh == pytest.approx(share) == pytest.approx(0.288, abs=0.0005)
+    shares = {
+        name: estimators.share_of_bias(mean, 0.02, 4.0) for name, mean in estimators.SHAPES.items()
+    }
+    assert shares == pytest.approx({"sign(x)": 0.245, "x": 0.345, "exp(x)": 0.477}, abs=0.0005)
+
+    def terms(x, biased):  # of the advantage x, by another quadrature
+        shift = 0.2
+        r = math.exp(shift * x - shift**2 / 2)
+        factor = math.tanh(2 * (r - 1)) ** 2 if biased else 1.0
+        return r * factor * x * (x - shift) * math.exp(-x * x / 2)
+
+    bias_of_x, gradient = (integrate.quad(terms, -12, 12, args=(b,))[0] for b in (True, False))
+    assert shares["x"] == pytest.approx(bias_of_x / gradient, rel=1e-6)
+
+
 def test_bias_stays_below_its_bound_and_vanishes_with_sharpness():
     for kl in bias.KLS:
         samples = ratios.Normals.at_distance(kl, 1.0).quadrature()

@@ -7,7 +7,7 @@ import pytest
 
 import agents
 import envs
-from experiments import benchmark
+from experiments.benchmark import measure, timing
 from experiments.theory import cost
 from experiments.theory.options import Options
 
@@ -68,16 +68,14 @@ class Clock:
 def test_programs_run_in_turn_and_in_alternating_order():
     log = []
     programs = [Clock(name, t, log) for name, t in (("a", 0.5), ("b", 0.25), ("c", 0.125))]
-    rounds = list(benchmark.in_turn(programs, 1.0, rounds=3))
+    rounds = list(timing.in_turn(programs, 1.0, rounds=3))
     assert rounds == [(0.5, 0.25, 0.125)] * 3
     assert "".join(log) == "abc" + "cba" + "abc"
 
 
 def test_a_ratio_is_rgpos_time_over_the_others(monkeypatch):
     seconds = {"ppo": 0.01, "rgpo": 0.0125, "trpo": 0.05}
-    monkeypatch.setattr(
-        benchmark, "build", lambda name, *_, **__: Clock(name, seconds[name], log=[])
-    )
+    monkeypatch.setattr(measure, "build", lambda name, *_, **__: Clock(name, seconds[name], log=[]))
     shares = []
     study = cost.run(Options(pairs=7), shares.append)
     assert shares == sorted(shares)
@@ -107,7 +105,7 @@ def test_a_ratio_is_rgpos_time_over_the_others(monkeypatch):
 
 
 def test_two_pairs_cannot_tell(monkeypatch):
-    monkeypatch.setattr(benchmark, "build", lambda *_, **__: Clock("", 0.01, log=[]))
+    monkeypatch.setattr(measure, "build", lambda *_, **__: Clock("", 0.01, log=[]))
     study = cost.run(Options(pairs=2), lambda share: None)
     assert [claim.holds for claim in study.claims] == [None, True]
     for row in study.tables[0].rows:

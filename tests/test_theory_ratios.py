@@ -45,7 +45,7 @@ def test_where_a_supremum_lies_in_words():
 def test_which_weights_are_bounded_and_which_gates_lie_in_the_unit_interval():
     found = {name: family.facts(gate) for name, gate in catalogue.GATES.items()}
     assert {name for name, row in found.items() if not row.is_bounded} == {
-        *("ppo", "ppo clip-higher", "importance", "spo", "rollback"),
+        *("ppo", "ppo clip-higher", "importance", "spo", "rollback", "discovered"),
     }
     assert math.isfinite(found["ppo"].supremum)  # only where A < 0
     acceptance = {name for name, row in found.items() if row.in_unit_interval}

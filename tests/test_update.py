@@ -57,10 +57,9 @@ class Case:
     def __init__(self, gate, space=DISCRETE, max_episode_steps=None, parts=None, **settings):
         self.config = Config(**(SETTINGS | settings))
         self.network = networks.make((SIZE,), space, self.config)
-        self.learner = update.make(
-            self.network, self.config, gate, **(parts or {}), max_episode_steps=max_episode_steps
-        )
-        self.update = quick_jit(self.learner.update)
+        self.learner = update.make(self.network, self.config, gate, **(parts or {}))
+        update_ = functools.partial(self.learner.update, max_episode_steps=max_episode_steps)
+        self.update = quick_jit(update_)
         state, self.outputs, self.trajectory = start(space)
         self.state = state._replace(hyperparameters=self.learner.hyperparameters)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments import command_line
-from experiments.command_line import BadInput
-from experiments.interrupts import Interrupted, Interrupts
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Positive
 
@@ -35,11 +35,11 @@ class Options(Checked):
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for index.html and figures/; None: report/ in the first DIR."""
     baseline: Annotated[str | None, tyro.conf.arg(metavar="VARIANT")] = None
-    """The variant to improve on, as the report calls it; None: ppo, if there."""
+    """The variant to improve on, as the report calls it; None: ppo, if it is among them."""
     title: str | None = None
     """Heading of the page; None: the names of the folders."""
     figures: bool = True
-    """Draw the figures as PNG and PDF too."""
+    """Also draw the figures as PNG and PDF."""
     episodes: bool = True
     """Render an episode of each variant on each environment that has none yet, by experiments.play;
     it stays in the run's folder."""
@@ -59,7 +59,7 @@ def read_options(args: Sequence[str]) -> Options:
     for i, arg in enumerate(args):
         if arg == "--watch" and not _is_number(args[i + 1 : i + 2]):
             args[i] = f"--watch={_WATCH}"
-    options = command_line.read(Options, Options(), args, PROG)
+    options = flags.read(Options, Options(), args, PROG)
     if not options.paths:
         raise BadInput(f"DIR: expected a folder with runs (see {PROG} --help)")
     return options
@@ -97,8 +97,8 @@ def write(report: "Report", folder: Path, refresh: float | None, figures: bool) 
     Raises:
       BadInput: the folder cannot be written.
     """
+    from experiments.record.files import write_atomically
     from experiments.report import page, paper
-    from experiments.results import write_atomically
 
     content = page.render(report, refresh)
     try:
@@ -117,12 +117,12 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts():
         try:
             options = read_options(sys.argv[1:] if args is None else args)
-            with command_line.report_extra("the report"):
+            with flags.report_extra("the report"):
                 if options.watch is None:
                     return _write_once(options)
                 return _watch(options, options.watch)
         except BadInput as error:
-            command_line.refuse(error)
+            flags.refuse(error)
         except Interrupted as interrupted:
             return interrupted.exit_status
 

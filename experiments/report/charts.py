@@ -73,12 +73,6 @@ class Chart:
         return f"{what}: {self.title}; {self.x_label}; {labels}"
 
 
-# Metric -> what its learning curve is called, in full and on an axis.
-RETURNS = {
-    scores.SCORE: ("evaluation, deterministic policy", "return (evaluation)"),
-    scores.SAMPLED: ("evaluation, sampled actions", "return (sampled actions)"),
-    "episode_return": ("training episodes", "return (training)"),
-}
 # Metric -> title, label with unit, logarithmic.
 _DIAGNOSTICS: dict[str, tuple[str, str, bool]] = {
     "episode_return": ("Return of training episodes", "return", False),
@@ -92,12 +86,12 @@ _DIAGNOSTICS: dict[str, tuple[str, str, bool]] = {
 
 
 def learning_curves(collection: Collection) -> dict[str, dict[str, Chart]]:
-    """Metric -> environment -> returns over training."""
+    """Metric -> environment -> scores and returns over training."""
     found: dict[str, dict[str, Chart]] = {}
-    for metric, (_, unit) in RETURNS.items():
+    for curve in collection.headline.curves:
         for env in collection.envs:
-            key = f"{metric}-{env}"
-            chart = _over_training(collection, env, metric, key, env, unit, markers=True)
+            metric, key = curve.metric, f"{curve.metric}-{env}"
+            chart = _over_training(collection, env, metric, key, env, curve.axis, markers=True)
             if chart.series:
                 found.setdefault(metric, {})[env] = chart
     return found
@@ -135,7 +129,9 @@ def _over_training(
                     [int(n) for n in curve.seeds],
                 )
             )
-    return Chart(file_name(key), title, "environment steps of one seed", unit, series, **look)
+    return Chart(
+        file_name(key), title, f"{collection.headline.steps} of one seed", unit, series, **look
+    )
 
 
 def _spikes(collection: Collection, env: str) -> Chart:

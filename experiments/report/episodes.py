@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from experiments.launchers import environment
+from experiments.record.run_folder import CHECKPOINTS
 from experiments.report.runs import Run
-from experiments.results import CHECKPOINTS
+from experiments.sweep.launchers import environment
 
 _LARGEST = 16 * 2**20  # bytes: a page beyond this opens slowly
 _KINDS: dict[str, tuple[Literal["image", "video", "page"], str]] = {

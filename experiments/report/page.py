@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.record.files import to_json
 from experiments.report import charts, episodes, scores
 from experiments.report.charts import Chart
 from experiments.report.runs import FINISHED, UNFINISHED, Cell, Collection, Run
-from experiments.results import to_json
 from rgpo_jax.statistics import Estimate
 
 _HERE = Path(__file__).parent
@@ -112,7 +112,11 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             summary=_summary(report),
             numbers=_numbers(report),
             variants=collection.variants,
-            metrics={m: name for m, (name, _) in charts.RETURNS.items() if m in report.curves},
+            metrics={
+                curve.metric: curve.title
+                for curve in report.collection.headline.curves
+                if curve.metric in report.curves
+            },
             curves={
                 env: {m: by_env[env].key for m, by_env in report.curves.items() if env in by_env}
                 for env in collection.envs

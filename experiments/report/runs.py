@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.command_line import BadInput
-from experiments.results import CONFIG, METRICS, SUMMARY, short_commit
+from experiments.cli.flags import BadInput
+from experiments.record.headline import CONTROL, Headline
+from experiments.record.provenance import short_commit
+from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 
@@ -191,7 +193,7 @@ class Collection:
     Attributes:
       runs: that have metrics.
       cells: (env, variant) -> Cell.
-      notes: what a reader must know about what was found: one sentence each.
+      notes: what one must know about the runs that were found, a sentence each.
       waiting: run folders without a line of metrics yet.
     """
 
@@ -207,6 +209,11 @@ class Collection:
     @functools.cached_property
     def variants(self) -> tuple[str, ...]:
         return tuple(sorted({variant for _, variant in self.cells}, key=_natural))
+
+    @property
+    def headline(self) -> Headline:
+        """By which metrics its runs are judged: those of the first."""
+        return Headline.of_run(self.runs[0].config) if self.runs else CONTROL
 
     @property
     def is_growing(self) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.record.headline import CONTROL
 from experiments.report.runs import FINISHED, Cell, Collection
 from rgpo_jax import statistics
 from rgpo_jax.statistics import Estimate
 
-SCORE = "eval_return"
-SAMPLED = "eval_return_stochastic"
+SCORE = CONTROL.score.metric  # of the paper's runs
+SAMPLED = CONTROL.sampled.metric
 RESAMPLES = 5000  # as in a run's summary, so that both name the same interval
 SPIKES = "kl_spike_rate_"
 _MOST_POINTS = 120  # of a curve: more cannot be told apart on a page
@@ -48,10 +49,10 @@ def score_table(collection: Collection) -> dict[tuple[str, str], Row]:
     """
     rows = {}
     for key, cell in collection.cells.items():
-        scores = cell.final(SCORE)
+        scores = cell.final(collection.headline.score.metric)
         if not len(scores):
             continue
-        sampled = cell.final(SAMPLED)
+        sampled = cell.final(collection.headline.sampled.metric)
         rows[key] = Row(
             cell,
             scores,
@@ -175,9 +176,10 @@ def aggregate(rows: dict[tuple[str, str], Row], collection: Collection) -> Aggre
     most = max(1.0, *(float(np.max(s)) for group in strata.values() for s in group))
     thresholds = np.linspace(max(least, -0.5), min(most, 2.0), _PROFILE_POINTS)
     efficiency = {}
+    score = collection.headline.score.metric
     for v in complete:
         curves = [
-            normalize(env, _at_fractions(collection.cells[env, v], _FRACTIONS))
+            normalize(env, _at_fractions(collection.cells[env, v], score, _FRACTIONS))
             for env in references
         ]
         if all(np.isfinite(curve).all() for curve in curves):
@@ -198,9 +200,9 @@ def aggregate(rows: dict[tuple[str, str], Row], collection: Collection) -> Aggre
     )
 
 
-def _at_fractions(cell: Cell, fractions: np.ndarray) -> np.ndarray:
-    """Evaluations [seeds, fractions of training], straight between two evaluations."""
-    steps, values = cell.curve(SCORE)
+def _at_fractions(cell: Cell, metric: str, fractions: np.ndarray) -> np.ndarray:
+    """A score [seeds, fractions of training], straight between two evaluations."""
+    steps, values = cell.curve(metric)
     share = steps / steps[-1]
     return np.stack([np.interp(fractions, share, column) for column in values.T])
 
@@ -213,7 +215,7 @@ def untrained_score(collection: Collection, env: str) -> float | None:
     """
     scores: list[float] = []
     for (e, _), cell in collection.cells.items():
-        steps, values = cell.curve(SAMPLED)
+        steps, values = cell.curve(collection.headline.sampled.metric)
         if e == env and len(steps) and steps[0] == 0:
             scores += list(values[0][np.isfinite(values[0])])
     return float(np.mean(scores)) if scores else None

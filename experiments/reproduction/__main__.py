@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import command_line
-from experiments.command_line import BadInput
-from experiments.interrupts import Interrupted, Interrupts
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.reproduction.options import Options
 
 if TYPE_CHECKING:
@@ -31,26 +31,25 @@ def main(args: Sequence[str] | None = None) -> int:
     """Writes the page and its figures; returns the exit status."""
     with Interrupts():
         try:
-            options = command_line.read(
-                Options, Options(), sys.argv[1:] if args is None else args, PROG
-            )
+            options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
             if options.collect is not None:
                 return _collect(options, options.collect)
             return _write(options)
         except BadInput as error:
-            command_line.refuse(error)
+            flags.refuse(error)
         except Interrupted as interrupted:
             return interrupted.exit_status
 
 
 def _write(options: Options) -> int:
-    with command_line.report_extra("the page"):
+    with flags.report_extra("the page"):
         from experiments.reproduction import figures, page
-    from experiments import results
+    from experiments.record.files import write_atomically
+    from experiments.record.run_folder import choose_page_folder, refusing
     from experiments.reproduction import tables
 
     data, there = _families("--data", options.data)
-    folder = results.choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
+    folder = choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
     pictures: dict[str, bytes] = {}
     families = [_read(data, key, pictures) for key in there]
     studies = []
@@ -65,18 +64,18 @@ def _write(options: Options) -> int:
         if family.key == "mujoco" and (picture := figures.returns(family.cells)):
             returns, pictures["returns.png"] = f"{FIGURES}/returns.png", picture
     content = page.render(families, studies, returns, _read_text(data / READING))
-    with results.refusing(folder):
+    with refusing(folder):
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
-            results.write_atomically(folder / FIGURES / name, picture)
-        results.write_atomically(folder / PAGE, content)
+            write_atomically(folder / FIGURES / name, picture)
+        write_atomically(folder / PAGE, content)
     print(f"{len(families)} families, {len(pictures)} figures -> {folder / PAGE}", flush=True)
     return 0
 
 
 def _collect(options: Options, raw: str) -> int:
     """Takes runs into the tables of `data`."""
-    with command_line.report_extra("the page"):
+    with flags.report_extra("the page"):
         from experiments.reproduction import rows, tables
 
     folder, there = _families("--collect", raw)

@@ -15,7 +15,7 @@ from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
 from rgpo_jax.statistics import Estimate
 
 HELD, NOT_HELD, UNTOLD = "held", "not held", "cannot be told"
-# Task -> gain in return over PPO, as readers of the paper report it; 0 is parity.
+# Task -> gain in return over PPO, as secondary summaries of the paper report it; 0 is parity.
 PAPERS_GAINS = {
     "envpool/Walker2d-v4": 0.81,
     "envpool/Ant-v4": 0.47,
@@ -38,12 +38,19 @@ class Finding:
     """What one row's runs say of a claim.
 
     Attributes:
-      verdict: HELD, NOT_HELD or UNTOLD.
+      verdict: HELD, NOT_HELD or UNTOLD; of a return, by the policy's mode.
       evidence: the intervals that say so.
+      by_samples: of a return, the verdict by the policy's samples where that is another, else "".
     """
 
     verdict: str
     evidence: str
+    by_samples: str = ""
+
+    @property
+    def scope(self) -> str:
+        """What the verdict does not go beyond, to be written after it."""
+        return ", by the mode alone" if self.by_samples else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +204,12 @@ def _gain(task: str, cells: Cells, rows: Sequence[str], baseline: str) -> Claim:
         verdict = judge_gain(gain, papers)
         evidence = percent(gain, sign=True) or "PPO's return is not clearly above 0"
         # Policies that go on exploring show what a mode hides.
-        sampled = relative_gain(*(cell.final(scores.SAMPLED) for cell in pair))
+        sampled, other = relative_gain(*(cell.final(scores.SAMPLED) for cell in pair)), ""
         if says := percent(sampled, sign=True):
-            other = judge_gain(sampled, papers)
-            differs = "" if other == verdict else f": {other}"
-            evidence += f" (sampled {says}{differs})"
-        findings[row] = Finding(verdict, evidence)
+            judged = judge_gain(sampled, papers)
+            other = "" if judged == verdict else judged
+            evidence += f" (sampled {says}{f': {other}' if other else ''})"
+        findings[row] = Finding(verdict, evidence, other)
     against = "" if baseline == BASELINE else f", against {ALL[baseline].name}"
     if papers == 0:
         rule = f"held: interval within ±{100 * _PARITY:.0f} %; not held: wholly outside"
@@ -221,7 +228,7 @@ def _over_tasks(
     judge: Callable[[Sequence[Estimate]], str],
     say: Callable[[Estimate], str],
 ) -> Finding:
-    """Judges a number of all four tasks together; those that miss leave it open at best."""
+    """Judges a number of all four tasks together; where one is missing it cannot be held."""
     found, texts = [], []
     for task in PAPERS_GAINS:
         reason = _missing(cells, task, row)

@@ -32,7 +32,7 @@ _SHOWN = ("episode_return", "approx_kl", "effective_sample_size", "weight_mean")
 
 
 def returns(cells: Cells) -> bytes | None:
-    """Every row's final return, a panel per task, and where the paper's gain over our PPO is; PNG.
+    """Every row's final return, a panel per task, with the paper's gain over our PPO marked; PNG.
 
     None where PPO is finished on no task.
     """

@@ -5,18 +5,17 @@ from typing import Annotated
 
 import tyro
 
-from experiments import command_line
+from experiments.cli import flags
 from rgpo_jax.config import Checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    """Judge what RGPO's paper says of its runs by ours, and write the page and its figures."""
+    """Judge the claims of RGPO's paper by the stored runs, and write the page and its figures."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR")] = "results/data"
     """Folder with the runs: tables FAMILY/runs.jsonl.gz, or folders FAMILY/ROW/RUN, and
-    FAMILY/search/SWEEP/RUN for the search; in FAMILY/reading.md stands what a person makes of
-    them."""
+    FAMILY/search/SWEEP/RUN for the search; FAMILY/reading.md holds a person's comments on them."""
     collect: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder with further runs, FAMILY/ROW/RUN: take what the page reads of them into the tables of
     --data, in the place of runs of the same name, and write no page."""
@@ -27,6 +26,6 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        command_line.check_path("data", self.data)
-        command_line.check_path("collect", self.collect)
-        command_line.check_path("out", self.out)
+        flags.check_path("data", self.data)
+        flags.check_path("collect", self.collect)
+        flags.check_path("out", self.out)

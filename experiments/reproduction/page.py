@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.report import scores
 from experiments.report.runs import FINISHED, Cell, Collection, Run
-from experiments.reproduction import claims, rows, search
+from experiments.reproduction import claims, ranks, rows, search
 from experiments.reproduction.claims import number, percent, short_name
 from experiments.reproduction.search import Candidate, Search
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS
@@ -109,6 +109,8 @@ def render(
     content = environment.get_template("page.md").render(
         of_return=claims.claims_of_return(mujoco, rows.JUDGED),
         of_updates=claims.claims_of_updates(mujoco, rows.JUDGED),
+        contests=ranks.contests(mujoco),
+        p_value=ranks.say,
         judged={row: rows.ROWS[row].name for row in rows.JUDGED},
         baseline=rows.BASELINE,
         families=families,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import BadInput
+from experiments.cli.flags import BadInput
 from experiments.report.runs import Cell, Collection, Run
 from experiments.reproduction import search, tables
 
@@ -67,12 +67,20 @@ _PUBLISHED = {
 }
 # Row -> PPO with its step size and epochs.
 SAME_SETTINGS = {"rgpo": "ppo_rgpo_settings"}
+# Every row of RGPO's own gate, with the row of PPO that its returns are tested against.
+CONTESTS = (
+    *((row, BASELINE) for row in JUDGED),
+    *SAME_SETTINGS.items(),
+    ("rgpo_target_kl", "ppo_target_kl"),
+    ("rgpo_ppo_settings", "ppo_target_kl"),
+    ("rgpo_zoo", "ppo_zoo"),
+)
 ALL = {**ROWS, **_ABLATIONS, **_RELATIVES, **_PUBLISHED}
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows with a table of their own, and the rows of the paper's table that stand there too."""
+    """Rows with a table of their own, and rows of the paper's table that it repeats to compare."""
 
     rows: Sequence[str]
     compared: Sequence[str]
@@ -99,7 +107,7 @@ def read(family: Path) -> Collection:
 
     Raises:
       BadInput: a run is damaged; a row holds runs of another agent, or whose settings differ; or
-        rows differ in the length of their training, or in what is no agent's own.
+        rows differ in the length of their training, or in settings that are no agent's own.
     """
     cells: dict[tuple[str, str], Cell] = {}
     found: dict[str, Collection] = {}

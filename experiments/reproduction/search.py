@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command_line import BadInput
+from experiments.cli.flags import BadInput
 from experiments.report import scores
 from experiments.report.runs import BROKEN, FINISHED, Run
 from experiments.reproduction import tables

@@ -15,8 +15,9 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from experiments import results
-from experiments.command_line import BadInput
+from experiments.cli.flags import BadInput
+from experiments.record.files import to_json, write_atomically
+from experiments.record.run_folder import CONFIG, METRICS, refusing
 from experiments.report import runs, scores
 from experiments.report.runs import COUNTERS, Collection, Files, NotARun, Run
 
@@ -82,18 +83,18 @@ def write(raw: Path, family: Path, whole: Container[str]) -> int:
       BadInput: a run, or the table, is damaged.
     """
     taken = {}
-    for config in raw.rglob(runs.CONFIG):
+    for config in raw.rglob(CONFIG):
         name = config.parent.relative_to(raw).as_posix()
         if (line := _take(config.parent, name, whole)) is not None:
             taken[name] = line
     lines = {line["run"]: line for line in _lines(family / TABLE)} | taken
     ordered = [lines[name] for name in sorted(lines, key=_parts)]
-    table = b"".join(map(results.to_json, ordered))
-    with results.refusing(family):
+    table = b"".join(map(to_json, ordered))
+    with refusing(family):
         family.mkdir(parents=True, exist_ok=True)
         if _unpacked(family / TABLE) != table:
-            results.write_atomically(family / TABLE, _packed(table))
-        results.write_atomically(family / MANIFEST, _manifest(family.name, ordered))
+            write_atomically(family / TABLE, _packed(table))
+        write_atomically(family / MANIFEST, _manifest(family.name, ordered))
     return len(taken)
 
 
@@ -125,7 +126,7 @@ def _take(folder: Path, name: str, whole: Container[str]) -> Line | None:
         return None
     return {
         "run": name,
-        "sha256": hashlib.sha256((folder / runs.METRICS).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256((folder / METRICS).read_bytes()).hexdigest(),
         "config": files.config,
         "summary": files.summary,
         "metrics": _whole(files.lines) if _parts(name)[0] in whole else _scores(files.lines, run),

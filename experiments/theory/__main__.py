@@ -19,10 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments import command_line
-from experiments.command_line import BadInput
-from experiments.interrupts import Interrupted, Interrupts
-from experiments.terminal import Terminal
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.terminal import Terminal
 from experiments.theory.options import STUDIES, Options
 
 if TYPE_CHECKING:
@@ -37,34 +37,33 @@ def main(args: Sequence[str] | None = None) -> int:
     """Makes the studies and writes the page; returns the exit status."""
     with Interrupts():
         try:
-            options = command_line.read(
-                Options, Options(), sys.argv[1:] if args is None else args, PROG
-            )
+            options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
             if not options.studies:
                 raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
             return _make(options)
         except BadInput as error:
-            command_line.refuse(error)
+            flags.refuse(error)
         except Interrupted as interrupted:
             print("stopped: nothing is written before all studies are done", file=sys.stderr)
             return interrupted.exit_status
 
 
 def _make(options: Options) -> int:
-    with command_line.report_extra("the page"):
+    with flags.report_extra("the page"):
         importlib.import_module("jinja2")  # now rather than minutes later
-    from experiments import results
+    from experiments.record.files import require_space
+    from experiments.record.run_folder import choose_page_folder, hold, refusing
 
-    folder = results.choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
-    with results.refusing(folder):
-        lock = results.hold(folder)
+    folder = choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
+    with refusing(folder):
+        lock = hold(folder)
     with lock:
-        with results.refusing(folder):
-            results.require_space(folder, _SIZE)  # now rather than minutes later
+        with refusing(folder):
+            require_space(folder, _SIZE)  # now rather than minutes later
             (folder / LOG).write_text("")
         speaker = _Speaker(folder)
         studies = _run(options, speaker)
-        with results.refusing(folder):
+        with refusing(folder):
             write(folder, studies, options)
         speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
     return 0
@@ -78,10 +77,10 @@ class _Speaker:
         self._folder = folder
 
     def say(self, line: str) -> None:
-        from experiments import results
+        from experiments.record.run_folder import refusing
 
         self._console.print(line, markup=False)
-        with results.refusing(self._folder), (self._folder / LOG).open("a") as log:
+        with refusing(self._folder), (self._folder / LOG).open("a") as log:
             log.write(line + "\n")
 
     def bar(self) -> Progress:
@@ -123,10 +122,11 @@ def _verdicts(studies: Mapping[str, "Study"]) -> str:
 
 def write(folder: Path, studies: Mapping[str, "Study"], options: Options) -> None:
     """Writes figures, tables, page and, last, the claims; each file is replaced atomically."""
-    from experiments import results
+    from experiments.record.files import to_json, write_atomically
+    from experiments.record.provenance import provenance
     from experiments.theory import drawing, page
 
-    where = results.provenance()
+    where = provenance()
     settings = {
         name: value
         for name, value in dataclasses.asdict(options).items()
@@ -140,7 +140,7 @@ def write(folder: Path, studies: Mapping[str, "Study"], options: Options) -> Non
         for table in study.tables:
             files[f"{table.name}.csv"] = _csv(table.columns, table.rows)
     files[PAGE] = page.render(studies, where, settings)
-    files[CLAIMS] = results.to_json(
+    files[CLAIMS] = to_json(
         [
             {"study": name, **dataclasses.asdict(claim)}
             for name, study in studies.items()
@@ -149,7 +149,7 @@ def write(folder: Path, studies: Mapping[str, "Study"], options: Options) -> Non
         indent=2,
     )
     for name, content in files.items():
-        results.write_atomically(folder / name, content)
+        write_atomically(folder / name, content)
     # Of an earlier call: the page no longer shows them.
     for study_name in STUDIES:
         for path in folder.glob(f"{study_name}*"):

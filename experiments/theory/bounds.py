@@ -109,5 +109,5 @@ def cubic(pair: Pair, sharpness: float) -> Array:
 
 
 def without_shift(pair: Pair, sharpness: float) -> Array:
-    """`linear` as a reader of the paper reports it, for whom the states' distribution stays."""
+    """`linear` as a secondary summary of the paper has it: without a term for the states."""
     return linear(pair, sharpness) + pair.scaled(pair.shift)

@@ -11,20 +11,14 @@ def rgpo_name(sharpness: float) -> str:
     return f"rgpo k={sharpness:g}"
 
 
-# One of each constructor, with its defaults.
+# One of each constructor, with its defaults; those whose name says them.
+_NAMES = {
+    "rgpo": rgpo_name(4.0),
+    "truncated_importance": "truncated c=1",
+    "smooth": "smooth erf",
+}
 DEFAULTS: dict[str, Tunable] = {
-    rgpo_name(4.0): gates.rgpo(4.0),
-    "ppo": gates.ppo(),
-    "reinforce": gates.reinforce(),
-    "importance": gates.importance(),
-    "truncated c=1": gates.truncated_importance(1.0),
-    "cispo": gates.cispo(),
-    "sapo": gates.sapo(),
-    "p3o": gates.p3o(),
-    "spo": gates.spo(),
-    "rollback": gates.rollback(),
-    "topr": gates.topr(),
-    "smooth erf": gates.smooth("erf"),
+    _NAMES.get(name, name): constructor() for name, constructor in gates.CONSTRUCTORS.items()
 }
 GATES: dict[str, Tunable] = {
     **{rgpo_name(k): gates.rgpo(k) for k in SHARPNESSES},

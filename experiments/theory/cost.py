@@ -11,7 +11,7 @@ from scipy import stats
 
 import agents
 import envs
-from experiments import benchmark
+from experiments.benchmark import measure, timing
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, say
 from rgpo_jax import update
@@ -83,7 +83,7 @@ def differentiation_order(agent: Agent) -> int:
 
     def once(key: jax.Array) -> Any:
         state = agent.init(key)
-        return probed.update(state.learner, benchmark.collect(agent, state)[1])
+        return probed.update(state.learner, measure.collect(agent, state)[1])
 
     jax.eval_shape(once, jax.random.key(0))
     return order
@@ -133,14 +133,14 @@ def _measure(options: Options, progress: Progress) -> list[Comparison]:
     comparisons = []
     cells = [(task, part) for task in _TASKS for part in _PARTS]
     for i, (task, part) in enumerate(cells):
-        settings = benchmark.Options(env=task, num_steps=_NUM_STEPS)
+        settings = measure.Options(env=task, num_steps=_NUM_STEPS)
         env = envs.make(task)
         programs = [
-            benchmark.build(name, env, settings, _NUM_ENVS, num_seeds=1, part=part)
+            measure.build(name, env, settings, _NUM_ENVS, num_seeds=1, part=part)
             for name in _AGENTS
         ]
         rounds = []
-        for taken in benchmark.in_turn(programs, _SECONDS, options.pairs):
+        for taken in timing.in_turn(programs, _SECONDS, options.pairs):
             rounds.append(taken)
             progress((i + len(rounds) / options.pairs) / len(cells))
         seconds = np.array(rounds)

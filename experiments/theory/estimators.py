@@ -1,7 +1,7 @@
 """Estimates of a gradient through a gate: their exact bias and variance, and the best sharpness."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,12 @@ TAIL_SHARPNESSES = (0.003, 0.1, *SHOWN)
 SMALL = (1e-4, 1e-3)  # between which the bias under a tail is a power of k
 NEAR = 0.1  # KL up to which (r - 1)^2 is 2 KL, about
 WITHIN = 0.05  # an error that is larger by no more than this is as good
+# Mean advantages of an action x of the old policy N(0, 1) other than the study's own, tanh(x).
+SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sign(x)": np.sign,
+    "x": np.positive,
+    "exp(x)": np.exp,
+}
 
 
 class Moments(NamedTuple):
@@ -57,6 +63,24 @@ def of_sharpness(sharpness: float, samples: ratios.Samples) -> Moments:
 def of_gate(gate: Tunable, samples: ratios.Samples) -> Moments:
     """Of any gate."""
     return _moments(ratios.weights(gate, samples.log_ratio, samples.advantage), samples)
+
+
+def share_of_bias(
+    mean_advantage: Callable[[np.ndarray], np.ndarray], kl: float, sharpness: float
+) -> float:
+    """|bias| over the gradient, of the normalised gate between normal policies of equal width.
+
+    Args:
+      mean_advantage: function of the action x; its mean under the old policy N(0, 1) is taken off.
+      kl: of old to new, in nats.
+      sharpness: k.
+    """
+    model = ratios.Normals.at_distance(kl, 1.0)
+    samples = model.quadrature()
+    advantage = mean_advantage(samples.score + model.shift)  # the score is x - shift
+    advantage = advantage - np.sum(samples.mass * advantage)
+    samples = samples._replace(advantage=advantage)
+    return abs(of_sharpness(sharpness, samples).bias / true_gradient(samples))
 
 
 def bound(sharpness: float, samples: ratios.Samples) -> float:

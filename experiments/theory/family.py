@@ -183,8 +183,8 @@ def run(options: Options, progress: Progress) -> Study:
             "A policy gradient is E[w(r) A \N{NABLA}log \N{GREEK SMALL LETTER PI}] with "
             "w(r) = g\N{PRIME}(r) r = dg/d log r. All that follows is computed from the gates that "
             "agents train with, by differentiating them. That RGPO's gate is "
-            "\N{GREEK SMALL LETTER SIGMA}(k (r - 1)) is not in the paper's abstract: a reader of "
-            "the paper reports it, but not the paper's k.",
+            "\N{GREEK SMALL LETTER SIGMA}(k (r - 1)) is not in the paper's abstract: a "
+            "secondary summary of the paper reports it, but not the paper's k.",
             "RGPO's gate has relatives that came first and must be named with it: P3O's "
             "\N{LEFT DOUBLE QUOTATION MARK}Scopic\N{RIGHT DOUBLE QUOTATION MARK} loss (arXiv "
             "2205.10047) and SAPO (arXiv 2511.20347). Normalising by 4/k, and the log form, are "

@@ -104,7 +104,7 @@ def sample(rng: np.random.Generator, count: int, progress: Progress) -> Outcome:
 
 
 def traps() -> Outcome:
-    """Processes made to break a bound that forgets the states: random ones do not tell."""
+    """Processes made to break a bound that forgets the states: random ones do not show it."""
     outcomes = [
         compare(*tabular.trap(discount, leak, cost=1.0), "trap")
         for discount in _DISCOUNTS
@@ -158,9 +158,9 @@ def run(options: Options, progress: Progress) -> Study:
             f"discounts {', '.join(f'{d:g}' for d in _DISCOUNTS)}), in each "
             f"{3 * _STEPS} changes of a random policy: at random, uphill along the advantage, and "
             "towards the greedy policy, from hardly any to nearly all. Values, occupancies and "
-            "advantages are exact, by linear solves; returns are in units of A_max/(1 - "
-            "\N{GREEK SMALL LETTER GAMMA}).",
-            "The paper's Eq. 40 and Eq. 38 are known to us from a reader of the paper alone. "
+            "advantages are exact, by linear solves; no bound here is about estimated advantages. "
+            "Returns are in units of A_max/(1 - \N{GREEK SMALL LETTER GAMMA}).",
+            "The paper's Eq. 40 and Eq. 38 are known to us from a secondary summary alone. "
             "Linear is the repair with |(r - g) - (1 - g(1))| ≤ L |r - 1|; "
             "cubic is ours, with |r - f| ≤ min(|r - 1|, "
             "k²|r - 1|³/12) for f = 4 g/k. A bound is of use "
@@ -233,7 +233,7 @@ def _claims(
         ),
         Claim(
             "Eq. 40: |r - g(r)| ≤ L |r - 1|.",
-            "reader",
+            "summary",
             abs(1.0 - at_one) == 0.0,
             f"at r = 1 the left side is {say(abs(1.0 - at_one))} and the right side 0, for every L "
             "and k. With constants taken out, which E_old[A] = 0 allows, L = max(1, k/4 - 1) will "
@@ -251,7 +251,7 @@ def _claims(
         ),
         Claim(
             "Eq. 38: the bound holds without a term for the states that the new policy visits.",
-            "reader",
+            "summary",
             truth >= bound - _ROUNDING,
             f"in a process of two states the return falls by {say(-truth)} A_max/(1 - gamma) where "
             f"that bound promises a fall of at most {say(-bound)}; of {len(trapped.kind)} pairs of "

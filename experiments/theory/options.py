@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from experiments import command_line
+from experiments.cli import flags
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Count, CountOrZero, Range
 
@@ -44,4 +44,4 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        command_line.check_path("out", self.out)
+        flags.check_path("out", self.out)

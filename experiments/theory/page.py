@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.results import short_commit
+from experiments.record.provenance import short_commit
 from experiments.theory import drawing
 from experiments.theory.study import Study, say
 
 SOURCES = {
     "paper": "the paper's abstract",
-    "reader": "a reader of the paper",
+    "summary": "a secondary summary",
     "ours": "ours",
 }
 VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-# Who says so: the paper's abstract, a reader of the paper whose text we have (we do not have the
-# paper's body), or this project.
-Source = Literal["paper", "reader", "ours"]
+# Who says so: the paper's abstract, a secondary summary of the paper (its body was not available),
+# or this project.
+Source = Literal["paper", "summary", "ours"]
 Progress = Callable[[float], None]  # told the share of a study that is done, in [0, 1]
 Value = str | int | float | bool | None
 

@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 import envs
 from agents import ppo
-from experiments import benchmark, settings
+from experiments.benchmark import measure
+from experiments.plan import families
 from rgpo_jax import advantages, gates, networks, objective, samples
 from rgpo_jax.distributions import Categorical, Distribution, Normal
 from rgpo_jax.environment import Discrete
@@ -148,7 +149,7 @@ def draw(
     """
     env = envs.make(task)
     config: Any = dataclasses.replace(
-        settings.defaults(ppo.Config, task),
+        families.defaults(ppo.Config, task),
         num_envs=num_envs,
         num_steps=num_steps,
         num_epochs=4,
@@ -161,7 +162,7 @@ def draw(
     @jax.jit
     def experience(key: Array) -> tuple[Any, Any, Any, Any]:
         state, _ = jax.lax.scan(agent.step, agent.init(key), length=num_updates)
-        _, trajectory = benchmark.collect(agent, state)
+        _, trajectory = measure.collect(agent, state)
         learner = state.learner
         numbers = learner.hyperparameters
         value, next_value = samples.bootstrap_values(

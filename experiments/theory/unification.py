@@ -229,7 +229,7 @@ def _claims(found: Mapping[str, Findings]) -> list[Claim]:
         ),
         Claim(
             "The gradient of the gated surrogate is the mean of w(r) A \N{NABLA}log "
-            "\N{GREEK SMALL LETTER PI} with w(r) = g\N{PRIME}(r) r, for RGPO's gate too.",
+            "\N{GREEK SMALL LETTER PI} with w(r) = g\N{PRIME}(r) r, also for RGPO's gate.",
             "paper",
             verdict(of_rgpo),
             f"Largest relative difference {say(of_rgpo)} at k = "

@@ -335,7 +335,7 @@ def _claims(
             "ours",
             all(sums[-1] > 4.0 * sums[_STEPS // 2] for sums in stairs.values()) and grows(SINE),
             f"g = {SINE} lies in [0, 1] and w = r cos(r - 1)/2; fitted power of n: {fits(SINE)}. A "
-            "monotone g in [0, 1] does it too: the staircase's second moment is at least "
+            "monotone g in [0, 1] can diverge as well: the staircase's second moment is at least "
             + ", ".join(f"{say(sums[-1])} at a = {tail:g}" for tail, sums in stairs.items())
             + f" after {_STEPS} steps, without end",
             figures,

@@ -1,0 +1,1 @@
+"""Speed: the parts of a step, whole runs, peers, and accelerators."""

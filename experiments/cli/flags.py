@@ -1,0 +1,208 @@
+"""Flags: read by tyro, checked before JAX is loaded, refused in one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+from unittest import mock
+
+import tyro
+
+from experiments.cli.exits import EXIT_BAD_INPUT
+from rgpo_jax.config import ConfigError
+
+T = TypeVar("T")
+# Of --compilation-cache.
+CacheChoice = Annotated[str | None, tyro.conf.arg(metavar="DIR|off")]
+# Options that say where a run goes and who computes it, and not what: config files lack them.
+NOT_IN_FILES = (
+    "config",
+    "out",
+    "overwrite",
+    "resume",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "compilation_cache",
+)
+
+
+# The packages of the extra `report`, and those they need that may also be missing.
+_REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
+
+# What Python says of a word that is no number, and what we say.
+_NOT_A_NUMBER = {
+    r"invalid literal for int\(\) with base 10": "a whole number",
+    "could not convert string to float": "a number",
+}
+
+
+class BadInput(Exception):
+    """What a user typed cannot be used; the message is the one line that they see."""
+
+
+def check_path(field: str, path: str | None) -> None:
+    """Raises ConfigError for what cannot be a path."""
+    if path is not None and (not path or "\0" in path):
+        raise ConfigError(field, f"{path!r}: expected a folder")
+
+
+def refuse(error: BaseException | str) -> NoReturn:
+    """Prints one line to stderr and exits with status 2."""
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+@contextlib.contextmanager
+def report_extra(program: str) -> Iterator[None]:
+    """Within it, a package that the extra `report` brings and that is missing is a BadInput."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _REPORT_PACKAGES:
+            raise
+        raise BadInput(
+            f"{error.name} is not installed; {program} needs the extra: pip install -e '.[report]'"
+        ) from None
+
+
+def flag(field: str) -> str:
+    """The flag of a field: `num_envs` -> `--num-envs`."""
+    return "--" + field.replace("_", "-")
+
+
+def peek(name: str, args: Sequence[str]) -> str | None:
+    """The value of a flag, before the flags as a whole can be read; the last one counts."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(name + "="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
+    """Reads flags into a dataclass.
+
+    Raises:
+      BadInput: an unknown flag, a value of the wrong type or out of range.
+    """
+    return _read(kind, default, args, prog, return_unknown_args=False)
+
+
+def read_some(kind: type[T], default: T, args: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """Reads flags into a dataclass, and also returns the flags that it does not have.
+
+    Raises:
+      BadInput: a value of the wrong type or out of range.
+    """
+    return _read(kind, default, args, prog, return_unknown_args=True)
+
+
+def _read(kind: Any, default: Any, args: Sequence[str], prog: str, **more: Any) -> Any:
+    captured = io.StringIO()
+    wide = {} if {"-h", "--help"} & set(args) else {"COLUMNS": "1000"}  # messages stay unbroken
+    try:
+        with contextlib.redirect_stderr(captured), mock.patch.dict(os.environ, wide):
+            return tyro.cli(kind, default=default, args=list(args), prog=prog, **more)
+    except BrokenPipeError:  # --help, of which the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except SystemExit as exit_:
+        if exit_.code in (0, None):  # --help
+            raise
+        raise BadInput(_one_line(captured.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    """Condenses tyro's framed message: its first paragraph, and the flag it thinks was meant."""
+    # A title, the message, a rule, hints; in a frame where the terminal has the characters for it.
+    rows = [row.strip("│ ") for row in box.splitlines()][1:]
+    rows = list(itertools.dropwhile(_is_rule, rows))
+    message = " ".join(itertools.takewhile(lambda row: not _is_rule(row), rows))
+    meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(rows))
+    message = re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", message)
+    # A ConfigError names a field, where a user knows the flag.
+    message = re.sub(r"^Error parsing [\w.-]+: (\w+) ", lambda m: flag(m[1]) + " ", message)
+    for reason, accepted in _NOT_A_NUMBER.items():
+        message = re.sub(
+            f"^(--[\\w-]+): {reason}: '(.*)'$", rf"\1 \2: expected {accepted}", message
+        )
+    hint = f"; did you mean {meant[1]}?" if meant else ""
+    return f"{message.rstrip('.')}{hint} (see {prog} --help)"
+
+
+def _is_rule(row: str) -> bool:
+    return not row.strip("─-╭╮╰╯ ")
+
+
+def as_arguments(
+    settings: Mapping[str, Any], source: str, known: Sequence[str], elsewhere: Collection[str]
+) -> list[str]:
+    """Turns the settings of a `config.json` into flags, so that both are read by the same rules.
+
+    Args:
+      settings: name -> value; None stands for a setting that is off.
+      source: where they come from, for messages: "--config FILE".
+      known: names of settings that exist for the chosen agent.
+      elsewhere: names that other agents have; these are passed over.
+
+    Raises:
+      BadInput: an unknown name, or a value that is none.
+    """
+    args = []
+    for name, value in settings.items():
+        if name not in known and name in elsewhere:
+            continue
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise BadInput(f"{source}: unknown setting {name!r}{hint}")
+        items = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) or any(
+            isinstance(item, list | dict) or str(item).startswith("--") for item in items
+        ):
+            raise BadInput(f"{source}: {name} = {value}: expected a plain value")
+        if isinstance(value, bool):
+            args.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            args += [flag(name), *map(str, value)]
+        else:
+            args += [flag(name), str(value)]
+    return args
+
+
+def settings_from_file(path: str) -> dict[str, Any]:
+    """The settings in a JSON file: an object, or a run's `config.json`, which holds it inside.
+
+    Raises:
+      BadInput: the file cannot be read, or is no such object.
+    """
+    try:
+        content = json.loads(Path(path).expanduser().read_text())
+    except OSError as error:
+        raise BadInput(f"--config {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"--config {path}: not JSON: {error}") from None
+    settings = content.get("settings", content) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise BadInput(f"--config {path}: expected a JSON object of settings")
+    return settings
+
+
+def as_settings(*parts: Any) -> dict[str, Any]:
+    """The fields of dataclasses as one flat dict, as a config file holds them."""
+    settings: dict[str, Any] = {}
+    for part in parts:
+        settings |= dataclasses.asdict(part)
+    return {name: value for name, value in settings.items() if name not in NOT_IN_FILES}

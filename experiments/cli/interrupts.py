@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM end a program in order: the step under way is finished, saved and reported."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end. `exit_status` is what a shell expects: 130 or 143."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_status = 128 + signum
+
+
+class Interrupts:
+    """While entered, the two signals raise `Interrupted`: at once, or not at all if deferred."""
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._pending = 0
+        self._raised = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():  # elsewhere none arrive
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._deferring and not self._pending:
+            self._pending = signum
+            return
+        self._raised = signum
+        raise Interrupted(signum)  # not deferred; or asked twice: at once
+
+    def check(self) -> None:
+        """Raises what was raised before, if it was lost.
+
+        Compiled code that calls Python may drop an exception: before Python 3.13 the C
+        function that asks whether an attribute exists takes any exception for a no. This was seen
+        while JAX traced.
+        """
+        if self._raised:
+            raise Interrupted(self._raised)
+
+    @property
+    def pending(self) -> int:
+        """The signal that was deferred; 0 if none was."""
+        return self._pending
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal is `pending`; a second one raises at once."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False

@@ -1,0 +1,1 @@
+"""What a run is to do: its options, read and checked before JAX is loaded."""

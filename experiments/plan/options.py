@@ -1,0 +1,127 @@
+"""The options of a run that are not an agent's: what to train, where, how often to evaluate."""
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+import agents
+import envs
+from experiments.cli import flags
+from experiments.record.loggers import DEFAULT_LOGGERS, LoggerName
+from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.ranges import Count, CountOrZero, NonNegative
+
+if TYPE_CHECKING:
+    pass
+
+
+# Options that say how a run is kept, and not what it computes: they may differ when it goes on.
+MAY_CHANGE = ("checkpoint_every", "loggers")
+_AGENT_HELP = (
+    f"One of {', '.join(agents.NAMES)}; or an agent of your own, a module or an object in it with "
+    "a Config and a make. The agent options below are those of the agent you name."
+)
+_ENV_HELP = (
+    f"One of {envs.listing()}; or envpool/NAME or gymnasium/NAME, which live on the host. "
+    "Settings that you do not give come from its family."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """What to train, and where the results go."""
+
+    agent: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE[:NAME]", help=_AGENT_HELP)] = "rgpo"
+    gate: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
+    """Another gate in the agent's update step: the name of a gate agent, or a function
+    (log_ratio, advantage) -> g of your own."""
+    env: Annotated[str, tyro.conf.arg(metavar="NAME", help=_ENV_HELP)] = "CartPole-v1"
+    backend: envs.BraxBackend | None = None
+    """Physics of a brax/ environment; None: spring, the fastest."""
+    seed: CountOrZero = 0
+    """First seed."""
+    num_seeds: Count = 1
+    """Seeds trained side by side in one program: seed, seed + 1, ..."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for the results; None: a new folder under runs/."""
+    overwrite: bool = False
+    """Replace the run that DIR holds."""
+    resume: bool = False
+    """Go on with the run that DIR holds, from its last checkpoint and with its own settings; start
+    it if there is none. The same command line can be given again and again."""
+    checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
+    for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Start from the parameters and observation statistics of an earlier run's folder: seed after
+    seed, and over again where it has fewer."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
+    """Train together with other processes, all started with this same command line: where the
+    first of them listens, or auto, as Slurm, Open MPI, Kubernetes or a TPU pod say. DIR must be a
+    folder that all of them see; the first one alone writes and speaks."""
+    num_processes: Annotated[Count | None, tyro.conf.arg(metavar="N")] = None
+    """How many processes, with --coordinator HOST:PORT."""
+    process_id: Annotated[CountOrZero | None, tyro.conf.arg(metavar="I")] = None
+    """Which of them this is: 0 is the first."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    compilation_cache: flags.CacheChoice = None
+    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
+    loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
+    """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""
+    log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Environment steps (of one seed) between two lines of metrics; None: a hundredth of all."""
+    eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Environment steps (of one seed) between two evaluations; None: a tenth of all."""
+    eval_episodes: Count = 32
+    """Episodes of the last evaluation, per seed, once with the policy's mode and once with samples.
+    Evaluations while it trains are of the mode alone."""
+    eval_share: NonNegative = 0.33
+    """Most steps that an evaluation may take while it trains, as a share of those trained on since
+    the one before: its episodes are halved as often as it takes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + self.num_seeds > 2**32:
+            raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
+        for field in ("out", "init_from", "compilation_cache"):
+            flags.check_path(field, getattr(self, field))
+        if self.resume and self.out is None:
+            raise ConfigError("resume", "needs the run's folder too: --out DIR")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume", "and overwrite exclude each other")
+        if self.backend is not None and self.env not in envs.BRAX:
+            raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        count, number = self.num_processes, self.process_id
+        if self.coordinator in (None, "auto"):
+            for field, value in (("num_processes", count), ("process_id", number)):
+                if value is not None:
+                    raise ConfigError(field, f"{value}: goes with --coordinator HOST:PORT")
+        elif not re.fullmatch(r"[^\s/]+:\d{1,5}", self.coordinator):
+            raise ConfigError("coordinator", f"{self.coordinator!r}: expected HOST:PORT or auto")
+        elif count is None or number is None:
+            raise ConfigError("coordinator", "needs --num-processes N and --process-id I too")
+        elif number >= count:
+            raise ConfigError("process_id", f"{number}: expected a number from 0 to {count - 1}")
+        if self.coordinator is None:
+            return
+        if self.out is None:
+            raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
+        if envs.is_on_host(self.env):
+            raise ConfigError(
+                "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
+            )
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.num_seeds)
+
+    @property
+    def env_params(self) -> dict[str, Any]:
+        """Parameters of the environment that differ from its own defaults."""
+        return {} if self.backend is None else {"backend": self.backend}

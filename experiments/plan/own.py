@@ -1,0 +1,106 @@
+"""What a user brings: a gate or an agent in a module of their own, named on the command line."""
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import agents
+import rgpo_jax
+from experiments.cli.flags import BadInput
+from rgpo_jax.config import Config
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Puts the current folder on the path, where `python -m` has it but other callers may not."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
+def _exists(module: str) -> bool:
+    """Looks for a module, without running it."""
+    with _current_folder_importable():
+        try:
+            return importlib.util.find_spec(module) is not None
+        except Exception:  # a parent package that does not import, or no name at all
+            return False
+
+
+def _import(name: str, where: str) -> Any:
+    """Imports MODULE or MODULE:NAME."""
+    module, _, attribute = name.partition(":")
+    with _current_folder_importable():
+        try:
+            found = importlib.import_module(module)
+            return getattr(found, attribute) if attribute else found
+        except (Exception, SystemExit) as error:
+            raise BadInput(f"{where} {name}: {type(error).__name__}: {error}") from None
+
+
+def find_gate(name: str) -> None:
+    """Raises BadInput unless there is a module for MODULE:FUNCTION; does not run it."""
+    module = name.partition(":")[0]
+    if not _exists(module):
+        raise BadInput(f"--gate {name}: no module named {module!r}")
+
+
+def gate(name: str) -> Any:
+    """Imports MODULE:FUNCTION and checks that it is a gate.
+
+    Raises:
+      BadInput: it does not import, or is no gate.
+    """
+    found = _import(name, "--gate")
+    try:
+        return rgpo_jax.gates.check(found)
+    except ValueError as error:
+        raise BadInput(f"--gate {name}: {error}") from None
+
+
+def agent(name: str, where: str = "--agent") -> Any:
+    """An agent of the suite by its name, or MODULE[:NAME], which has a Config and a make as those.
+
+    The module runs before JAX is set up, since its Config is read as flags.
+
+    Args:
+      name: of the agent.
+      where: it was read, for messages.
+
+    Raises:
+      BadInput: there is none of this name; it does not import, or is no agent.
+    """
+    try:
+        return agents.load(name)
+    except ValueError as error:
+        module = name.partition(":")[0]
+        if not _exists(module):
+            if ":" in name:
+                raise BadInput(f"{where} {name}: no module named {module!r}") from None
+            raise BadInput(
+                f"{where} {name}: unknown agent; {error}; or MODULE[:NAME] for your own"
+            ) from None
+    found = _import(name, where)
+    config, make = getattr(found, "Config", None), getattr(found, "make", None)
+    if not (isinstance(config, type) and issubclass(config, Config) and callable(make)):
+        raise BadInput(
+            f"{where} {name}: no agent; expected a Config, of rgpo_jax.config.Config, and a make"
+        )
+    return found
+
+
+def check(name: str, built: Any, config: Config) -> None:
+    """Raises BadInput unless a module's make built an agent that has the numbers of its Config."""
+    if not isinstance(built, rgpo_jax.agent.Agent):
+        raise BadInput(f"--agent {name}: its make returned {type(built).__name__}, not an Agent")
+    try:
+        built.learner.hyperparameters.replace(**config.traced())
+    except TypeError as error:
+        raise BadInput(
+            f"--agent {name}: {error}; a real number of a Config is one of the gate's, by its name"
+        ) from None

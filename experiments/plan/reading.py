@@ -1,0 +1,163 @@
+"""Reads a run's flags and files, and checks them, before JAX is loaded."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+import agents
+import envs
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan import families, own
+from rgpo_jax.config import Config
+
+if TYPE_CHECKING:
+    pass
+from experiments.plan.options import MAY_CHANGE, Options
+
+PROG = "python -m experiments.run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run whose flags have been read and checked."""
+
+    options: Options
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Environment and agent; backend and gate where they are not the usual ones."""
+        options = self.options
+        parts = (options.env, options.backend, options.agent, options.gate)
+        return "-".join(part for part in parts if part is not None)
+
+    @property
+    def title(self) -> str:
+        options = self.options
+        agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
+        seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
+        backend = "" if options.backend is None else f" ({options.backend})"
+        return f"{agent} on {options.env}{backend}: {seeds} x {self.config.total_steps:,} steps"
+
+
+def _config_class(agent: str, gate: str | None) -> type[Config]:
+    """The settings that an agent with this gate has."""
+    agent_module = own.agent(agent)
+    if gate is None:
+        return agent_module.Config
+    # The flags of a gate agent are its gate's: another gate brings others.
+    rest = Config if agent.replace("-", "_") in agents.GATE_AGENTS else agent_module.Config
+    if ":" in gate:
+        own.find_gate(gate)
+        return rest
+    try:
+        gate_module = agents.load(gate, among=agents.GATE_AGENTS)
+    except ValueError as error:
+        raise BadInput(
+            f"--gate {gate}: unknown gate; {error}; or MODULE:FUNCTION for your own"
+        ) from None
+    if rest is Config:
+        return gate_module.Config
+    return dataclasses.make_dataclass(
+        "Config", [], bases=(rest, gate_module.Config), frozen=True, kw_only=True
+    )
+
+
+def read_plan(
+    args: Sequence[str],
+    prog: str = PROG,
+    given: Mapping[str, Any] | None = None,
+    source: str = "",
+) -> Plan:
+    """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
+
+    Args:
+      args: flags of the command line.
+      prog: the program that they were given to.
+      given: settings from elsewhere, which flags override.
+      source: where those come from, for messages.
+
+    Raises:
+      BadInput: anything that the user should type otherwise.
+    """
+    stored = _settings_to_resume(args)
+    file = flags.peek("--config", args)
+    if file is not None:
+        source = f"--config {file}"
+    from_file = {
+        **stored,
+        **(given or {}),
+        **(flags.settings_from_file(file) if file is not None else {}),
+    }
+
+    def chosen(name: str, default: Any) -> Any:
+        value = flags.peek(f"--{name}", args)
+        if value is None:
+            value = from_file.get(name, default)
+        if not isinstance(value, str) and not (value is None and default is None):
+            raise BadInput(f"{source}: {name} = {value}: expected a name")
+        return value
+
+    agent, gate, env = chosen("agent", "rgpo"), chosen("gate", None), chosen("env", "CartPole-v1")
+    gate = None if gate == "None" else gate
+    config_class = _config_class(agent, gate)
+    try:
+        envs.check_name(env)
+    except ValueError as error:
+        raise BadInput(f"--env {env}: {error}") from None
+
+    fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
+    known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
+    # A file may come from a run of another agent: what only others have does not concern this one.
+    file_args = flags.as_arguments(from_file, source, known, settings_of_agents())
+    both = dataclasses.make_dataclass(
+        "Flags",
+        [
+            ("run", Annotated[Options, tyro.conf.OmitArgPrefixes]),
+            ("agent", Annotated[config_class, tyro.conf.OmitArgPrefixes]),
+        ],
+        frozen=True,
+    )
+    both.__doc__ = "Train one agent on one environment over several seeds."
+    default = both(Options(), families.defaults(config_class, env, gate or agent))
+    parsed: Any = flags.read(both, default, [*file_args, *args], prog)
+    plan = Plan(parsed.run, parsed.agent)
+    if stored:
+        refuse_other_settings(stored, plan, Path(str(plan.options.out)))
+    return plan
+
+
+def settings_of_agents(names: Sequence[str] = agents.NAMES, where: str = "--agent") -> set[str]:
+    """The names of the settings that any of these agents has; BadInput for one that is none."""
+    return {f.name for name in names for f in dataclasses.fields(own.agent(name, where).Config)}
+
+
+def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run that is to go on; empty where there is none."""
+    out = flags.peek("--out", args)
+    if "--resume" not in args or out is None:
+        return {}
+    path = Path(out).expanduser() / "config.json"
+    try:
+        return flags.settings_from_file(str(path)) if path.exists() else {}
+    except BadInput as error:
+        raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
+
+
+def refuse_other_settings(stored: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """Raises BadInput if the run in a folder was begun with other settings than the plan's."""
+    wanted = json.loads(json.dumps(flags.as_settings(plan.options, plan.config)))
+    defaults = flags.as_settings(Options(), type(plan.config)())
+    # A run that is older than a setting had its default.
+    stored = {**json.loads(json.dumps(defaults)), **stored}
+    for name, value in stored.items():
+        if name not in MAY_CHANGE and wanted.get(name) != value:
+            raise BadInput(
+                f"{flags.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "
+                f"{value}; go on with its own settings, or start one in another folder"
+            )

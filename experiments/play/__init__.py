@@ -1,0 +1,1 @@
+"""Shows what a trained policy does."""

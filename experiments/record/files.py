@@ -1,0 +1,56 @@
+"""Files that are whole or not there, and JSON that knows no NaN."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MARGIN = 2**20  # bytes that stay free on the disk
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, finds the old content or the new, never half."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def require_space(folder: Path, needed: int = 0) -> None:
+    """Raises OSError if the disk has less room than so many bytes and a margin.
+
+    A library that writes in threads of its own fails less orderly than we do.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + _MARGIN:
+        raise OSError(
+            f"{folder}: {free / 2**20:.1f} MiB are left on its disk, expected at least "
+            f"{(needed + _MARGIN) / 2**20:.1f} MiB"
+        )
+
+
+def without_nan(value: Any) -> Any:
+    """NaN and infinities as None: what is undefined is null in JSON, and never 0."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """Strict JSON, ending with a newline."""
+    return (json.dumps(without_nan(value), indent=indent, allow_nan=False) + "\n").encode()

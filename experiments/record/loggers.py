@@ -1,0 +1,165 @@
+"""Where metrics go beside `metrics.jsonl`: TensorBoard, and Weights & Biases. Loads neither yet."""
+
+import abc
+import contextlib
+import importlib.metadata
+import io
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.cli.flags import BadInput
+
+LoggerName = Literal["tensorboard", "wandb"]
+DEFAULT_LOGGERS: tuple[LoggerName, ...] = ("tensorboard",)
+FOLDERS = ("tensorboard", "wandb")  # in a run's folder
+
+
+class Logger(abc.ABC):
+    """One of these places. An implementation may ignore all but `log` and `close`."""
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Takes the content of `config.json`; once, and first.
+
+        Raises:
+          BadInput: the place cannot be reached.
+        """
+        return
+
+    def rewind(self, env_steps: int) -> None:
+        """What was logged after so many steps will be logged again."""
+        return
+
+    @abc.abstractmethod
+    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        """Takes metrics by name, one value per seed; NaN where undefined."""
+
+    def summarize(self, summary: Mapping[str, Any]) -> None:
+        """Takes the content of `summary.json`."""
+        return
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Hands over what is still on its way."""
+
+
+def make(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
+    """Loggers of these names that write under a run's folder, where they can."""
+    kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    return [kinds[name](folder / name) for name in names]
+
+
+def require(names: Sequence[LoggerName]) -> None:
+    """Checks that loggers of these names can be made.
+
+    Raises:
+      BadInput: a package is missing, or nobody is logged in.
+    """
+    if "wandb" not in names:
+        return
+    try:  # looking for a module would find the folder wandb/ that its runs leave behind
+        importlib.metadata.distribution("wandb")
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput(
+            "--loggers wandb: needs the extra `wandb`: pip install 'rgpo-jax[wandb]'"
+        ) from None
+    import wandb
+
+    online = wandb.setup().settings.mode in ("online", "shared")
+    if online and not wandb.login(prompt=False):
+        raise BadInput(
+            "--loggers wandb: nobody is logged in: run `wandb login`, or set WANDB_API_KEY, or "
+            "WANDB_MODE=offline"
+        )
+
+
+def _path(name: str) -> str:
+    return f"{'evaluation' if name.startswith('eval_') else 'training'}/{name}"
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+class TensorBoard(Logger):
+    """Means over seeds, as events."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._events: Any = None
+        self._purge_from: int | None = None
+
+    def rewind(self, env_steps: int) -> None:
+        self._purge_from = env_steps + 1
+
+    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self._folder), purge_step=self._purge_from)
+        for name, values in metrics.items():
+            if finite := _finite(values):
+                self._events.add_scalar(_path(name), sum(finite) / len(finite), env_steps)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+class WeightsAndBiases(Logger):
+    """A run with settings, means and values per seed, and the summary; steps are W&B's steps.
+
+    Its id stays in the folder, so that a run that goes on is the same there. It is not rewound:
+    steps after the checkpoint come a second time, and W&B, whose steps only rise, may drop them.
+    `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` and the others are obeyed.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._run: Any = None
+        self._seeds: range = range(0)
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        settings = config["settings"]
+        self._seeds = range(settings["seed"], settings["seed"] + settings["num_seeds"])
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / "run_id"
+        if not file.exists():
+            file.write_text(secrets.token_hex(4))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # "silent" does not silence warnings
+                self._run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", "rgpo_jax"),
+                    name=os.environ.get("WANDB_NAME", self._folder.parent.name),
+                    id=file.read_text(),
+                    resume="allow",
+                    reinit="create_new",  # several runs may be trained side by side
+                    settings=wandb.Settings(
+                        silent=True, console="off", root_dir=str(self._folder.parent)
+                    ),
+                )
+                self._run.config.update(dict(config), allow_val_change=True)
+        except wandb.Error as error:
+            raise BadInput(f"--loggers wandb: {error}") from None
+
+    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        row = {}
+        for name, values in metrics.items():
+            if finite := _finite(values):
+                row[_path(name)] = sum(finite) / len(finite)
+            for seed, value in zip(self._seeds, values, strict=True):
+                if math.isfinite(value):
+                    row[f"{_path(name)}/seed_{seed}"] = value
+        self._run.log(row, step=env_steps)
+
+    def summarize(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(summary))
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()

@@ -1,0 +1,1 @@
+"""Trains every agent on every environment with every choice of settings."""

@@ -1,0 +1,233 @@
+"""A sweep as a list of cells: agents x environments x settings, from flags and a file. No JAX."""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan.options import Options
+from experiments.plan.reading import Plan, read_plan, settings_of_agents
+from rgpo_jax.config import Config, ConfigError
+
+# Of a sweep file, beside settings: whose product is taken, and how many draws.
+_AXES = ("agents", "envs")
+_DRAWING = ("draws", "draw_seed")
+_LONGEST_SUFFIX = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One agent on one environment with one choice of settings.
+
+    Attributes:
+      name: of its folder.
+      settings: by which it is one of the sweep's.
+      plan: of the run.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    plan: Plan
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The content of a sweep file, YAML or JSON.
+
+    Raises:
+      BadInput: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text())
+    except OSError as error:
+        raise BadInput(f"--file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"--file {path}: not YAML: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"--file {path}: expected a mapping of settings, such as `agents: [ppo]`")
+    return content
+
+
+def _draw(name: str, how: Mapping[str, Any], random: np.random.Generator, source: str) -> Any:
+    """One value of `{uniform: [a, b]}`, `{log_uniform: [a, b]}` or `{choice: [...]}`."""
+    accepted = "expected {uniform: [low, high]}, {log_uniform: [low, high]} or {choice: [...]}"
+    if len(how) != 1:
+        raise BadInput(f"{source}: {name} = {how}: {accepted}")
+    (kind, values), *_ = how.items()
+    if kind == "choice" and isinstance(values, list) and values:
+        return values[int(random.integers(len(values)))]
+    try:
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        raise BadInput(f"{source}: {name} = {how}: {accepted}") from None
+    if kind not in ("uniform", "log_uniform") or not low < high:
+        raise BadInput(f"{source}: {name} = {how}: {accepted}")
+    if kind == "uniform":
+        return float(f"{random.uniform(low, high):.4g}")
+    if low <= 0:
+        raise BadInput(f"{source}: {name} = {how}: expected a low above 0")
+    return float(f"{np.exp(random.uniform(np.log(low), np.log(high))):.4g}")
+
+
+def _is_grid(name: str, value: Any, lists: frozenset[str]) -> bool:
+    """Whether a value is a list to go through; a list of numbers is one value of `hidden_sizes`."""
+    if not isinstance(value, list):
+        return False
+    return name not in lists or any(isinstance(item, list) for item in value)
+
+
+def _combinations(content: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    """Every combination of the lists, once for every draw."""
+    lists = frozenset(
+        field.name
+        for settings in (Config(), Options())
+        for field in dataclasses.fields(settings)
+        if isinstance(getattr(settings, field.name), tuple)
+    )
+    settings = {k: v for k, v in content.items() if k not in (*_AXES, *_DRAWING)}
+    drawn = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    listed = {k: v for k, v in settings.items() if _is_grid(k, v, lists)}
+    for name, values in listed.items():
+        if not values:
+            raise BadInput(f"{source}: {name} = []: expected at least one value")
+        if name not in lists and any(isinstance(value, list | dict) for value in values):
+            raise BadInput(f"{source}: {name} = {values}: expected a list of plain values")
+    fixed = {k: v for k, v in settings.items() if k not in drawn and k not in listed}
+    numbers = {name: content.get(name, 1 if name == "draws" else 0) for name in _DRAWING}
+    for name, number in numbers.items():
+        least = 1 if name == "draws" else 0
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise BadInput(
+                f"{source}: {name} = {number}: expected a whole number of at least {least}"
+            )
+    if "draws" in content and not drawn:
+        raise BadInput(f"{source}: draws = {numbers['draws']}: nothing is drawn")
+    random = np.random.default_rng(numbers["draw_seed"])
+    for _ in range(numbers["draws"]):
+        sample = {name: _draw(name, how, random, source) for name, how in drawn.items()}
+        for values in itertools.product(*listed.values()):
+            yield {**fixed, **sample, **dict(zip(listed, values, strict=True))}
+
+
+def _names_in(content: Mapping[str, Any], key: str, source: str) -> list[str] | None:
+    names = content.get(key)
+    if names is None:
+        return None
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise BadInput(f"{source}: {key} = {names}: expected a list of names")
+    return names
+
+
+def expand(
+    agents: Sequence[str] | None,
+    envs: Sequence[str] | None,
+    arguments: Sequence[str],
+    file: str | None,
+    prog: str,
+) -> list[Cell]:
+    """The cells of a sweep, in order; those that come out the same are one.
+
+    Args:
+      agents: names; None: those of the file, or rgpo.
+      envs: names; None: those of the file, or CartPole-v1.
+      arguments: flags of `experiments.run`, for all cells; they override the file.
+      file: path of a sweep file.
+      prog: the program that they were given to.
+
+    Raises:
+      BadInput: an unknown name, a setting that no agent has, a value out of range ...
+    """
+    content = read_file(file) if file is not None else {}
+    source = f"--file {file}"
+    agents_of_file = _names_in(content, "agents", source)
+    agents = agents or agents_of_file or ["rgpo"]
+    envs = envs or _names_in(content, "envs", source) or ["CartPole-v1"]
+    fixed = ("agent", "env", *flags.NOT_IN_FILES)
+    for name in fixed:
+        flag = flags.flag(name)
+        if any(arg == flag or arg.startswith(flag + "=") for arg in arguments):
+            raise BadInput(f"{flag}: not for a sweep; see {prog} --help")
+    for name, value in content.items():
+        if isinstance(value, list | dict) and flags.peek(flags.flag(name), arguments):
+            raise BadInput(f"{flags.flag(name)}: {file} has a list of it; give one of both")
+    known = {f.name for f in dataclasses.fields(Options)} - set(fixed)
+    # Flags may choose among the agents of a file, and what the others have is no mistake then.
+    mentioned: Sequence[str] = agents
+    if agents_of_file and set(agents) <= set(agents_of_file):
+        mentioned = agents_of_file
+    where = "--agents" if mentioned is agents else f"{source}: agents"
+    known |= settings_of_agents(mentioned, where)
+    for name in content:
+        if name not in (*known, *_AXES, *_DRAWING):
+            nearest = difflib.get_close_matches(name, [*known, *_AXES, *_DRAWING], n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise BadInput(f"{source}: {name}: none of {', '.join(mentioned)} has it{hint}")
+    cells: dict[str, tuple[dict[str, Any], Plan]] = {}
+    for env, agent, settings in itertools.product(envs, agents, _combinations(content, source)):
+        given = {"agent": agent, "env": env, **settings}
+        cell = read_plan(arguments, prog, given, source)
+        everything = flags.as_settings(cell.options, cell.config)
+        cells.setdefault(json.dumps(everything, sort_keys=True), (everything, cell))
+    return _named(list(cells.values()))
+
+
+def _named(found: list[tuple[dict[str, Any], Plan]]) -> list[Cell]:
+    """Names the cells by environment, agent and the settings in which those differ."""
+    groups: dict[str, list[tuple[dict[str, Any], Plan]]] = {}
+    for settings, cell in found:
+        groups.setdefault(cell.name, []).append((settings, cell))
+    cells: dict[str, Cell] = {}
+    for name, group in groups.items():
+        differing = [
+            key for key in group[0][0] if len({str(settings[key]) for settings, _ in group}) > 1
+        ]
+        for settings, cell in group:
+            suffix = "".join(f"-{key}={_short(settings[key])}" for key in differing)
+            if len(suffix) > _LONGEST_SUFFIX:
+                suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+            safe = "".join(c if c.isalnum() or c in "-+_.=" else "-" for c in name + suffix)
+            if safe in cells:  # they differ in what a name does not show
+                safe += "-" + hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
+            cells[safe] = Cell(safe, {key: settings[key] for key in differing}, cell)
+    return list(cells.values())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def programs(cells: Sequence[Cell], max_members: int) -> list[list[Cell]]:
+    """Groups cells that one program can train side by side: all but traced numbers and seeds agree.
+
+    Args:
+      cells: of a sweep.
+      max_members: of a program, seeds over all its cells; a cell is never divided.
+
+    Raises:
+      ConfigError: a cell alone has more.
+    """
+    groups: dict[str, list[list[Cell]]] = {}
+    for cell in cells:
+        size = cell.plan.options.num_seeds
+        if size > max_members:
+            raise ConfigError("max_members", f"{max_members}: {cell.name} has {size} seeds")
+        settings = flags.as_settings(cell.plan.options, cell.plan.config)
+        static = {
+            k: v for k, v in settings.items() if k not in ("seed", *cell.plan.config.traced())
+        }
+        alike = groups.setdefault(json.dumps(static, sort_keys=True), [[]])
+        if sum(c.plan.options.num_seeds for c in alike[-1]) + size > max_members:
+            alike.append([])
+        alike[-1].append(cell)
+    return [group for alike in groups.values() for group in alike]

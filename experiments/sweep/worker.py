@@ -1,0 +1,200 @@
+"""Trains one program of a sweep: `python -m experiments.sweep.worker SPEC`, started by the sweep.
+
+The spec is a JSON file; beside it, in a folder of its name, are checkpoints and progress.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import flags
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.plan.reading import Plan, read_plan
+from experiments.record import loggers
+from experiments.record.files import to_json, write_atomically
+from experiments.record.recorder import Recorder
+from experiments.record.run_folder import CHECKPOINTS
+from experiments.sweep.grid import Cell
+from experiments.training import compiling
+from experiments.training.building import make_spread_agent, use_all_cores
+
+PROGRESS = "progress.json"
+_BETWEEN_WRITES = 1.0  # seconds
+_PROBED_SECONDS = 2.0
+_PATIENCE = 60.0  # seconds: for the worker of a node that is dying
+
+
+def write_spec(
+    path: Path, out: Path, cells: Sequence[Cell], compilation_cache: str | None = None
+) -> None:
+    """Writes what a worker needs to know of the cells of a program.
+
+    Args:
+      path: of the spec.
+      out: folder of the sweep, which has a folder for each cell.
+      cells: that are trained side by side.
+      compilation_cache: see `compiling.keep_programs`.
+    """
+    settings = [
+        {
+            "folder": str((out / cell.name).absolute()),
+            "settings": flags.as_settings(cell.plan.options, cell.plan.config),
+        }
+        for cell in cells
+    ]
+    write_atomically(
+        path, to_json({"cells": settings, "compilation_cache": compilation_cache}, indent=1)
+    )
+
+
+def read_spec(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> settings of a spec's cells."""
+    cells = json.loads(path.read_text())["cells"]
+    return {Path(cell["folder"]).name: cell["settings"] for cell in cells}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
+    spec, *arguments = sys.argv[1:] if args is None else args
+    path = Path(spec)
+    for flag in arguments:
+        name, _, value = flag.partition("=")
+        if name == "--parent":
+            _end_with(int(value))
+        if name == "--cores":
+            with contextlib.suppress(OSError):  # they may be another's by now
+                os.sched_setaffinity(0, set(map(int, value.split(","))))
+    with Interrupts() as interrupts:
+        try:
+            content = json.loads(path.read_text())
+            cells = content["cells"]
+            plans = [
+                read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
+                for cell in cells
+            ]
+            options = plans[0].options
+            loggers.require(options.loggers)
+            num_members = sum(p.options.num_seeds for p in plans)
+            use_all_cores(plans[0], num_members)
+            compiling.keep_programs(content.get("compilation_cache"))
+            agent, layout = make_spread_agent(plans[0], num_members)
+            if "--probe" in arguments:
+                print(json.dumps(_probe(plans, agent, layout)))
+                return 0
+            return _train(path, plans, agent, layout, interrupts)
+        except BadInput as error:
+            flags.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+
+
+def _end_with(parent: int) -> None:
+    """Lets this process be killed when its parent is gone, in whatever way: who takes their place,
+    a later call or another node, waits for its folders.
+    """
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"error: process {parent}, which started this one, is gone")
+
+
+def _train(
+    path: Path, plans: Sequence[Plan], agent: Any, layout: Any, interrupts: Interrupts
+) -> int:
+    from experiments.training import trained
+    from experiments.training.loop import Broken, Cell, Training
+    from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
+
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    start = plans[0].options.init_from
+    begun = Checkpoints(folder / CHECKPOINTS).begun()
+    learners = trained.load_start(start, agent) if start is not None and not begun else None
+    cells = [
+        Cell(
+            p,
+            Recorder(
+                Path(str(p.options.out)),
+                resume=True,
+                terminal=False,
+                patience=_PATIENCE,
+                log_to=p.options.loggers,
+            ),
+        )
+        for p in plans
+    ]
+    written = 0.0
+
+    def show(steps: int, rate: float, status: str) -> None:
+        nonlocal written
+        if time.monotonic() - written >= _BETWEEN_WRITES:
+            content = {"env_steps": steps, "rate": rate, "status": status}
+            write_atomically(folder / PROGRESS, to_json(content))
+            written = time.monotonic()
+
+    try:
+        run = Training(cells, agent, layout, folder / CHECKPOINTS, interrupts, show)
+        if learners is not None:
+            run.start_from(learners)
+        run.resume()
+        run.run()
+    except Broken as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BROKEN
+    except UnreadableCheckpoint as error:
+        print(f"error: {error}; remove {folder} to start again", file=sys.stderr)
+        return EXIT_NOT_KEPT
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_NOT_KEPT
+    finally:
+        for cell in cells:
+            cell.recorder.__exit__(None, None, None)
+    return 0
+
+
+def _probe(plans: Sequence[Plan], agent: Any, layout: Any) -> dict[str, float]:
+    """Compiles, trains for a moment, evaluates once; returns seconds and bytes."""
+    from experiments.training.loop import Every, make_programs
+
+    config, options = plans[0].config, plans[0].options
+    begun = time.perf_counter()
+    programs = make_programs(agent, layout, plans)
+    programs.ready()
+    states = programs.initial_states
+    compile_seconds = time.perf_counter() - begun
+    begun = time.perf_counter()
+    programs.evaluate(states, 0, whole=True)
+    evaluation_seconds = time.perf_counter() - begun
+    progress, updates = programs.start(), 1
+    while True:
+        begun = time.perf_counter()
+        states, progress = programs.advance(states, progress, updates)
+        progress.broken_at.block_until_ready()
+        seconds = time.perf_counter() - begun
+        if seconds > _PROBED_SECONDS / 4 or updates >= config.num_updates:
+            break
+        updates *= 2
+    evaluations = Every.make(options.eval_every, 10, config)
+    num_evaluations = 1 + sum(map(evaluations.includes, range(1, config.num_updates + 1)))
+    return {
+        "compile_seconds": compile_seconds,
+        "seconds": compile_seconds
+        + seconds / updates * config.num_updates
+        + evaluation_seconds * num_evaluations,
+        "memory_bytes": programs.memory_bytes,
+    }
+
+
+if __name__ == "__main__":
+    compiling.leave(main)

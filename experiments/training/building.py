@@ -1,0 +1,95 @@
+"""Builds the agent of a plan, for the devices there are."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import agents
+import envs
+from experiments.cli.flags import BadInput
+from experiments.plan import own
+from experiments.training import devices
+from rgpo_jax.config import Config
+
+if TYPE_CHECKING:
+    from rgpo_jax.agent import Agent
+    from rgpo_jax.environment import AnyEnvironment
+from experiments.plan.reading import Plan
+
+
+@contextlib.contextmanager
+def _naming_flags(plan: Plan) -> Iterator[None]:
+    """Turns what environment and agent refuse into what the user should type otherwise."""
+    options = plan.options
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
+
+
+def _make_environment(plan: Plan) -> "AnyEnvironment":
+    with _naming_flags(plan):
+        return envs.make(plan.options.env, **plan.options.env_params)
+
+
+def _assemble(
+    plan: Plan, env: "AnyEnvironment", config: Config, axis_name: str | None = None
+) -> "Agent":
+    """Builds gate and agent; the config may be the plan's, fitted to devices."""
+    options = plan.options
+    gate = None
+    if options.gate is not None:
+        if ":" in options.gate:
+            gate = own.gate(options.gate)
+        else:
+            gate = agents.load(options.gate).gate(config)
+    with _naming_flags(plan):
+        agent = own.agent(options.agent).make(env, config, gate, axis_name)
+    own.check(options.agent, agent, config)
+    return agent
+
+
+def make_agent(plan: Plan) -> "Agent":
+    """Builds environment, gate and agent.
+
+    Raises:
+      BadInput: they do not fit together.
+    """
+    return _assemble(plan, _make_environment(plan), plan.config)
+
+
+def _places(plan: Plan) -> dict[str, bool]:
+    """Whether its environments live on the host, and whether its programs may be spread."""
+    options = plan.options
+    return {
+        "on_host": envs.is_on_host(options.env),
+        "spread": devices.can_spread(envs.is_on_mjx(options.env, **options.env_params)),
+    }
+
+
+def use_all_cores(plan: Plan, num_members: int) -> None:
+    """Makes devices of the cores, for so many members of a plan side by side; before JAX is loaded.
+
+    Raises:
+      BadInput: they cannot be shared out among the processes that are to train them.
+    """
+    num_processes = plan.options.num_processes or 1
+    devices.use_all_cores(plan.config, num_members, num_processes=num_processes, **_places(plan))
+
+
+def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Layout]":
+    """Builds the agent for so many members side by side on the devices there are, and its layout.
+
+    Raises:
+      BadInput: environment, gate and agent, or members and processes, do not fit together.
+    """
+    from rgpo_jax import networks
+
+    layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
+    env = _make_environment(plan)
+    with _naming_flags(plan):
+        if env.max_episode_steps is None:
+            raise ValueError("its episodes have no limit, and an evaluation needs whole ones")
+        network = networks.make(env.observation_shape, env.action_space, plan.config)
+    config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
+    return _assemble(plan, env, config, layout.axis_name), layout

@@ -1,0 +1,211 @@
+"""Compiling programs side by side in threads, and keeping them on disk for the next start."""
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.cli.flags import BadInput
+
+CACHE_BYTES = 2**30  # of compiled programs; those that were not used for longest go first
+_LEAST_SECONDS = 0.05  # of compiling: what is ready sooner is not worth a file
+_BETWEEN_LOOKS = 0.2  # seconds
+_THREAD = "compiling"
+_LEVEL = "xla_backend_optimization_level"
+
+
+class Compilation:
+    """One program in the making."""
+
+    def __init__(self, name: str, lowered: Any, options: dict[str, Any] | None):
+        self.name = name
+        self.seconds: float | None = None  # that it took; None while it takes
+        self._compiled: Any = None
+        self._error: BaseException | None = None
+        self._begun = time.perf_counter()
+        # A daemon: who is told to stop does not wait for XLA.
+        self._thread = threading.Thread(
+            target=self._run, args=(lowered, options), name=_THREAD, daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, lowered: Any, options: dict[str, Any] | None) -> None:
+        try:
+            self._compiled = lowered.compile(options)
+        except BaseException as error:  # raised again where the program is needed
+            self._error = error
+        self.seconds = time.perf_counter() - self._begun
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is still compiling."""
+        return self.seconds is None
+
+    def result(self) -> Any:
+        """The compiled program, once it is ready; a signal interrupts the wait.
+
+        Raises whatever compiling raised.
+        """
+        while self._thread.is_alive():
+            self._thread.join(_BETWEEN_LOOKS)
+        if self._error is not None:
+            raise self._error
+        return self._compiled
+
+    def describe(self) -> str:
+        """Its name, and the seconds that it took or takes."""
+        seconds = self.seconds
+        if seconds is None:
+            return f"{self.name} {time.perf_counter() - self._begun:.0f} s ..."
+        return f"{self.name} {seconds:.1f} s"
+
+
+class Compiler:
+    """Compiles in threads of its own: XLA leaves Python's lock to who traces the next program.
+
+    Attributes:
+      compilations: all that were started, in that order.
+    """
+
+    def __init__(self) -> None:
+        self.compilations: list[Compilation] = []
+
+    def start(self, name: str, lowered: Any, often: bool = True) -> Compilation:
+        """Begins to compile a lowered program, which will run often, or a few times only."""
+        compilation = Compilation(name, lowered, options(often))
+        self.compilations.append(compilation)
+        return compilation
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any is still compiling."""
+        return any(compilation.is_busy for compilation in self.compilations)
+
+    def load_meanwhile(self, *modules: str) -> None:
+        """Imports what will be needed, as long as something is still compiling."""
+        for name in modules:
+            if self.is_busy:
+                importlib.import_module(name)
+
+    def wait(self, show: Callable[[str], None] = lambda line: None) -> None:
+        """Waits for all; `show` is told again and again what is compiling, and for how long."""
+        while self.is_busy:
+            show(f"compiling: {self.describe()}")
+            time.sleep(_BETWEEN_LOOKS)
+
+    def describe(self) -> str:
+        """All programs, and what each took or takes."""
+        return ", ".join(compilation.describe() for compilation in self.compilations)
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Within it no garbage is collected: of what is traced nothing is, and a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Runs a program and ends the process with its status, at once even where XLA is compiling."""
+    try:
+        status: Any = main()
+    except SystemExit as exit_:
+        status = exit_.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if not any(thread.name == _THREAD for thread in threading.enumerate()):
+        sys.exit(status)
+    # Python would end these threads within XLA, which aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else bool(status))
+
+
+def options(often: bool) -> dict[str, Any] | None:
+    """XLA's options for a program that runs often, or a few times only; None: its own.
+
+    On a CPU the time goes into LLVM. Its third level unrolls loops, which takes up to twice as long
+    and made none of those measured faster (CartPole, Breakout, Brax's ant). Who has set a level in
+    XLA_FLAGS gets it.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {_LEVEL: 2 if often else 1}
+
+
+def default_cache() -> Path:
+    """Where compiled programs are kept unless the user says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(base) / "rgpo_jax" / "compiled"
+
+
+def keep_programs(choice: str | None) -> None:
+    """Switches JAX's persistent compilation cache on; after JAX is loaded, before it compiles.
+
+    Args:
+      choice: a folder, or "off"; None: what JAX was told by its own variables, else the default
+        folder, or none where that cannot be written.
+
+    Raises:
+      BadInput: the folder that was named cannot be written.
+    """
+    import jax
+
+    if choice == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if jax.__version_info__ < (0, 10) and not os.environ.get("JAX_LOGGING_LEVEL"):
+        jax.config.update("jax_logging_level", "ERROR")  # it warns of each program that it finds
+    if choice is None and jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = (Path(choice).expanduser() if choice is not None else default_cache()) / _machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(None, "permission denied")
+    except (OSError, ValueError) as error:
+        if choice is None:
+            return
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"--compilation-cache {choice}: {reason}; expected a folder that can be written, or off"
+        ) from None
+    for name, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": CACHE_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": _LEAST_SECONDS,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        jax.config.update(name, value)
+
+
+def _machine() -> str:
+    """A name for machines that run the same instructions: a folder may be shared among many.
+
+    JAX tells versions, devices and options apart itself, but not the CPUs for which XLA compiles.
+    """
+    instructions = platform.processor()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                instructions = line
+                break
+    digest = hashlib.sha256(instructions.encode()).hexdigest()[:12]
+    return f"{platform.machine()}-{digest}"

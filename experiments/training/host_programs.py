@@ -1,0 +1,126 @@
+"""A run's programs where environments live on the host."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments.training.compiling import Compiler
+from experiments.training.devices import Layout, over_seeds
+from experiments.training.programs import (
+    SEEDS,
+    Episodes,
+    Members,
+    Programs,
+    empty_progress,
+    memory_of,
+    on_mesh,
+    trace_init,
+)
+from rgpo_jax import host
+from rgpo_jax.agent import Agent, episode_metrics
+from rgpo_jax.learner import LearnerState
+from rgpo_jax.rollout import EpisodeTotals, Trajectory
+from rgpo_jax.train import Progress
+
+
+class HostState(NamedTuple):
+    """What of `agent.AgentState` is not in a pool, over seeds [S].
+
+    Attributes:
+      learner: parameters, optimiser, hyper-parameters.
+      key: typed key, for rollouts.
+    """
+
+    learner: LearnerState
+    key: jax.Array
+
+
+class HostPrograms(Programs):
+    """Collects with the policies of all members, and updates them in one compiled program.
+
+    Members' updates are spread over the local devices as in `over_seeds`; one device acts.
+    """
+
+    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+        mesh, num_members = layout.mesh(), len(members.seeds)
+        self.compiler = Compiler()
+        self._agent, self._seeds = agent, members.seeds
+        self._sharding = NamedSharding(mesh, SEEDS)
+        self._collector = host.Collector(agent, members.seeds)
+        evaluators = {
+            number: host.Evaluator(agent, members.seeds, number) for number in set(episodes)
+        }
+        self._whole_evaluator = evaluators[episodes.at_the_end]
+        self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
+
+        def init(key: jax.Array, overrides: dict) -> tuple[HostState, jax.Array]:
+            learner_key, evaluation_key, key = jax.random.split(key, 3)
+            hyperparameters = agent.learner.hyperparameters.replace(**overrides)
+            learner = agent.learner.init(learner_key, hyperparameters)
+            return HostState(learner, key), evaluation_key
+
+        def update(
+            state: LearnerState, trajectory: Trajectory, totals: EpisodeTotals, progress: Progress
+        ) -> tuple[LearnerState, Progress]:
+            new, metrics = agent.learner.update(state, trajectory)
+            metrics |= episode_metrics(totals)
+            return new, progress.take(state.updates, new.params, metrics)
+
+        traced, self._init_arguments, (states, _) = trace_init(
+            init, layout, members, (SEEDS, SEEDS)
+        )
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+
+        one = (states.learner, self._collector.shapes)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
+        _, shapes = jax.eval_shape(agent.learner.update, *one)
+        shapes |= jax.eval_shape(episode_metrics, EpisodeTotals(*np.zeros(3)))
+        self.metric_names = sorted(shapes)
+        self._empty = empty_progress(shapes, mesh, num_members)
+        self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
+        self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
+        program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))
+        experience = on_mesh(
+            mesh,
+            (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_members), np.float32))),
+            SEEDS,
+        )
+        lowered = jax.jit(program).lower(states.learner, *experience, self._empty)
+        self._update = self.compiler.start("training", lowered)
+
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        learners, keys = self.initial_states.learner, self._eval_keys
+        self._collector.compile(learners, keys)
+        for evaluator in {self._evaluator, self._whole_evaluator}:
+            evaluator.compile(learners, keys)
+        self.compiler.wait(show)
+        self.memory_bytes = memory_of(self._update.result())
+
+    def advance(
+        self, states: HostState, progress: Progress, num_updates: int
+    ) -> tuple[HostState, Progress]:
+        learner, keys = states
+        update = self._update.result()
+        for _ in range(num_updates):
+            keys, rollout_keys = self._split(keys)
+            trajectory, totals = self._collector.collect(learner, rollout_keys)
+            totals = jax.tree.map(np.float32, totals)
+            experience = jax.device_put((trajectory, totals), self._sharding)
+            learner, progress = update(learner, *experience, progress)
+        return HostState(learner, keys), progress
+
+    def restart_episodes(self, updates: int) -> bool:
+        self._collector = host.Collector(self._agent, self._seeds, start=updates)
+        return True
+
+    def _run_episodes(
+        self, states: HostState, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        keys = self._fold_in(self._eval_keys, np.int32(updates))
+        evaluator = self._whole_evaluator if whole else self._evaluator
+        returns, lengths = evaluator.run(states.learner, keys, deterministic)
+        return returns.mean(axis=1), lengths.mean(axis=1)

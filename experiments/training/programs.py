@@ -1,0 +1,282 @@
+"""A run's compiled programs: members side by side, spread over devices."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from experiments.record.headline import CONTROL, Headline
+from experiments.training.compiling import Compiler
+from experiments.training.devices import Layout, over_seeds, seed_keys, spread_over_seeds
+from rgpo_jax import processes
+from rgpo_jax import train as library
+from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.metrics import Metrics
+from rgpo_jax.train import ChunkReport, Progress
+
+_EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
+
+# How a batch of states over seeds lies on the mesh of a `Layout`.
+SEEDS = PartitionSpec("seed")
+STATES: Any = AgentState(learner=SEEDS, rollout=PartitionSpec("seed", "env"), key=SEEDS)  # type: ignore[arg-type]
+
+
+def memory_of(compiled: Any) -> int:
+    """Bytes that a compiled program needs: arguments, results and what is in between."""
+    memory = compiled.memory_analysis()
+    if memory is None:  # the backend does not tell
+        return 0
+    return int(
+        memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    )
+
+
+def on_mesh(mesh: Mesh, shapes: Any, specs: Any) -> Any:
+    """Shapes of arrays that lie on a mesh as specs say; a spec may stand for a whole branch."""
+
+    def place(spec: PartitionSpec, branch: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), branch
+        )
+
+    return jax.tree.map(place, specs, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _place(values: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that all processes have, spread over devices."""
+    return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+
+def empty_progress(metrics: Metrics, mesh: Mesh, num_members: int) -> Progress:
+    """On no update yet, of metrics like these: arrays [M, ...] on a mesh."""
+    sharding = NamedSharding(mesh, SEEDS)
+    return jax.tree.map(
+        lambda x: _place(np.broadcast_to(np.asarray(x), (num_members, *x.shape)), sharding),
+        Progress.start(metrics),
+    )
+
+
+class Episodes(NamedTuple):
+    """How many episodes an evaluation runs per member.
+
+    Attributes:
+      at_the_end: of the run, and wherever all are asked for.
+      while_training: fewer, so that evaluation stays a small share of a run; a divisor of them.
+    """
+
+    at_the_end: int
+    while_training: int
+
+    @classmethod
+    def within(cls, share: float, wanted: int, limit: int | None, interval: int) -> "Episodes":
+        """Halves the number until its steps are at most a share of those that are trained on.
+
+        Args:
+          share: evaluation steps per training step.
+          wanted: episodes at the end.
+          limit: steps of the longest episode; None: unknown.
+          interval: steps that are trained on between two evaluations.
+        """
+        episodes = wanted
+        while limit is not None and episodes % 2 == 0 and episodes * limit > share * interval:
+            episodes //= 2
+        return cls(wanted, episodes)
+
+
+class Members(NamedTuple):
+    """What is trained side by side in one program: M pairs of a seed and hyper-parameters.
+
+    Attributes:
+      seeds: M of them.
+      hyperparameters: name -> M numbers that take the place of the Config's.
+    """
+
+    seeds: tuple[int, ...]
+    hyperparameters: Mapping[str, tuple[float, ...]] = {}
+
+    def overrides(self) -> dict[str, np.ndarray]:
+        """The hyper-parameters as float32 arrays [M]."""
+        return {name: np.array(x, np.float32) for name, x in self.hyperparameters.items()}
+
+
+def trace_init(
+    init: Callable[[jax.Array, dict], Any], layout: Layout, members: Members, specs: Any
+) -> tuple[Any, tuple, Any]:
+    """Traces what gives members their first states.
+
+    It runs once: one member after another compiles sooner, and gives the same numbers.
+
+    Args:
+      init: (key, hyper-parameters) -> states of one member.
+      layout: of members on the devices.
+      members: all of them.
+      specs: how the states lie on the mesh.
+
+    Returns:
+      The traced program, its arguments, and the shapes of the states on the mesh.
+    """
+    mesh = layout.mesh()
+    one_by_one = dataclasses.replace(layout, in_turn=True)
+    arguments = seed_keys(mesh, members.seeds), spread_over_seeds(mesh, members.overrides())
+    traced = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), specs)).trace(*arguments)
+    return traced, arguments, on_mesh(mesh, traced.out_info, specs)
+
+
+class Programs(abc.ABC):
+    """What the host's loop calls; values are over members [M].
+
+    They begin to compile when they are made, in threads; `ready` waits for them, and comes before
+    all else.
+
+    Attributes:
+      headline: by which metrics the training is judged and shown.
+      compiler: what compiles them.
+      initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
+      metric_names: what a chunk reports.
+      memory_bytes: of the largest program, per device: arguments, results and what is in between;
+        once they are ready.
+    """
+
+    headline: Headline = CONTROL
+    compiler: Compiler
+    initial_states: Any
+    metric_names: list[str]
+    memory_bytes: int
+    _empty: Progress
+
+    @abc.abstractmethod
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        """Waits for the programs; `show` is told what compiles, and for how long."""
+
+    def start(self) -> Progress:
+        """A report in the making, on no update yet."""
+        return self._empty
+
+    @abc.abstractmethod
+    def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
+        """Runs so many rollouts, each with its update. The states' memory may be reused."""
+
+    def restart_episodes(self, updates: int) -> bool:
+        """Begins episodes anew after so many updates, if the states do not hold environments."""
+        return False
+
+    @abc.abstractmethod
+    def _run_episodes(
+        self, states: Any, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and lengths of evaluation episodes, means per member."""
+
+    def finish(self, progress: Progress) -> ChunkReport:
+        """The report on all updates since its start, in NumPy arrays [M]."""
+        return processes.fetch(progress).finish()
+
+    def to_keep(self, progress: Progress) -> Any:
+        """A report in the making as checkpoints hold it: NumPy arrays [M], two for each metric."""
+        metrics, broken_at = processes.fetch(progress)
+        columns = zip(metrics.names, metrics.values.T, metrics.counts.T, strict=True)
+        return {name: {"count": n, "value": x} for name, x, n in columns}, broken_at
+
+    def from_kept(self, kept: Any) -> Progress:
+        """A report in the making of what `to_keep` gave."""
+        columns, broken_at = kept
+        empty = self._empty.metrics
+
+        def stack(of: str, like: jax.Array) -> jax.Array:
+            values = np.stack([columns[name][of] for name in empty.names], axis=1)
+            return _place(values, like.sharding)
+
+        values, counts = stack("value", empty.values), stack("count", empty.counts)
+        metrics = dataclasses.replace(empty, values=values, counts=counts)
+        return Progress(metrics, _place(np.asarray(broken_at), self._empty.broken_at.sharding))
+
+    def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
+        """Score, and length of evaluation episodes, means after so many updates.
+
+        Those of the policy's mode; before the first update, and where it is a whole evaluation with
+        all episodes, those of samples too.
+        """
+        modes = {"": True, "_stochastic": False} if whole or not updates else {"": True}
+        result = {}
+        for suffix, deterministic in modes.items():
+            returns, lengths = self._run_episodes(states, updates, deterministic, whole)
+            curve = self.headline.score if deterministic else self.headline.sampled
+            result[curve.metric] = returns.tolist()
+            result[f"eval_length{suffix}"] = lengths.tolist()
+        return result
+
+
+class CompiledPrograms(Programs):
+    """Everything is compiled, the environments too."""
+
+    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+        mesh = layout.mesh()
+        self.compiler = Compiler()
+        self._num_batches = episodes.at_the_end // episodes.while_training
+
+        def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
+            return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
+
+        traced_init, self._init_arguments, (states, eval_keys) = trace_init(
+            init, layout, members, (STATES, SEEDS)
+        )
+        step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
+        metrics = jax.eval_shape(step, states)
+        self.metric_names = sorted(metrics)
+        self._empty = empty_progress(metrics, mesh, len(members.seeds))
+        program = over_seeds(
+            library.make_advance(agent),
+            layout,
+            (STATES, SEEDS, PartitionSpec()),
+            (STATES, SEEDS),
+        )
+        lowered = jax.jit(program, donate_argnums=0).lower(states, self._empty, jnp.int32(1))
+        self._advance = self.compiler.start("training", lowered)  # first: it takes longest
+        self._init = self.compiler.start("initial states", traced_init.lower(), often=False)
+
+        # Whether actions are the mode is traced: a physics step takes half a minute to compile.
+        def evaluate(
+            learner: Any, key: jax.Array, updates: Any, batch: Any, deterministic: Any
+        ) -> tuple[jax.Array, jax.Array]:
+            key = jax.random.fold_in(key, updates)
+            key = jax.lax.select(batch == 0, key, jax.random.fold_in(key, batch))
+            run = library.make_evaluation(agent, episodes.while_training, deterministic)
+            returns, lengths = run(learner, key)
+            return jnp.mean(returns), jnp.mean(lengths)
+
+        specs = (SEEDS, SEEDS, *(PartitionSpec(),) * 3)
+        lowered = jax.jit(over_seeds(evaluate, layout, specs, SEEDS)).lower(
+            states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
+        )
+        self._evaluate = self.compiler.start("evaluation", lowered, often=False)
+
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.compiler.wait(show)
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        self.memory_bytes = memory_of(self._advance.result())
+
+    def advance(
+        self, states: AgentState, progress: Progress, num_updates: int
+    ) -> tuple[AgentState, Progress]:
+        return self._advance.result()(states, progress, jnp.int32(num_updates))
+
+    def _run_episodes(
+        self, states: AgentState, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        means = [
+            self._evaluate.result()(
+                states.learner,
+                self._eval_keys,
+                jnp.int32(updates),
+                jnp.int32(batch),
+                jnp.bool_(deterministic),
+            )
+            for batch in range(self._num_batches if whole else 1)
+        ]
+        returns, lengths = (np.mean(x, axis=0) for x in zip(*processes.fetch(means), strict=True))
+        return returns, lengths
