@@ -1,10 +1,15 @@
 """The reproduction of the paper's table: rows, verdicts, the search, and the page."""
 
+import csv
 import dataclasses
+import gzip
+import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +17,12 @@ import pytest
 import yaml
 
 from agents import ppo
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import families
+from experiments.plan import families, reading
+from experiments.plan import own as users
 from experiments.reproduction import __main__ as program
-from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search
+from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search, tables
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
 from experiments.sweep import grid
 from rgpo_jax import gates
@@ -498,6 +505,141 @@ def test_what_was_not_logged_is_left_empty(tmp_path):
     assert "**cannot be told**: never evaluated" in page
 
 
+# Tables of runs.
+
+
+@pytest.fixture
+def raw(data, tmp_path):
+    """Run folders of rows, of a search and of a study, one of them in two programs."""
+    folder = tmp_path / "raw"
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("reading.md"))
+    mujoco = folder / "mujoco"
+    run_folders.write(mujoco / "ppo" / "more", "ppo", WALKER, seed=5, final=1100, spread=10)
+    run_folders.write(mujoco / "sharpness" / "k", "rgpo", CHEETAH, sharpness=2.0, normalize=False)
+    settings = {"learning_rate": 3e-4, "num_epochs": 4, "clip": 0.2}
+    for task in (CHEETAH, HOPPER):
+        candidate(mujoco / "search", "draws", "ppo", task, 1000.1, **settings)
+    return folder
+
+
+def collect(raw, data):
+    assert program.main(["--collect", str(raw), "--data", str(data)]) == 0
+
+
+def test_a_table_gives_the_page_of_its_runs_to_the_byte(raw, tmp_path):
+    collect(raw, tmp_path / "data")
+    pages = []
+    for data in (raw, tmp_path / "data"):
+        out = tmp_path / "page-of" / data.name
+        assert program.main(["--data", str(data), "--out", str(out)]) == 0
+        pages.append({f.relative_to(out): f.read_bytes() for f in out.rglob("*") if f.is_file()})
+    assert pages[0] == pages[1]
+    assert len(pages[0]) == 7  # the page, returns, training on four tasks, and k
+
+
+def test_a_table_is_thinned_and_its_manifest_names_the_raw_runs(raw, tmp_path):
+    collect(raw, tmp_path)
+    family = tmp_path / "mujoco"
+    with gzip.open(family / tables.TABLE, "rt") as file:
+        lines = {line["run"]: line for line in map(json.loads, file)}
+    with (family / tables.MANIFEST).open() as file:
+        manifest = {line["run"]: line for line in csv.DictReader(file)}
+    assert list(lines) == list(manifest)
+    for name, line in lines.items():
+        content = (raw / "mujoco" / name / "metrics.jsonl").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == line["sha256"] == manifest[name]["sha256"]
+        original = [json.loads(text) for text in content.splitlines()]
+        if name.startswith("search/"):
+            original = original[-1:]
+            assert line["metrics"][0].keys() == {
+                *("env_steps", "updates", "wall_seconds"),
+                *("eval_return", "eval_return_stochastic"),
+            }
+        for ours, theirs in zip(line["metrics"], original, strict=True):
+            assert ours.items() <= theirs.items() and "weight_max" not in ours
+    assert manifest["ppo/more"]["command"] == (
+        "python -m experiments.sweep --file results/mujoco/ppo.yaml --agents ppo "
+        f"--envs {WALKER} --seed 5 --num-seeds 5"
+    )
+
+
+def test_tables_keep_what_the_figures_draw():
+    assert all(map(tables._is_read, figures._SHOWN))
+
+
+def test_the_same_runs_make_the_same_table(raw, tmp_path, monkeypatch):
+    collect(raw, tmp_path / "a")
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    for folder in raw.rglob("*"):
+        os.utime(folder, (1, 1))
+    collect(raw, tmp_path / "b")
+    for name in (tables.TABLE, tables.MANIFEST):
+        a, b = ((tmp_path / top / "mujoco" / name).read_bytes() for top in "ab")
+        assert a == b
+
+
+def test_runs_join_a_table_and_replace_those_of_their_name(raw, tmp_path):
+    data, more = tmp_path / "data", tmp_path / "more"
+    collect(raw, data)
+    before = tables.read(data / "mujoco", "ppo")
+    run_folders.write(more / "mujoco" / "ppo" / "more", "ppo", WALKER, seed=5, final=7)
+    run_folders.write(more / "mujoco" / "trpo" / "new", "trpo", WALKER, final=8)
+    (more / "mujoco" / "trpo" / "waiting").mkdir()
+    config = (more / "mujoco" / "trpo" / "new" / "config.json").read_text()
+    (more / "mujoco" / "trpo" / "waiting" / "config.json").write_text(config)
+
+    def finals(key):
+        found = tables.read(data / "mujoco", key)
+        return {run.name: run.metrics["eval_return"][-1].mean() for run in found.runs}
+
+    shutil.copytree(more / "mujoco" / "ppo", data / "mujoco" / "ppo")  # beside the table
+    beside = finals("ppo")
+    shutil.rmtree(data / "mujoco" / "ppo")
+    collect(more, data)
+    assert finals("ppo") == beside and beside["more"] == pytest.approx(7)
+    assert beside.keys() == {run.name for run in before.runs}
+    assert finals("trpo") == {"new": pytest.approx(8)}
+    assert tables.read(data / "mujoco", "awr") is None
+
+
+DAMAGED_TABLES = {
+    "cut off": (lambda table: table[:-20], ""),
+    "not packed": (lambda table: b"{}", "Not a gzipped file"),
+    "not JSON": (lambda table: gzip.compress(b"{}\n{"), "line 1 is damaged"),
+    "not a run": (
+        lambda table: gzip.compress(gzip.decompress(table).replace(b'"total_steps"', b'"steps"')),
+        "its config.json is not that of a run",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED_TABLES.values(), ids=DAMAGED_TABLES)
+def test_a_damaged_table_is_refused(damage, message, raw, tmp_path, capsys):
+    collect(raw, tmp_path / "data")
+    file = tmp_path / "data" / "mujoco" / tables.TABLE
+    file.write_bytes(damage(file.read_bytes()))
+    for args in (["--out", str(tmp_path / "page")], ["--collect", str(raw)]):
+        if "--collect" in args and message.startswith("its"):
+            continue  # is replaced
+        with pytest.raises(SystemExit) as refused:
+            program.main(["--data", str(tmp_path / "data"), *args])
+        assert refused.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(file) in error and message in error
+
+
+def test_a_damaged_run_is_not_collected(raw, tmp_path, capsys):
+    folder = raw / "mujoco" / "ppo" / "more"
+    (folder / "metrics.jsonl").write_text("?\n")
+    with pytest.raises(SystemExit) as refused:
+        program.main(["--collect", str(raw), "--data", str(tmp_path / "data")])
+    assert refused.value.code == 2 and not (tmp_path / "data").exists()
+    assert f"{folder}: line 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.main(["--collect", str(tmp_path / "nothing"), "--data", str(tmp_path / "data")])
+    assert "--collect" in capsys.readouterr().err
+
+
 def test_no_data_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         program.main(["--data", str(tmp_path / "nothing")])
@@ -507,6 +649,60 @@ def test_no_data_is_one_line(tmp_path, capsys):
 
 
 # What is committed.
+
+
+def committed_lines(family):
+    with gzip.open(RESULTS / "data" / family / tables.TABLE, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize("family", program.FAMILIES)
+def test_a_manifest_is_that_of_its_table(family):
+    lines = committed_lines(family)
+    written = (RESULTS / "data" / family / tables.MANIFEST).read_bytes()
+    assert written == tables._manifest(family, lines)
+    for line in lines:
+        file = tables.command(family, line["run"], line["config"]["settings"]).split()[4]
+        assert (RESULTS.parent / file).exists(), line["run"]
+
+
+def test_a_command_makes_the_run_that_it_names():
+    """Of one run per folder; a run is older than some settings, and had their defaults."""
+    firsts = {}
+    for line in committed_lines("mujoco"):
+        firsts.setdefault(str(Path(line["run"]).parent), line)
+    assert len(firsts) >= 20
+    for line in firsts.values():
+        ours = line["config"]["settings"]
+        args = tables.command("mujoco", line["run"], ours).split()[3:]
+        given = dict(zip(args[::2], args[1::2], strict=True))
+        file = str(RESULTS.parent / given.pop("--file"))
+        agents, envs = [given.pop("--agents")], [given.pop("--envs")]
+        words = [word for pair in given.items() for word in pair]
+        cells = grid.expand(agents, envs, words, file, "sweep")
+        assert any(ours.items() <= settings_of(cell.plan).items() for cell in cells), line["run"]
+
+
+def settings_of(plan):
+    return json.loads(json.dumps(flags.as_settings(plan.options, plan.config)))
+
+
+def test_settings_of_committed_runs_go_on_loading(tmp_path):
+    """Agents, settings and modules may move, and what names them by the old name must be read."""
+    seen = {}
+    for family in program.FAMILIES:
+        for line in committed_lines(family):
+            settings = line["config"]["settings"]
+            seen.setdefault((settings["agent"], settings["gate"], family), line["config"])
+    for (agent, gate, _), config in seen.items():
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(config))
+        read = reading.read_plan(["--config", str(file)])
+        assert (
+            read.options.agent == agent and settings_of(read).items() >= config["settings"].items()
+        )
+        if gate is not None:
+            users.gate(read.options.gate)
 
 
 def test_the_table_uses_what_the_search_found():

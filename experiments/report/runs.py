@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ _NOT_A_VARIANT = frozenset(
         *("log_every", "eval_every", "eval_episodes"),
     }
 )
-_COUNTERS = ("env_steps", "updates", "wall_seconds")
+COUNTERS = ("env_steps", "updates", "wall_seconds")
 FINISHED, UNFINISHED, INTERRUPTED, BROKEN = "finished", "unfinished", "interrupted", "broken"
 
 
@@ -276,8 +276,8 @@ def collect(paths: Sequence[str], strict: bool = False) -> Collection:
     runs, notes, waiting = [], [], 0
     for folder, name in run_folders(paths):
         try:
-            run = _read_run(folder, name)
-        except _NotARun as error:
+            run = parse(folder, name, read_files(folder))
+        except NotARun as error:
             if strict:
                 raise BadInput(f"{folder}: {error}") from None
             notes.append(f"{name} was passed over: {error}.")
@@ -286,6 +286,18 @@ def collect(paths: Sequence[str], strict: bool = False) -> Collection:
             waiting += 1
         else:
             runs.append(run)
+    return gather(runs, waiting, notes)
+
+
+def gather(runs: Sequence[Run], waiting: int = 0, notes: Sequence[str] = ()) -> Collection:
+    """Sorts runs into cells, and notes what a reader must know of them.
+
+    Args:
+      runs: that have metrics.
+      waiting: how many others have none yet.
+      notes: of what was met before; they come first.
+    """
+    notes = list(notes)
     if waiting:
         notes.append(f"{waiting} run folder(s) have no metrics yet.")
     for run in runs:
@@ -301,52 +313,79 @@ def collect(paths: Sequence[str], strict: bool = False) -> Collection:
     return Collection(tuple(runs), cells, (*notes, *more), waiting)
 
 
-class _NotARun(Exception):
-    """The folder holds a config.json, but not that of a run."""
+class NotARun(Exception):
+    """There is a config.json, but not that of a run."""
 
 
-def _read_run(folder: Path, name: str) -> Run | None:
-    """None where the run has no line of metrics yet."""
+class Files(NamedTuple):
+    """What the files of a run hold: `config.json`, `summary.json`, and the lines of metrics."""
+
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+
+def read_files(folder: Path) -> Files:
+    """Reads a run folder; without a summary, as while the run goes on, that is empty.
+
+    Raises:
+      NotARun: a file cannot be read, or is damaged.
+    """
     config = _read_json(folder / CONFIG)
+    summary = _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    try:
+        text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+    except (OSError, ValueError) as error:
+        raise NotARun(f"{METRICS}: {error}") from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            content = json.loads(line)
+            if not all(math.isfinite(content[counter]) for counter in COUNTERS):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number <= text.count("\n"):
+                raise NotARun(f"line {number} of its {METRICS} is damaged") from None
+            break  # the last line is being written, or was when the run was killed
+        lines.append(content)
+    return Files(config, summary, lines)
+
+
+def parse(folder: Path, name: str, files: Files) -> Run | None:
+    """The run that files hold; None where it has no line of metrics yet.
+
+    Args:
+      folder: where it lies.
+      name: what a reader calls it.
+      files: their content.
+
+    Raises:
+      NotARun: they are not those of a run.
+    """
+    config, summary, lines = files
     settings = config.get("settings")
     expected = {"agent": str, "env": str, "seed": int, "num_seeds": int, "total_steps": int}
     if not isinstance(settings, dict) or not all(
         isinstance(settings.get(key), kind) for key, kind in expected.items()
     ):
-        raise _NotARun(f"its {CONFIG} is not that of a run")
+        raise NotARun(f"its {CONFIG} is not that of a run")
     if settings["total_steps"] < 1 or not isinstance(config.get("versions") or {}, dict):
-        raise _NotARun(f"its {CONFIG} is not that of a run")
-    summary = _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+        raise NotARun(f"its {CONFIG} is not that of a run")
     broken = summary.get("broken") or []
     if not isinstance(broken, list) or not all(
         isinstance(entry, dict) and {"seed", "update"} <= entry.keys() for entry in broken
     ):
-        raise _NotARun(f"its {SUMMARY} is not that of a run")
+        raise NotARun(f"its {SUMMARY} is not that of a run")
     if not all(
         isinstance(summary.get(key, 0), int | float) for key in ("run_seconds", "total_steps")
     ):
-        raise _NotARun(f"its {SUMMARY} is not that of a run")
-    try:
-        text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
-    except (OSError, ValueError) as error:
-        raise _NotARun(f"{METRICS}: {error}") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            content = json.loads(line)
-            if not all(math.isfinite(content[counter]) for counter in _COUNTERS):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number <= text.count("\n"):
-                raise _NotARun(f"line {number} of its {METRICS} is damaged") from None
-            break  # the last line is being written, or was when the run was killed
-        lines.append(content)
+        raise NotARun(f"its {SUMMARY} is not that of a run")
     if not lines:
         if summary and not broken and not summary.get("interrupted"):
-            raise _NotARun(f"it is finished, and its {METRICS} is empty")
+            raise NotARun(f"it is finished, and its {METRICS} is empty")
         return None
     undefined = [None] * settings["num_seeds"]
-    names = dict.fromkeys(key for line in lines for key in line if key not in _COUNTERS)
+    names = dict.fromkeys(key for line in lines for key in line if key not in COUNTERS)
     try:
         metrics = {
             key: np.array([line.get(key, undefined) for line in lines], float) for key in names
@@ -354,11 +393,11 @@ def _read_run(folder: Path, name: str) -> Run | None:
     except (ValueError, TypeError):
         metrics = {}
     if not metrics or any(m.shape != (len(lines), len(undefined)) for m in metrics.values()):
-        raise _NotARun(f"its {METRICS} does not hold one value per seed")
-    steps, updates, seconds = (np.array([line[key] for line in lines]) for key in _COUNTERS)
+        raise NotARun(f"its {METRICS} does not hold one value per seed")
+    steps, updates, seconds = (np.array([line[key] for line in lines]) for key in COUNTERS)
     run = Run(folder, name, config, summary, steps, updates, seconds, metrics)
     if run.status == FINISHED and steps[-1] < (end := summary.get("total_steps", 0)):
-        raise _NotARun(f"it is finished at {end:,} steps, and its {METRICS} ends at {steps[-1]:,}")
+        raise NotARun(f"it is finished at {end:,} steps, and its {METRICS} ends at {steps[-1]:,}")
     return run
 
 
@@ -366,9 +405,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise _NotARun(f"{file.name}: {error}") from None
+        raise NotARun(f"{file.name}: {error}") from None
     if not isinstance(content, dict):
-        raise _NotARun(f"{file.name} holds no object")
+        raise NotARun(f"{file.name} holds no object")
     return content
 
 

@@ -14,7 +14,7 @@ from rgpo_jax.statistics import Estimate
 SCORE = CONTROL.score.metric  # of the paper's runs
 SAMPLED = CONTROL.sampled.metric
 RESAMPLES = 5000  # as in a run's summary, so that both name the same interval
-_SPIKES = "kl_spike_rate_"
+SPIKES = "kl_spike_rate_"
 _MOST_POINTS = 120  # of a curve: more cannot be told apart on a page
 _PROFILE_POINTS = 81
 _FRACTIONS = np.linspace(0.0, 1.0, 41)  # of training
@@ -263,9 +263,9 @@ def _intervals(content: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, ...]
 
 def spike_rates(cell: Cell) -> dict[float, Estimate]:
     """Threshold -> share of updates with a larger KL, mean over seeds; empty where not logged."""
-    names = {name for run in cell.runs for name in run.metrics if name.startswith(_SPIKES)}
+    names = {name for run in cell.runs for name in run.metrics if name.startswith(SPIKES)}
     rates = {
-        float(name.removeprefix(_SPIKES)): cell.mean_over_updates(name) for name in sorted(names)
+        float(name.removeprefix(SPIKES)): cell.mean_over_updates(name) for name in sorted(names)
     }
     return {
         threshold: _estimate(statistics.pooled_mean, rate)

@@ -32,6 +32,8 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts():
         try:
             options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
+            if options.collect is not None:
+                return _collect(options, options.collect)
             return _write(options)
         except BadInput as error:
             flags.refuse(error)
@@ -44,22 +46,17 @@ def _write(options: Options) -> int:
         from experiments.reproduction import figures, page
     from experiments.record.files import write_atomically
     from experiments.record.run_folder import choose_page_folder, refusing
-    from experiments.reproduction import rows
+    from experiments.reproduction import tables
 
-    try:
-        data = Path(options.data).expanduser()
-        there = [key for key in FAMILIES if (data / key).is_dir()]
-    except (OSError, RuntimeError) as error:
-        raise BadInput(f"--data {options.data}: {error}") from None
-    if not there:
-        raise BadInput(f"--data {options.data}: expected a folder with {' or '.join(FAMILIES)}")
+    data, there = _families("--data", options.data)
     folder = choose_page_folder(options.out, "reproduction", (PAGE,), options.overwrite)
     pictures: dict[str, bytes] = {}
     families = [_read(data, key, pictures) for key in there]
     studies = []
     for key, (title, setting, symbol, switch) in STUDIES.items():
-        if (data / key).is_dir():
-            collection, name = rows.collect(data / key), f"{key.replace('/', '-')}.png"
+        collection = tables.read((data / key).parent, (data / key).name)
+        if collection is not None:
+            name = f"{key.replace('/', '-')}.png"
             pictures[name] = figures.over_setting(collection, setting, symbol, switch)
             studies.append(page.Study(title, f"{key}.yaml", collection, f"{FIGURES}/{name}"))
     returns = None
@@ -74,6 +71,32 @@ def _write(options: Options) -> int:
         write_atomically(folder / PAGE, content)
     print(f"{len(families)} families, {len(pictures)} figures -> {folder / PAGE}", flush=True)
     return 0
+
+
+def _collect(options: Options, raw: str) -> int:
+    """Takes runs into the tables of `data`."""
+    with flags.report_extra("the page"):
+        from experiments.reproduction import rows, tables
+
+    folder, there = _families("--collect", raw)
+    whole = {*rows.ALL, *(study.partition("/")[2] for study in STUDIES)}
+    for key in there:
+        family = Path(options.data).expanduser() / key  # need not exist yet
+        taken = tables.write(folder / key, family, whole)
+        print(f"{key}: {taken} runs -> {family / tables.TABLE}", flush=True)
+    return 0
+
+
+def _families(flag: str, path: str) -> tuple[Path, list[str]]:
+    """A folder, and the families that it has folders of."""
+    try:
+        folder = Path(path).expanduser()
+        there = [key for key in FAMILIES if (folder / key).is_dir()]
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"{flag} {path}: {error}") from None
+    if not there:
+        raise BadInput(f"{flag} {path}: expected a folder with {' or '.join(FAMILIES)}")
+    return folder, there
 
 
 def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
@@ -96,15 +119,16 @@ def _read(data: Path, key: str, pictures: dict[str, bytes]) -> "Family":
         shown = rows.beside_the_table(collection, group)
         beside[name] = Beside(shown, draw(shown, f"{key}-{name}"))
     table = rows.of_the_table(collection)
-    search = SEARCHES.get(key) if (data / key / SEARCH).is_dir() else None
+    search = SEARCHES.get(key)
+    found = candidates(data / key / SEARCH, search.references) if search else {}
     return Family(
         key,
         FAMILIES[key],
         collection.cells,
         table,
         beside,
-        search,
-        candidates(data / key / SEARCH, search.references) if search else {},
+        search if found else None,
+        found,
         draw(table, key),
         _read_text(data / key / READING),
     )

@@ -14,8 +14,11 @@ class Options(Checked):
     """Judge the claims of RGPO's paper by the stored runs, and write the page and its figures."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR")] = "results/data"
-    """Folder with the runs: FAMILY/ROW/RUN, and FAMILY/search/SWEEP/RUN for the search;
-    FAMILY/reading.md holds a person's comments on them."""
+    """Folder with the runs: tables FAMILY/runs.jsonl.gz, or folders FAMILY/ROW/RUN, and
+    FAMILY/search/SWEEP/RUN for the search; FAMILY/reading.md holds a person's comments on them."""
+    collect: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder with further runs, FAMILY/ROW/RUN: take what the page reads of them into the tables of
+    --data, in the place of runs of the same name, and write no page."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for README.md and figures/; None: a new one in runs/."""
     overwrite: bool = False
@@ -24,4 +27,5 @@ class Options(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         flags.check_path("data", self.data)
+        flags.check_path("collect", self.collect)
         flags.check_path("out", self.out)

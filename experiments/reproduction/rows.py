@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.flags import BadInput
-from experiments.report import runs
 from experiments.report.runs import Cell, Collection, Run
-from experiments.reproduction import search
+from experiments.reproduction import search, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +102,8 @@ def read(family: Path) -> Collection:
     """The cells of a family of tasks by (environment, name of the row).
 
     Args:
-      family: a folder that holds one folder of runs per row; rows without one are left out.
+      family: a folder with a table, or with one folder of runs per row; rows without runs are left
+        out.
 
     Raises:
       BadInput: a run is damaged; a row holds runs of another agent, or whose settings differ; or
@@ -112,9 +112,9 @@ def read(family: Path) -> Collection:
     cells: dict[tuple[str, str], Cell] = {}
     found: dict[str, Collection] = {}
     for key, row in ALL.items():
-        if not (family / key).is_dir():
+        collection = tables.read(family, key)
+        if collection is None:
             continue
-        collection = collect(family / key)
         _check(family / key, row, collection.runs)
         found[key] = collection
         for (env, _), cell in collection.cells.items():
@@ -132,18 +132,6 @@ def read(family: Path) -> Collection:
         tuple(note for collection in found.values() for note in collection.notes),
         sum(collection.waiting for collection in found.values()),
     )
-
-
-def collect(folder: Path) -> Collection:
-    """The runs in a folder.
-
-    Raises:
-      BadInput: there are none, or one is damaged: what is left of it would be taken for a result.
-    """
-    collection = runs.collect([str(folder)], strict=True)
-    if not collection.runs and not collection.waiting:
-        raise BadInput(f"{folder}: expected runs")
-    return collection
 
 
 def of_the_table(collection: Collection) -> Collection:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from experiments.cli.flags import BadInput
-from experiments.report import runs, scores
+from experiments.report import scores
 from experiments.report.runs import BROKEN, FINISHED, Run
+from experiments.reproduction import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +83,17 @@ def candidates(
     """Row -> its candidates that were run on all tasks to their end, best first.
 
     Args:
-      folder: of the search, with a folder per sweep. RGPO at k = 4 is a row of its own;
-        the defaults have that k, and are a candidate of both rows.
+      folder: of the search, with a folder per sweep; or its runs stand in the table beside it.
+        RGPO at k = 4 is a row of its own; the defaults have that k, and are a candidate of both
+        rows.
       references: of the tasks, see `Search`.
 
     Raises:
       BadInput: runs that cannot be compared.
     """
     groups: dict[tuple[str, str], dict[str, Run]] = {}
-    found = runs.collect([str(folder)], strict=True).runs
+    collection = tables.read(folder.parent, folder.name)
+    found = collection.runs if collection is not None else ()
     for run in found:
         if run.env not in references:
             raise BadInput(f"{run.folder}: {run.env}: expected {', '.join(references)}")
