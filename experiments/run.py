@@ -33,7 +33,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         options = wanted.options
         use_all_cores(wanted, options.num_seeds)
         loggers.require(options.loggers)
-        from experiments.record.recorder import Bystander, Recorder
+        from experiments.record.recorder import NullRecorder, Recorder
         from experiments.record.run_folder import CHECKPOINTS, SWEEP, is_finished
 
         folder, speaks = _choose_folder(wanted)
@@ -70,8 +70,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 )
         with processes.together():
             if not speaks:
-                recorder = Bystander(folder)
-    except (BadInput, processes.Elsewhere) as error:
+                recorder = NullRecorder(folder)
+    except (BadInput, processes.ProcessFailed) as error:
         if options.out is None:
             _remove_empty(folder)
         flags.refuse(error)
@@ -92,7 +92,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
                 run.resume()
             recorder.start_progress(wanted.config.num_updates * wanted.config.batch_size)
             run.run()
-        except (BadInput, processes.Elsewhere) as error:
+        except (BadInput, processes.ProcessFailed) as error:
             flags.refuse(error)
         except Broken:
             return EXIT_BROKEN
@@ -144,7 +144,7 @@ def _choose_folder(wanted: Plan) -> tuple[Path, bool]:
         with processes.together():
             if processes.is_first():
                 choose()
-    except processes.Elsewhere as error:
+    except processes.ProcessFailed as error:
         raise BadInput(str(error)) from None
     assert options.out is not None
     return Path(options.out).expanduser(), processes.is_first()

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from rgpo_jax import networks, rollout, update
 from rgpo_jax.config import Config
+from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
 from rgpo_jax.gates import Gate
 from rgpo_jax.learner import Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means, sums
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import EpisodeTotals, RolloutState
-from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable, as_tunable, require
 
 Array = jax.Array
@@ -150,7 +150,7 @@ def make(
     """
     if network is None:
         network = networks.make(env.observation_shape, env.action_space, config)
-    spread = Spread(axis_name)
+    parallel = DataParallel(axis_name)
     learner = update.make(
         network,
         config,
@@ -159,7 +159,7 @@ def make(
         policy_step,
         penalty,
         optimizer,
-        spread,
+        parallel,
     )
 
     def act(
@@ -187,7 +187,7 @@ def make(
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
             rollout.init(
-                env, config.num_envs, env_key, spread, network.initial_memory(config.num_envs)
+                env, config.num_envs, env_key, parallel, network.initial_memory(config.num_envs)
             ),
             key,
         )
@@ -202,7 +202,7 @@ def make(
             rollout_key,
             config.num_steps,
             config.reset_pool_size,
-            spread,
+            parallel,
         )
         learner_state, metrics = learner.update(state.learner, trajectory, env.max_episode_steps)
         return AgentState(learner_state, rollout_state, key), metrics | episode_metrics(totals)

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import shuffle
-from rgpo_jax.spread import Spread
+from rgpo_jax.data_parallel import DataParallel
 
 Array = jax.Array
 Loss = Callable[[Any, Any], tuple[Array, Any]]
@@ -117,7 +117,7 @@ def descend(
     flatten: bool = True,
     weigh: Callable[[Any], Array] | None = None,
     goes_on: Callable[[Any], Array] | None = None,
-    spread: Spread = Spread(),
+    parallel: DataParallel = DataParallel(),
 ) -> tuple[Any, Any, GradientSteps]:
     """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
 
@@ -137,7 +137,7 @@ def descend(
       weigh: see `mean_gradient`.
       goes_on: early stopping: terms of a minibatch -> whether its step is to be taken. The first
         that is not, and all after it, change nothing. None: all are taken.
-      spread: each device differentiates its share of every minibatch.
+      parallel: each device differentiates its share of every minibatch.
 
     Returns:
       Parameters, the optimiser's state, and what the steps were, their terms flattened to
@@ -161,10 +161,10 @@ def descend(
             inner_loss, inner, minibatch, microbatch_size, weigh
         )
         if weight is not None:  # shares differ: a mean of them is that of all by their weights
-            mean = spread.mean(weight)
+            mean = parallel.mean(weight)
             share = weight / jnp.where(mean > 0, mean, 1)
             gradient = jax.tree.map(lambda x: jnp.where(weight > 0, x * share, 0), gradient)
-        gradient = spread.mean(gradient)
+        gradient = parallel.mean(gradient)
         change, optimizer_state = optimizer.update(gradient, optimizer_state, inner)
         norm = optax.tree.norm(gradient)
         after = (optax.apply_updates(inner, change), optimizer_state)
@@ -175,7 +175,7 @@ def descend(
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, GradientSteps]:
         order = shuffle.permutation(key, length).reshape(num_minibatches, -1)
-        order = jax.lax.optimization_barrier(spread.share(order, axis=1))
+        order = jax.lax.optimization_barrier(parallel.share(order, axis=1))
         minibatches = jax.tree.map(lambda x: jnp.asarray(x)[order], batch)
         return jax.lax.scan(gradient_step, carry, minibatches)
 
@@ -183,5 +183,7 @@ def descend(
         epoch, ((inner, optimizer_state), jnp.bool_(True)), jax.random.split(key, num_epochs)
     )
     # [epochs, minibatches, samples of one], whether a sample was a step or a sequence.
-    terms = jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), spread.gather(steps.terms, axis=2))
+    terms = jax.tree.map(
+        lambda x: x.reshape(*x.shape[:2], -1), parallel.gather(steps.terms, axis=2)
+    )
     return unravel(inner), optimizer_state, steps._replace(terms=terms)

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 _SHUTDOWN_TIMEOUT = 60
 
 
-class Elsewhere(Exception):
+class ProcessFailed(Exception):
     """Another process failed, and says why."""
 
 
@@ -76,7 +76,7 @@ def together() -> Iterator[None]:
     Inside, nothing may wait for other processes.
 
     Raises:
-      Elsewhere: it failed in another process.
+      ProcessFailed: it failed in another process.
     """
     try:
         yield
@@ -84,4 +84,4 @@ def together() -> Iterator[None]:
         largest(True)
         raise
     if largest(False):
-        raise Elsewhere("another process failed, and says why")
+        raise ProcessFailed("another process failed, and says why")

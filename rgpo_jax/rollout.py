@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
 from rgpo_jax.networks import forget, respond
-from rgpo_jax.spread import Spread
 
 Array = jax.Array
-_ONE_DEVICE = Spread()
+_ONE_DEVICE = DataParallel()
 
 
 class Trajectory(NamedTuple):
@@ -74,16 +74,20 @@ class EpisodeTotals(NamedTuple):
 
 
 def init(
-    env: Environment, num_envs: int, key: Array, spread: Spread = _ONE_DEVICE, memory: Any = None
+    env: Environment,
+    num_envs: int,
+    key: Array,
+    parallel: DataParallel = _ONE_DEVICE,
+    memory: Any = None,
 ) -> RolloutState:
     """Resets `num_envs` environments, of which the state holds this device's share.
 
     `memory`: the initial one of a recurrent network, for all `num_envs`.
     """
-    keys = spread.share(jax.random.split(key, num_envs), axis=0)
+    keys = parallel.share(jax.random.split(key, num_envs), axis=0)
     env_state, observation = jax.vmap(env.reset)(keys)
     zeros = jnp.zeros(keys.shape)
-    memory = spread.share(memory, axis=0)
+    memory = parallel.share(memory, axis=0)
     return RolloutState(env_state, observation, zeros, zeros.astype(jnp.int32), memory)
 
 
@@ -94,7 +98,7 @@ def collect(
     key: Array,
     num_steps: int,
     reset_pool_size: int,
-    spread: Spread = _ONE_DEVICE,
+    parallel: DataParallel = _ONE_DEVICE,
 ) -> tuple[RolloutState, Trajectory, EpisodeTotals]:
     """Steps every environment `num_steps` times with the policy's samples.
 
@@ -112,13 +116,13 @@ def collect(
       key: a typed key.
       num_steps: T.
       reset_pool_size: resets per environment in the pool, or 0.
-      spread: of which `state` and results are this device's share.
+      parallel: of which `state` and results are this device's share.
 
     Returns:
       The new state, the trajectory [T, B, ...] and totals over the episodes that ended.
     """
     share_size = state.episode_return.shape[0]
-    num_envs = share_size * spread.size
+    num_envs = share_size * parallel.size
     action_key, step_key, reset_key = jax.random.split(key, 3)
     reset = jax.vmap(env.reset)
     step = jax.vmap(env.step)
@@ -127,15 +131,15 @@ def collect(
     reset_pool_size = min(reset_pool_size, num_steps)  # no environment ends more episodes
     if reset_pool_size > 0:
         pool_keys = jax.random.split(reset_key, (reset_pool_size, num_envs))
-        pool = jax.vmap(reset)(spread.share(pool_keys, axis=1))
+        pool = jax.vmap(reset)(parallel.share(pool_keys, axis=1))
     else:
-        restart_keys = spread.share(jax.random.split(reset_key, (num_steps, num_envs)), axis=1)
+        restart_keys = parallel.share(jax.random.split(reset_key, (num_steps, num_envs)), axis=1)
 
     # All noise at once: on a CPU a random draw per step costs as much as the policy itself.
     distribution, _ = respond(policy, state.observation, state.memory)
     noise = distribution.noise(action_key, (num_steps, num_envs))
-    action_noise = spread.share(noise, axis=1)
-    step_keys = spread.share(jax.random.split(step_key, (num_steps, num_envs)), axis=1)
+    action_noise = parallel.share(noise, axis=1)
+    step_keys = parallel.share(jax.random.split(step_key, (num_steps, num_envs)), axis=1)
 
     def start(keys: Array | None, ended: Array) -> Any:
         if keys is not None:
@@ -185,4 +189,4 @@ def collect(
         (state, EpisodeTotals(zero, jnp.zeros(()), zero), jnp.zeros(share_size, jnp.int32)),
         (action_noise, step_keys, restart_keys),
     )
-    return state, trajectory._replace(memory=memory), spread.sum(totals)
+    return state, trajectory._replace(memory=memory), parallel.sum(totals)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from rgpo_jax import advantages, diagnostics, normalization
 from rgpo_jax.config import Config
+from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network, Sequence
 from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
-from rgpo_jax.spread import Spread
 
 Array = jax.Array
 
@@ -84,7 +84,7 @@ def prepare(
     state: LearnerState,
     trajectory: Trajectory,
     max_episode_steps: int | None = None,
-    spread: Spread = Spread(),
+    parallel: DataParallel = DataParallel(),
 ) -> tuple[Batch, LearnerState, Metrics]:
     """The samples to learn from, and the state with its statistics brought up to date.
 
@@ -97,7 +97,7 @@ def prepare(
       state: before the update.
       trajectory: [T, B, ...], as the environment gave it.
       max_episode_steps: of the environment, if known (see `bootstrap_values`).
-      spread: of which the trajectory is this device's share.
+      parallel: of which the trajectory is this device's share.
 
     Returns:
       All samples of the batch, steps [T * B, ...] or with a recurrent network sequences
@@ -112,7 +112,7 @@ def prepare(
         network, state.params["critic"], observed, max_episode_steps
     )
     # From here on every device has the whole batch: minibatches are shuffled over all of it.
-    trajectory, value, next_value = spread.gather((trajectory, value, next_value), axis=1)
+    trajectory, value, next_value = parallel.gather((trajectory, value, next_value), axis=1)
     observation, reward = observe(state, trajectory.observation), trajectory.reward
     if state.observation_moments is not None:
         seen = trajectory.observation.reshape(-1, *network.observation_shape)

@@ -153,7 +153,7 @@ def natural_gradient(
       Function (params, surrogate, kl, mean) -> (params, StepReport), where surrogate and kl map
       params to scalars, and kl is measured from the policy that drew the samples. Where each of
       several devices has them of its share of the samples, mean is over the devices
-      (`Spread.mean`); else it is the identity.
+      (`DataParallel.mean`); else it is the identity.
 
     Source: arXiv 1502.05477.
     """

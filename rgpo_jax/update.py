@@ -17,13 +17,13 @@ from rgpo_jax import (
     samples,
 )
 from rgpo_jax.config import Config
+from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.descent import GradientSteps
 from rgpo_jax.learner import Hyperparameters, Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network
 from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
-from rgpo_jax.spread import Spread
 from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
@@ -48,11 +48,11 @@ def _step_policy(
     hyperparameters: Hyperparameters,
     actor_params: Any,
     batch: Batch,
-    spread: Spread,
+    parallel: DataParallel,
 ) -> tuple[Any, Array, Metrics]:
     """One trust-region step; also the log-ratios before it, as of one minibatch [1, 1, n]."""
     assert hyperparameters.policy_step is not None
-    batch = spread.share(batch, axis=0)
+    batch = parallel.share(batch, axis=0)
     old = network.policy(actor_params, batch.observation)
 
     def log_ratio(params: Any) -> Array:
@@ -67,7 +67,7 @@ def _step_policy(
     def kl(params: Any) -> Array:
         return jnp.mean(old.kl(network.policy(params, batch.observation)))
 
-    new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl, spread.mean)
+    new_params, report = hyperparameters.policy_step(actor_params, surrogate, kl, parallel.mean)
     metrics = means(
         {
             "policy_grad_norm": report.grad_norm,
@@ -76,7 +76,7 @@ def _step_policy(
             "trust_region_kl": report.kl,
         }
     )
-    before = spread.gather(log_ratio(actor_params), axis=0)
+    before = parallel.gather(log_ratio(actor_params), axis=0)
     return new_params, before.reshape(1, 1, -1), metrics
 
 
@@ -127,7 +127,7 @@ def make(
     policy_step: Tunable | None = None,
     penalty: Tunable | None = None,
     optimizer: Optimizer = adam,
-    spread: Spread = Spread(),
+    parallel: DataParallel = DataParallel(),
 ) -> Learner:
     """Builds the update step.
 
@@ -146,7 +146,7 @@ def make(
       penalty: a further term of the loss, see `penalties`; None: what the config says.
       optimizer: (hyper-parameters, step size) -> optax's transformation; one that needs structure,
         such as a mask for weight decay, has to find it in one flat vector.
-      spread: of which trajectories are this device's share, if environments are spread over
+      parallel: of which trajectories are this device's share, if environments are spread over
         several.
 
     Returns:
@@ -198,21 +198,21 @@ def make(
     ) -> tuple[LearnerState, Metrics]:
         hyperparameters, params = state.hyperparameters, state.params
         batch, state, metrics = samples.prepare(
-            network, config, state, trajectory, max_episode_steps, spread
+            network, config, state, trajectory, max_episode_steps, parallel
         )
         remaining = 1.0 - state.updates * hyperparameters.annealing
         step_size = hyperparameters.learning_rate * jnp.maximum(remaining, 0.0)
         loss = _actor_critic_loss(network, hyperparameters)
         if policy_step is not None:
             actor, log_ratio, policy_metrics = _step_policy(
-                network, hyperparameters, params["actor"], batch, spread
+                network, hyperparameters, params["actor"], batch, parallel
             )
             params, loss = {**params, "actor": actor}, _critic_loss(network, hyperparameters)
             metrics |= policy_metrics
 
         def is_near(terms: dict[str, Array]) -> Array:
             kl = diagnostics.kl_k3(terms["log_ratio"].ravel())
-            return spread.mean(kl) <= hyperparameters.target_kl
+            return parallel.mean(kl) <= hyperparameters.target_kl
 
         may_stop = hyperparameters.target_kl is not None
         key, shuffle_key = jax.random.split(state.key)
@@ -227,18 +227,18 @@ def make(
             config.num_minibatches,
             config.microbatch_size,
             goes_on=is_near if may_stop else None,
-            spread=spread,
+            parallel=parallel,
         )
-        own = spread.share(batch, axis=0)
+        own = parallel.share(batch, axis=0)
         policy = network.policy(params["actor"], own.observation)
         metrics |= diagnostics.gate_diagnostics(
             hyperparameters.gate,
-            spread.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
+            parallel.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
             batch.advantage.ravel(),
             steps.terms["log_ratio"] if policy_step is None else log_ratio,
         )
         metrics |= _step_metrics(steps, may_stop)
-        entropy = spread.mean(jnp.mean(policy.entropy()))
+        entropy = parallel.mean(jnp.mean(policy.entropy()))
         metrics |= means({"entropy": entropy, "learning_rate": step_size})
         state = state._replace(
             params=params, optimizer_state=optimizer_state, key=key, updates=state.updates + 1

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from rgpo_jax import descent, shuffle
-from rgpo_jax.spread import Spread
+from rgpo_jax.data_parallel import DataParallel
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)).astype(np.float32), RNG.normal(size=12).astype(np.float32)
@@ -124,16 +124,16 @@ def test_devices_share_a_minibatch_and_not_its_mean(weigh):
     state = descent.init(optimizer, PARAMS)
     the_loss, batch = (loss, (X, Y)) if weigh is None else (masked_loss, (X, Y, MASK))
 
-    def descend(spread):
+    def descend(parallel):
         return descent.descend(
-            the_loss, PARAMS, state, batch, KEY, optimizer, 2, 3, weigh=weigh, spread=spread
+            the_loss, PARAMS, state, batch, KEY, optimizer, 2, 3, weigh=weigh, parallel=parallel
         )
 
-    params, _, steps = descend(Spread())
-    spread, _, spread_steps = jax.vmap(
-        lambda _: descend(Spread("device")), axis_name="device", axis_size=2, in_axes=None
+    params, _, steps = descend(DataParallel())
+    parallel, _, spread_steps = jax.vmap(
+        lambda _: descend(DataParallel("device")), axis_name="device", axis_size=2, in_axes=None
     )(None)
-    assert_close(jax.tree.map(lambda x: x[1], spread), params)
+    assert_close(jax.tree.map(lambda x: x[1], parallel), params)
     assert_close(spread_steps.terms["error"][0].shape, steps.terms["error"].shape)
 
 

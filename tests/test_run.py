@@ -20,7 +20,7 @@ from experiments.plan import families
 from experiments.plan.reading import read_plan
 from experiments.record import run_folder
 from experiments.record.files import to_json, write_atomically
-from experiments.record.recorder import Bystander, Recorder
+from experiments.record.recorder import NullRecorder, Recorder
 from experiments.record.run_folder import choose_folder
 from experiments.sweep import grid
 from experiments.training import trained
@@ -235,7 +235,7 @@ def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, ca
 
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
     public = {name for name in vars(Recorder) if not name.startswith("_")}
-    assert public <= vars(Bystander).keys()
+    assert public <= vars(NullRecorder).keys()
 
 
 def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):

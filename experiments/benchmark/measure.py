@@ -71,9 +71,9 @@ def collect(
     `axis_name`: that of `rgpo_jax.agent.make`.
     """
     import jax
+    from rgpo_jax.data_parallel import DataParallel
 
     from rgpo_jax import rollout
-    from rgpo_jax.spread import Spread
 
     key, rollout_key = jax.random.split(state.key)
     rollout_state, trajectory, _ = rollout.collect(
@@ -83,7 +83,7 @@ def collect(
         rollout_key,
         agent.config.num_steps,
         agent.config.reset_pool_size,
-        Spread(axis_name),
+        DataParallel(axis_name),
     )
     return state._replace(rollout=rollout_state, key=key), trajectory
 

@@ -225,7 +225,7 @@ class Recorder:
         write_atomically(self.folder / CURVE, picture)
 
 
-class Bystander(Recorder):
+class NullRecorder(Recorder):
     """Takes a `Recorder`'s place in a process that is not the first: writes and says nothing."""
 
     def __init__(self, folder: Path):

@@ -11,7 +11,7 @@ from probes import OBSERVATION_ACTION, Tabular, quick_jit
 
 import agents
 from rgpo_jax.agent import AgentState
-from rgpo_jax.spread import Spread
+from rgpo_jax.data_parallel import DataParallel
 
 SETTINGS = {
     "num_envs": 4,
@@ -99,12 +99,12 @@ def test_a_share_that_does_not_divide_into_microbatches_is_refused():
 
 def test_shares_put_together_are_the_whole():
     x = jnp.arange(12.0).reshape(2, 6)
-    spread = Spread("env")
+    parallel = DataParallel("env")
 
     def there_and_back(_):
-        share = spread.share(x, axis=1)
+        share = parallel.share(x, axis=1)
         assert share.shape == (2, 2)
-        return spread.gather(share, axis=1), spread.sum(share), spread.mean(share)
+        return parallel.gather(share, axis=1), parallel.sum(share), parallel.mean(share)
 
     whole, total, mean = jax.vmap(there_and_back, axis_name="env")(jnp.zeros(3))
     np.testing.assert_array_equal(whole, np.broadcast_to(x, (3, 2, 6)))

@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class DataParallel:
     """How the environments of one agent are spread over a mapped axis.
 
     Every device steps an equal share of the environments and differentiates an equal share of
