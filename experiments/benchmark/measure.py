@@ -71,9 +71,9 @@ def collect(
     `axis_name`: that of `rgpo_jax.agent.make`.
     """
     import jax
-    from rgpo_jax.data_parallel import DataParallel
 
     from rgpo_jax import rollout
+    from rgpo_jax.data_parallel import DataParallel
 
     key, rollout_key = jax.random.split(state.key)
     rollout_state, trajectory, _ = rollout.collect(
