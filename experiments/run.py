@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
@@ -16,6 +17,12 @@ from experiments.plan.reading import PROG, Plan, read_plan
 from experiments.record import loggers
 from experiments.training import compiling
 from experiments.training.building import make_spread_agent, use_all_cores
+
+if TYPE_CHECKING:
+    from experiments.record.recorder import Recorder
+    from experiments.training.devices import Layout
+    from rgpo_jax.agent import Agent
+    from rgpo_jax.learner import LearnerState
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,15 +35,41 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
-    try:
-        wanted = read_plan(args)
-        options = wanted.options
-        use_all_cores(wanted, options.num_seeds)
-        loggers.require(options.loggers)
-        from experiments.record.recorder import NullRecorder, Recorder
-        from experiments.record.run_folder import CHECKPOINTS, SWEEP, is_finished
+    prepared = _prepare(args)
+    if prepared is None:
+        return 0
+    opened = _open(prepared)
+    with opened.recorder:
+        return _train(prepared, opened, interrupts)
 
-        folder, speaks = _choose_folder(wanted)
+
+class _Prepared(NamedTuple):
+    """A run whose folder is chosen; `speaks` is whether this process does so for all that train."""
+
+    plan: Plan
+    folder: Path
+    speaks: bool
+
+
+class _Opened(NamedTuple):
+    """What a run needs to train: its agent, the parameters to start from if any, its record."""
+
+    agent: "Agent"
+    layout: "Layout"
+    start: "LearnerState | None"
+    recorder: "Recorder"
+
+
+def _prepare(args: Sequence[str]) -> _Prepared | None:
+    """Reads flags, chooses the folder and says what will run; None where it has run already."""
+    try:
+        plan = read_plan(args)
+        options = plan.options
+        use_all_cores(plan, options.num_seeds)
+        loggers.require(options.loggers)
+        from experiments.record.run_folder import SWEEP, is_finished
+
+        folder, speaks = _choose_folder(plan)
     except BadInput as error:
         flags.refuse(error)
     finished = options.resume and is_finished(folder)
@@ -45,20 +78,23 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
     if speaks:
         found = f": finished already, in {folder}" if finished else f" -> {folder}"
-        title = f"{wanted.title}{found}"
-        Terminal(highlight=False, soft_wrap=True).print(title, markup=False)
-    if finished:
-        return 0
+        Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
+    return None if finished else _Prepared(plan, folder, speaks)
 
-    # Loads JAX: two seconds that a typing mistake need not wait.
+
+def _open(prepared: _Prepared) -> _Opened:
+    """Builds the agent and opens the record. Loads JAX: two seconds that a typing mistake saves."""
+    from experiments.record.recorder import NullRecorder, Recorder
+    from experiments.record.run_folder import CHECKPOINTS
     from experiments.training import trained
-    from experiments.training.loop import Broken, Cell, Training
     from rgpo_jax import processes
-    from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
+    from rgpo_jax.checkpoint import Checkpoints
 
+    plan, folder, speaks = prepared
+    options = plan.options
     try:
         compiling.keep_programs(options.compilation_cache)
-        agent, layout = make_spread_agent(wanted, options.num_seeds)
+        agent, layout = make_spread_agent(plan, options.num_seeds)
         start = None
         begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
@@ -75,38 +111,41 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         if options.out is None:
             _remove_empty(folder)
         flags.refuse(error)
-    with recorder:
-        go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
-        try:
-            run = Training(
-                [Cell(wanted, recorder)],
-                agent,
-                layout,
-                folder / CHECKPOINTS,
-                interrupts,
-                recorder.advance_progress,
-            )
-            if start is not None:
-                run.start_from(start)
-            if options.resume:
-                run.resume()
-            recorder.start_progress(wanted.config.num_updates * wanted.config.batch_size)
-            run.run()
-        except (BadInput, processes.ProcessFailed) as error:
-            flags.refuse(error)
-        except Broken:
-            return EXIT_BROKEN
-        except Interrupted as interrupted:
-            recorder.say(f"stopped; {go_on}")
-            return interrupted.exit_status
-        except UnreadableCheckpoint as error:
-            flags.refuse(
-                f"--resume: {error}; start in another folder, or here again with --overwrite"
-            )
-        except (CheckpointError, OSError) as error:
-            with contextlib.suppress(OSError):
-                recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
-            return EXIT_NOT_KEPT
+    return _Opened(agent, layout, start, recorder)
+
+
+def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
+    """Trains, from the start or from where the run was; returns the exit status."""
+    from experiments.record.run_folder import CHECKPOINTS
+    from experiments.training.loop import Broken, Cell, Training
+    from rgpo_jax import processes
+    from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
+
+    plan, folder, _ = prepared
+    agent, layout, start, recorder = opened
+    go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
+    try:
+        cells, checkpoints = [Cell(plan, recorder)], folder / CHECKPOINTS
+        run = Training(cells, agent, layout, checkpoints, interrupts, recorder.advance_progress)
+        if start is not None:
+            run.start_from(start)
+        if plan.options.resume:
+            run.resume()
+        recorder.start_progress(plan.config.num_updates * plan.config.batch_size)
+        run.run()
+    except (BadInput, processes.ProcessFailed) as error:
+        flags.refuse(error)
+    except Broken:
+        return EXIT_BROKEN
+    except Interrupted as interrupted:
+        recorder.say(f"stopped; {go_on}")
+        return interrupted.exit_status
+    except UnreadableCheckpoint as error:
+        flags.refuse(f"--resume: {error}; start in another folder, or here again with --overwrite")
+    except (CheckpointError, OSError) as error:
+        with contextlib.suppress(OSError):
+            recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
+        return EXIT_NOT_KEPT
     return 0
 
 
@@ -117,7 +156,7 @@ def _remove_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _choose_folder(wanted: Plan) -> tuple[Path, bool]:
+def _choose_folder(plan: Plan) -> tuple[Path, bool]:
     """The folder of the run, and whether this process, of those that train it, speaks for all.
 
     Joins them, if there are several.
@@ -127,9 +166,9 @@ def _choose_folder(wanted: Plan) -> tuple[Path, bool]:
     """
     from experiments.record.run_folder import choose_folder
 
-    options = wanted.options
+    options = plan.options
     choose = functools.partial(
-        choose_folder, options.out, wanted.name, options.overwrite, options.resume
+        choose_folder, options.out, plan.name, options.overwrite, options.resume
     )
     if options.coordinator is None:
         return choose(), True
