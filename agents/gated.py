@@ -22,6 +22,7 @@ class Make(Protocol[AnyConfig]):
         config: AnyConfig = ...,
         gate: "rgpo_jax.gates.Gate | None" = None,
         axis_name: str | None = None,
+        **parts: Any,
     ) -> "rgpo_jax.agent.Agent": ...
 
 
@@ -30,7 +31,7 @@ def maker(
     default_gate: Callable[[AnyConfig], "rgpo_jax.gates.Gate"],
     **parts: Callable[[AnyConfig], Any],
 ) -> Make[AnyConfig]:
-    """Returns `make(env, config=config_class(), gate=None, axis_name=None)`.
+    """Returns `make(env, config=config_class(), gate=None, axis_name=None, **others)`.
 
     Args:
       config_class: the agent's settings.
@@ -44,13 +45,15 @@ def maker(
         config: AnyConfig = config_class(),
         gate: "rgpo_jax.gates.Gate | None" = None,
         axis_name: str | None = None,
+        **others: Any,
     ) -> "rgpo_jax.agent.Agent":
         """Builds the agent for an environment; a gate of your own takes the place of its own.
 
-        `axis_name`: of a mapped axis over which environments are spread (`rgpo_jax.agent.make`).
+        `axis_name`, and `others` such as a network or an optimiser, are those of
+        `rgpo_jax.agent.make`.
         """
         chosen = default_gate(config) if gate is None else gate
-        extras = {name: part(config) for name, part in parts.items()}
+        extras = {name: part(config) for name, part in parts.items()} | others
         return rgpo_jax.agent.make(env, config, chosen, axis_name=axis_name, **extras)
 
     return make

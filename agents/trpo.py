@@ -28,6 +28,9 @@ class Config(BaseConfig):
         super().__post_init__()
         if self.target_kl is not None:
             raise ConfigError("target_kl", f"{self.target_kl}: TRPO has max_kl; expected None")
+        for name in ("kl_coefficient", "value_clip"):
+            if getattr(self, name) is not None:
+                raise ConfigError(name, f"{getattr(self, name)}: expected None with TRPO")
 
 
 def gate(config: Config) -> "rgpo_jax.gates.Tunable":

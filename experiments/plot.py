@@ -1,7 +1,4 @@
-"""Figures by Matplotlib: learning curves, and the gates' weights for the README.
-
-`python -m experiments.plot docs/weights.png` draws the latter.
-"""
+"""Draws the gates' weights for the README: `python -m experiments.plot docs/weights.png`."""
 
 import sys
 

@@ -123,10 +123,10 @@ def make(
     gate: Gate,
     advantage_transform: Tunable | None = None,
     policy_step: Tunable | None = None,
+    axis_name: str | None = None,
     penalty: Tunable | None = None,
     optimizer: update.Optimizer = update.adam,
     network: Network | None = None,
-    axis_name: str | None = None,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
 

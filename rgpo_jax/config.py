@@ -110,7 +110,8 @@ class Config(Checked):
     """Weight of the value loss, half the mean squared error."""
     value_clip: Positive | None = None
     """Clip range of values around those before the update, as in OpenAI's PPO: the value loss is
-    the larger of the plain and the clipped one; None: the plain one."""
+    the larger of the plain and the clipped one; None: the plain one. The metric value_loss is the
+    plain one, and penalty what is added."""
     kl_coefficient: NonNegative | None = None
     """Weight in the loss of KL(old || new), by the estimate r - 1 - log r, in nats: the penalty of
     P3O, and of PPO without a clip (--agent importance); None: no such term."""

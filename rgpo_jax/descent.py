@@ -25,7 +25,7 @@ class GradientSteps(NamedTuple):
     Attributes:
       terms: of the loss, before each step, a value per sample.
       grad_norm: of the gradient, before the optimiser changes it.
-      taken: whether early stopping let it count.
+      taken: whether early stopping let it count, and its minibatch had weight.
     """
 
     terms: Any
@@ -51,6 +51,11 @@ def num_samples(batch: Any) -> int:
     return int(lengths.pop()[0])
 
 
+def _times(gradient: Any, factor: Array) -> Any:
+    """A gradient times a factor, in its own precision; 0 where that is 0, even if undefined."""
+    return jax.tree.map(lambda x: jnp.where(factor > 0, x * factor, 0).astype(x.dtype), gradient)
+
+
 def mean_gradient(
     loss: Loss,
     params: Any,
@@ -69,8 +74,8 @@ def mean_gradient(
         of its samples.
 
     Returns:
-      The gradient of the mean over the batch; the terms [n, ...]; the weight of the batch, if it is
-      weighed.
+      The gradient of the mean over the batch, 0 where nothing has weight; the terms [n, ...]; the
+      weight of the batch, if it is weighed.
 
     Raises:
       ValueError: n does not divide into microbatches.
@@ -78,7 +83,11 @@ def mean_gradient(
     gradient_of = jax.grad(loss, has_aux=True)
     length = num_samples(batch)
     if microbatch_size is None or microbatch_size >= length:
-        return *gradient_of(params, batch), None if weigh is None else weigh(batch)
+        gradient, terms = gradient_of(params, batch)
+        if weigh is None:
+            return gradient, terms, None
+        weight = weigh(batch)
+        return _times(gradient, jnp.where(weight > 0, 1, 0)), terms, weight
     if length % microbatch_size:
         raise ValueError(
             f"{length} samples of a minibatch do not divide into microbatches of {microbatch_size}"
@@ -90,8 +99,7 @@ def mean_gradient(
         sums, weights = total
         if weigh is not None:
             weight = weigh(part)
-            # A part without weight may have an undefined mean.
-            gradient = jax.tree.map(lambda x: jnp.where(weight > 0, x * weight, 0), gradient)
+            gradient = _times(gradient, weight)
             weights += weight
         return (jax.tree.map(jnp.add, sums, gradient), weights), terms
 
@@ -100,8 +108,7 @@ def mean_gradient(
     terms = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), terms)
     if weigh is None:
         return jax.tree.map(lambda x: x * (microbatch_size / length), total), terms, None
-    divisor = jnp.where(weight > 0, weight, 1)
-    return jax.tree.map(lambda x: x / divisor, total), terms, weight
+    return _times(total, 1 / jnp.where(weight > 0, weight, 1)), terms, weight
 
 
 def descend(
@@ -162,16 +169,17 @@ def descend(
         )
         if weight is not None:  # shares differ: a mean of them is that of all by their weights
             mean = parallel.mean(weight)
-            share = weight / jnp.where(mean > 0, mean, 1)
-            gradient = jax.tree.map(lambda x: jnp.where(weight > 0, x * share, 0), gradient)
+            gradient = _times(gradient, weight / jnp.where(mean > 0, mean, 1))
         gradient = parallel.mean(gradient)
         change, optimizer_state = optimizer.update(gradient, optimizer_state, inner)
         norm = optax.tree.norm(gradient)
         after = (optax.apply_updates(inner, change), optimizer_state)
         if goes_on is not None:
             taken &= goes_on(terms)
-            after = jax.tree.map(lambda new, old: jnp.where(taken, new, old), after, before)
-        return (after, taken), GradientSteps(terms, norm, taken)
+        counts = taken if weight is None else taken & (mean > 0)
+        if goes_on is not None or weight is not None:
+            after = jax.tree.map(lambda new, old: jnp.where(counts, new, old), after, before)
+        return (after, taken), GradientSteps(terms, norm, counts)
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, GradientSteps]:
         order = shuffle.permutation(key, length).reshape(num_minibatches, -1)

@@ -23,7 +23,7 @@ class Hyperparameters:
     """The traced numbers of an update; scalars, or batched by vmap.
 
     Attributes:
-      learning_rate: of Adam, before annealing.
+      learning_rate: step size of the optimiser, before annealing.
       discount: gamma.
       gae_lambda: lambda.
       reward_scale: by which rewards are multiplied before anything is learnt from them.
@@ -83,18 +83,16 @@ class Hyperparameters:
         for a name that neither has.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        functions = {name: x for name, x in fields.items() if isinstance(x, Tunable)}
-        for name, value in overrides.items():
+        # Functions first: a number beside a new gate is the new gate's.
+        fields |= {name: value for name, value in overrides.items() if name in fields}
+        for name in overrides.keys() - fields.keys():
+            functions = {f: x for f, x in fields.items() if isinstance(x, Tunable)}
             owner = next((f for f, function in functions.items() if name in function.numbers), None)
-            if name in fields:
-                fields[name] = value
-            elif owner is not None:
-                fields[owner] = functions[owner] = functions[owner].replace(**{name: value})
-            else:
+            if owner is None:
                 known = [n for n, x in fields.items() if n not in functions and x is not None]
-                for function in functions.values():
-                    known += function.numbers
+                known += [number for function in functions.values() for number in function.numbers]
                 raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
+            fields[owner] = functions[owner].replace(**{name: overrides[name]})
         return dataclasses.replace(self, **fields)
 
 
@@ -103,7 +101,7 @@ class LearnerState(NamedTuple):
 
     Attributes:
       params: {"actor": ..., "critic": ...}.
-      optimizer_state: of Adam, over the parameters as one flat vector.
+      optimizer_state: of the optimiser, over the parameters as one flat vector.
       key: typed key, for shuffling.
       updates: number of updates so far, int32 [].
       observation_moments: of all observations learnt from, elementwise; None without

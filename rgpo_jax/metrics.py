@@ -24,11 +24,11 @@ Reduction = Literal["mean", "maximum", "sum"]
 class Metrics(Mapping[str, Array]):
     """The numbers of one update by name, float32; a pytree, to be vmapped and stacked.
 
-    `a | b` has those of both.
+    `a | b` has those of both; those of a plain dict are means.
 
     Attributes:
-      weights: name -> of how many samples a mean is, int32; 1 where a name is missing. Where it is
-        0 the number is undefined, and no part of any mean or maximum.
+      weights: name -> of how many samples a mean is, a whole number; 1 where a name is missing.
+        Where it is 0 the number is undefined, and no part of any mean or maximum.
       reductions: name -> how it is reduced over updates; "mean" where a name is missing.
     """
 
@@ -54,12 +54,17 @@ class Metrics(Mapping[str, Array]):
     def __repr__(self) -> str:
         return f"Metrics({self._numbers})"
 
-    def __or__(self, other: "Metrics") -> "Metrics":
+    def __or__(self, other: Mapping[str, Any]) -> "Metrics":
+        if not isinstance(other, Metrics):
+            other = means(other)
         return Metrics(
             self._numbers | other._numbers,
             self.weights | other.weights,
             self.reductions | other.reductions,
         )
+
+    def __ror__(self, other: Mapping[str, Any]) -> "Metrics":
+        return means(other) | self
 
     def tree_flatten(self) -> tuple[tuple[dict, dict], tuple]:
         return (self._numbers, self.weights), tuple(sorted(self.reductions.items()))

@@ -69,8 +69,8 @@ def surrogate(gate: Gate, log_ratio: Array, advantage: Array, where: Array | Non
         return jnp.mean(gate(log_ratio, advantage) * advantage)
     # What is masked may be anything, and a NaN times 0 has a NaN for its gradient.
     log_ratio = jnp.where(where, log_ratio, 0.0)
-    advantage = jnp.where(where, advantage, 0.0)
-    total = jnp.sum(gate(log_ratio, advantage) * advantage)
+    advantage = jnp.where(where, advantage, 1.0)  # and not 0, by which a gate may divide
+    total = jnp.sum(jnp.where(where, gate(log_ratio, advantage) * advantage, 0.0))
     return total / jnp.maximum(jnp.sum(where), 1)
 
 

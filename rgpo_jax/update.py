@@ -24,7 +24,7 @@ from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network
 from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
-from rgpo_jax.tunable import Tunable
+from rgpo_jax.tunable import Tunable, as_tunable
 
 Array = jax.Array
 
@@ -153,7 +153,8 @@ def make(
       An (init, update) pair, with the default hyper-parameters.
 
     Raises:
-      ValueError: a `policy_step` excludes the config's `target_kl`, and penalties.
+      ValueError: a `policy_step` excludes the config's `target_kl`, and penalties; a `penalty`
+        excludes those of the config.
     """
 
     def refuse_early_stopping(target_kl: Any) -> None:
@@ -161,8 +162,10 @@ def make(
             raise ValueError("target_kl: expected None with a policy_step, which is one step")
 
     refuse_early_stopping(config.target_kl)
-    if penalty is None:
-        penalty = penalties.make(config.kl_coefficient, config.value_clip)
+    configured = penalties.make(config.kl_coefficient, config.value_clip)
+    if penalty is not None and configured is not None:
+        raise ValueError("penalty: expected None with the config's kl_coefficient or value_clip")
+    penalty = configured if penalty is None else as_tunable(penalty)
     if policy_step is not None and penalty is not None:
         raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
     defaults = Hyperparameters.from_config(

@@ -118,6 +118,50 @@ def test_a_part_without_weight_is_no_part():
     assert_close(gradient, jax.tree.map(jnp.zeros_like, PARAMS))
 
 
+@pytest.mark.parametrize("flatten", [True, False])
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+def test_parameters_keep_their_precision(flatten, microbatch_size):
+    optimizer, params = optax.adam(0.1), jax.tree.map(jnp.bfloat16, PARAMS)
+
+    def weigh(batch):
+        return jnp.sum(batch[2], dtype=jnp.float32)
+
+    after, _, _ = descent.descend(
+        masked_loss,
+        params,
+        descent.init(optimizer, params, flatten),
+        (X, Y, MASK),
+        KEY,
+        optimizer,
+        num_epochs=1,
+        num_minibatches=3,
+        microbatch_size=microbatch_size,
+        flatten=flatten,
+        weigh=weigh,
+    )
+    assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype(jnp.bfloat16)}
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 3])
+def test_a_minibatch_without_weight_is_no_step(microbatch_size):
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    after, _, steps = descent.descend(
+        masked_loss,
+        PARAMS,
+        descent.init(optimizer, PARAMS),
+        (X, Y, np.zeros_like(MASK)),
+        KEY,
+        optimizer,
+        num_epochs=1,
+        num_minibatches=2,
+        microbatch_size=microbatch_size,
+        weigh=count,
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, PARAMS)
+    assert not steps.taken.any()
+
+
 @pytest.mark.parametrize("weigh", [None, count])
 def test_devices_share_a_minibatch_and_not_its_mean(weigh):
     optimizer = optax.sgd(0.1)

@@ -32,6 +32,9 @@ def test_they_are_a_mapping_and_a_pytree():
     assert doubled.reductions == both.reductions == {"b": "sum", "c": "maximum"}
     with pytest.raises(KeyError):
         both["d"]
+    for joined in (both | {"d": 5.0}, {"d": 5.0} | both):
+        assert joined["d"] == 5.0
+        assert joined.reductions == both.reductions
 
 
 def test_reduces_by_mean_maximum_and_sum():

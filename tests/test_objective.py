@@ -9,7 +9,7 @@ import optax
 import pytest
 from probes import TABLES, Tabular
 
-from agents import ppo
+from agents import ppo, trpo
 from rgpo_jax import agent, gates, learner, networks, objective, penalties, train, update
 from rgpo_jax.config import ConfigError
 from rgpo_jax.objective import Batch, Prediction
@@ -39,6 +39,11 @@ def test_a_masked_surrogate_is_that_of_what_counts():
     np.testing.assert_array_equal(slope, clean)
     assert (np.asarray(clean)[~WHERE] == 0).all()
     assert objective.surrogate(gate, LOG_RATIO, ADVANTAGE, np.zeros_like(WHERE)) == 0
+
+    def drift(log_ratio, advantage):  # divides by the advantage, as gates made of a drift do
+        return jnp.exp(log_ratio) - jax.nn.relu(log_ratio) ** 2 / advantage
+
+    assert np.isfinite(objective.surrogate(drift, LOG_RATIO, ADVANTAGE, WHERE))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,27 @@ def test_a_penalty_is_part_of_the_loss_and_is_reported():
         )
 
 
+def test_a_penalty_of_your_own_is_a_function_and_the_only_one():
+    env, config = Tabular(TABLES["action"]), ppo.Config(**SETTINGS)
+
+    def pull(prediction, batch, hyperparameters):
+        return 100.0 * jnp.square(prediction.log_ratio)
+
+    held = ppo.make(env, config, penalty=pull)
+    free = ppo.make(env, config)
+    key = jax.random.key(0)
+    bound, loose = held.step(held.init(key))[1], free.step(free.init(key))[1]
+    assert bound["approx_kl"] < loose["approx_kl"]
+    with pytest.raises(ValueError, match="penalty: expected None with the config's kl_coefficient"):
+        ppo.make(env, dataclasses.replace(config, kl_coefficient=1.0), penalty=pull)
+
+
+@pytest.mark.parametrize("name", ["kl_coefficient", "value_clip"])
+def test_trpo_has_no_penalty(name):
+    with pytest.raises(ConfigError, match=f"{name} 0.5: expected None with TRPO"):
+        trpo.Config(**{name: 0.5})
+
+
 def test_optimiser_and_network_may_be_your_own():
     env, config = Tabular(TABLES["action"]), ppo.Config(**SETTINGS, anneal_learning_rate=False)
 
@@ -138,6 +164,15 @@ def test_optimiser_and_network_may_be_your_own():
     assert not jax.tree.leaves(state.learner.optimizer_state)  # plain SGD remembers nothing
     after, _ = train.make_chunk(own)(state, 2)
     jax.tree.map(np.testing.assert_array_equal, after.learner.params, state.learner.params)
+
+
+def test_a_number_beside_a_new_gate_is_the_new_gates():
+    ours = hyperparameters(None)
+    changed = ours.replace(sharpness=8.0, gate=gates.rgpo(2.0, form="log"))
+    assert changed.gate.numbers["sharpness"] == 8.0
+    assert dict(changed.gate.options)["form"] == "log"
+    penalised = ours.replace(kl_coefficient=0.5, penalty=penalties.make(kl_coefficient=0.1))
+    assert penalised.penalty.numbers["kl_coefficient"] == 0.5
 
 
 def test_hyperparameters_can_be_extended():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,10 +12,6 @@ from experiments.cli import flags
 from experiments.record.loggers import DEFAULT_LOGGERS, LoggerName
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
-
-if TYPE_CHECKING:
-    pass
-
 
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
 MAY_CHANGE = ("checkpoint_every", "loggers")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,11 +13,8 @@ import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families, own
-from rgpo_jax.config import Config
-
-if TYPE_CHECKING:
-    pass
 from experiments.plan.options import MAY_CHANGE, Options
+from rgpo_jax.config import Config
 
 PROG = "python -m experiments.run"
 

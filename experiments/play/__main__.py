@@ -23,7 +23,6 @@ from experiments.record.files import write_atomically
 from experiments.record.run_folder import EPISODE
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
-from rgpo_jax.environment import Discrete
 from rgpo_jax.ranges import Count, CountOrZero, Positive
 
 if TYPE_CHECKING:
@@ -161,6 +160,7 @@ def _play(
     import jax
 
     from experiments.play import episodes, film
+    from rgpo_jax.environment import Discrete
 
     agent, index = loaded.agent, seed - loaded.plan.options.seed
     learner = jax.tree.map(lambda x: x[index], loaded.learners)

@@ -1,6 +1,7 @@
 """By which of its metrics a kind of training is judged and shown.
 
-Programs declare it; loop, run folder, figure, summary and report read names and titles from it.
+Programs declare it; loop, run folder, figure, summary, sweep and report read names and titles from
+it. A report of several kinds of training takes that of its first run.
 """
 
 import dataclasses

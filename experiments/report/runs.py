@@ -27,7 +27,7 @@ _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 _NOT_A_VARIANT = frozenset(
     {
         *("agent", "gate", "env", "backend", "seed", "num_seeds"),
-        *("log_every", "eval_every", "eval_episodes"),
+        *("log_every", "eval_every", "eval_episodes", "eval_share"),
     }
 )
 COUNTERS = ("env_steps", "updates", "wall_seconds")

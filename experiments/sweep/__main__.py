@@ -24,9 +24,10 @@ from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.plan.options import MAY_CHANGE
+from experiments.plan.options import Options as RunOptions
 from experiments.plan.reading import read_plan, refuse_other_settings
 from experiments.record.files import to_json, write_atomically
-from experiments.record.headline import CONTROL
+from experiments.record.headline import Headline
 from experiments.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 PROG = "python -m experiments.sweep"
 PROGRAMS, LOG = "programs", "sweep.log"
 _POLL = 0.2  # seconds
-_SCORE = CONTROL.summary_key(CONTROL.score)
 # Launcher -> options that it alone reads.
 _OF_LAUNCHERS = {"local": ("jobs",), "ray": ("address", "program_cpus", "program_gpus")}
 
@@ -155,10 +155,15 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
 
     Names tell the settings in which a sweep's cells differ, and a sweep that grows has more.
     """
+    kinds = {(c.plan.options.agent, c.plan.options.gate): type(c.plan.config) for c in cells}
     there = {}
     for path in sorted(out.glob(f"*/{CONFIG}")):
         with contextlib.suppress(BadInput):
-            there[_identity(flags.settings_from_file(str(path)))] = path.parent.name
+            settings = flags.settings_from_file(str(path))
+            kind = kinds.get((str(settings.get("agent")), settings.get("gate")))
+            if kind is not None:  # a run that is older than a setting had its default
+                settings = flags.as_settings(RunOptions(), kind()) | settings
+                there[_identity(settings)] = path.parent.name
     found = []
     for cell in cells:
         settings = flags.as_settings(cell.plan.options, cell.plan.config)
@@ -431,7 +436,10 @@ def _close(
     for cell in program.cells:
         summary = _summary(out / cell.name)
         if summary and not summary.get("broken"):
-            screen.say(f"  {cell.name}: {_describe(summary[_SCORE])}  ({took})")
+            config = json.loads((out / cell.name / CONFIG).read_text())
+            headline = Headline.of_run(config)
+            score = summary[headline.summary_key(headline.score)]
+            screen.say(f"  {cell.name}: {_describe(score)}  ({took})")
         else:
             failed.add(cell.name)
     if failed:

@@ -8,13 +8,13 @@ import agents
 import envs
 from experiments.cli.flags import BadInput
 from experiments.plan import own
+from experiments.plan.reading import Plan
 from experiments.training import devices
 from rgpo_jax.config import Config
 
 if TYPE_CHECKING:
     from rgpo_jax.agent import Agent
     from rgpo_jax.environment import AnyEnvironment
-from experiments.plan.reading import Plan
 
 
 @contextlib.contextmanager
