@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.record import run_folder
+from experiments.record import files
 from experiments.theory import __main__ as program
 from experiments.theory import catalogue, drawing
 from experiments.theory.options import STUDIES
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said(when, tmp_path, capsys, monkeypatch):
         raise OSError("no room")
 
     if when == "at once":
-        monkeypatch.setattr(run_folder, "require_space", refuse)
+        monkeypatch.setattr(files, "require_space", refuse)
     else:  # the log is replaced by the device that is always full
         monkeypatch.setattr(program, "LOG", "full")
         (tmp_path / "full").symlink_to("/dev/full")
