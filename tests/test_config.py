@@ -62,8 +62,9 @@ def test_none_is_refused_but_where_it_has_a_meaning(setting):
 
 @each_ranged
 def test_in_range_is_accepted(setting):
-    if (setting.field, setting.config) == ("target_kl", agents.load("trpo").Config):
-        assert "expected None" in refusal(setting.config, "target_kl", 0.01)
+    losses = ("target_kl", "kl_coefficient", "value_clip")
+    if setting.field in losses and setting.config is agents.load("trpo").Config:
+        assert "expected None" in refusal(setting.config, setting.field, 0.01)
         return
     more = {"num_epochs": 2} if setting.field == "target_kl" else {}  # there is none to skip in one
     for value in WORDS[setting.accepted][1]:
