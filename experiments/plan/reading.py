@@ -146,13 +146,16 @@ def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
         raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
 
 
+def with_defaults(stored: Mapping[str, Any], config_class: type[Config]) -> dict[str, Any]:
+    """Settings of a stored run: one that is older than a setting had its default."""
+    defaults = flags.as_settings(Options(), config_class())
+    return {**json.loads(json.dumps(defaults)), **stored}
+
+
 def refuse_other_settings(stored: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     """Raises BadInput if the run in a folder was begun with other settings than the plan's."""
     wanted = json.loads(json.dumps(flags.as_settings(plan.options, plan.config)))
-    defaults = flags.as_settings(Options(), type(plan.config)())
-    # A run that is older than a setting had its default.
-    stored = {**json.loads(json.dumps(defaults)), **stored}
-    for name, value in stored.items():
+    for name, value in with_defaults(stored, type(plan.config)).items():
         if name not in MAY_CHANGE and wanted.get(name) != value:
             raise BadInput(
                 f"{flags.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "

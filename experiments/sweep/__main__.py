@@ -24,8 +24,7 @@ from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.plan.options import MAY_CHANGE
-from experiments.plan.options import Options as RunOptions
-from experiments.plan.reading import read_plan, refuse_other_settings
+from experiments.plan.reading import read_plan, refuse_other_settings, with_defaults
 from experiments.record.files import to_json, write_atomically
 from experiments.record.headline import Headline
 from experiments.record.run_folder import (
@@ -155,15 +154,15 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
 
     Names tell the settings in which a sweep's cells differ, and a sweep that grows has more.
     """
-    kinds = {(c.plan.options.agent, c.plan.options.gate): type(c.plan.config) for c in cells}
+    options = [(cell.plan.options, type(cell.plan.config)) for cell in cells]
+    kinds = {(one.agent, str(one.gate)): kind for one, kind in options}
     there = {}
     for path in sorted(out.glob(f"*/{CONFIG}")):
         with contextlib.suppress(BadInput):
             settings = flags.settings_from_file(str(path))
-            kind = kinds.get((str(settings.get("agent")), settings.get("gate")))
-            if kind is not None:  # a run that is older than a setting had its default
-                settings = flags.as_settings(RunOptions(), kind()) | settings
-                there[_identity(settings)] = path.parent.name
+            kind = kinds.get((str(settings.get("agent")), str(settings.get("gate"))))
+            if kind is not None:
+                there[_identity(with_defaults(settings, kind))] = path.parent.name
     found = []
     for cell in cells:
         settings = flags.as_settings(cell.plan.options, cell.plan.config)
