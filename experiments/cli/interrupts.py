@@ -2,12 +2,14 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MOMENT = 0.05  # seconds; longer than a callback of the garbage collector
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,20 +21,31 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the two signals raise `Interrupted`: at once, or not at all if deferred."""
+    """While entered, the two signals raise `Interrupted`: at once, or not at all if deferred.
+
+    Where Python itself drops the exception, as in a callback of the garbage collector (JAX has one)
+    or in `__del__`, it is raised again a moment later.
+    """
 
     def __init__(self) -> None:
         self._deferring = False
         self._pending = 0
         self._raised = 0
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # elsewhere none arrive
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            sys.unraisablehook = self._unraisable
+        if self._timer:
+            self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -42,6 +55,16 @@ class Interrupts:
             return
         self._raised = signum
         raise Interrupted(signum)  # not deferred; or asked twice: at once
+
+    def _raise_again(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """Python says what it drops. What a hook raises is dropped as well, so a timer does."""
+        if isinstance(dropped.exc_value, Interrupted):
+            main = threading.main_thread().ident
+            self._timer = threading.Timer(_MOMENT, signal.pthread_kill, (main, self._raised))
+            self._timer.daemon = True
+            self._timer.start()
+        else:
+            self._unraisable(dropped)
 
     def check(self) -> None:
         """Raises what was raised before, if it was lost.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -35,12 +36,12 @@ _SIZE = 2**24  # bytes; all that is written is less
 
 def main(args: Sequence[str] | None = None) -> int:
     """Makes the studies and writes the page; returns the exit status."""
-    with Interrupts():
+    with Interrupts() as interrupts:
         try:
             options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
             if not options.studies:
                 raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
-            return _make(options)
+            return _make(options, interrupts)
         except BadInput as error:
             flags.refuse(error)
         except Interrupted as interrupted:
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return interrupted.exit_status
 
 
-def _make(options: Options) -> int:
+def _make(options: Options, interrupts: Interrupts) -> int:
     with flags.report_extra("the page"):
         importlib.import_module("jinja2")  # now rather than minutes later
     from experiments.record.files import require_space
@@ -62,7 +63,7 @@ def _make(options: Options) -> int:
             require_space(folder, _SIZE)  # now rather than minutes later
             (folder / LOG).write_text("")
         speaker = _Speaker(folder)
-        studies = _run(options, speaker)
+        studies = _run(options, speaker, interrupts)
         with refusing(folder):
             write(folder, studies, options)
         speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
@@ -96,7 +97,7 @@ class _Speaker:
         )
 
 
-def _run(options: Options, speaker: _Speaker) -> dict[str, "Study"]:
+def _run(options: Options, speaker: _Speaker, interrupts: Interrupts) -> dict[str, "Study"]:
     studies: dict[str, Study] = {}
     chosen = [name for name in STUDIES if name in options.studies]
     for number, name in enumerate(chosen, 1):
@@ -104,9 +105,13 @@ def _run(options: Options, speaker: _Speaker) -> dict[str, "Study"]:
         module = importlib.import_module(f"experiments.theory.{name}")
         with speaker.bar() as bar:
             task = bar.add_task(f"{name} ({number} of {len(chosen)})", total=1.0)
-            studies[name] = module.run(
-                options, lambda share, bar=bar, task=task: bar.update(task, completed=share)
-            )
+
+            def progress(share: float, bar: Progress = bar, task: TaskID = task) -> None:
+                interrupts.check()
+                bar.update(task, completed=share)
+
+            studies[name] = module.run(options, progress)
+        interrupts.check()
         seconds = time.monotonic() - started
         speaker.say(f"{name}: {_verdicts({name: studies[name]})}; {seconds:.0f} s")
     return studies

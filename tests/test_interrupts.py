@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM are heard, wherever Python was when they came."""
+
+import gc
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from experiments.cli.interrupts import Interrupted, Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_raises_with_its_exit_status(number):
+    with Interrupts(), pytest.raises(Interrupted) as interrupted:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert interrupted.value.exit_status == 128 + number
+
+
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_raised_again(capsys):
+    """JAX has such a callback; Python drops what is raised in it."""
+
+    def collected(phase, info):
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    began = time.monotonic()
+    with Interrupts(), pytest.raises(Interrupted):
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(5)
+    assert time.monotonic() - began < 4
+    assert capsys.readouterr().err == ""
+
+
+def test_what_else_python_drops_goes_to_the_hook_before(monkeypatch):
+    class Broken:
+        def __del__(self):
+            raise ValueError("dropped")
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(str(what.exc_value)))
+    with Interrupts():
+        Broken()
+        gc.collect()
+    assert dropped == ["dropped"]
+
+
+def test_handlers_are_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    with Interrupts():
+        assert sys.unraisablehook is not before[1]
+    assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+
+
+def test_a_deferred_signal_is_pending_and_a_second_one_raises():
+    with Interrupts() as interrupts, pytest.raises(Interrupted), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert interrupts.pending == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
