@@ -1,7 +1,6 @@
 """An agent: a rollout and an update joined into pure functions to vmap, scan and shard."""
 
 import functools
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -13,11 +12,12 @@ from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
 from rgpo_jax.gates import Gate
+from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.learner import Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means, sums
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import EpisodeTotals, RolloutState
-from rgpo_jax.tunable import Tunable, as_tunable, require
+from rgpo_jax.tunable import Tunable, as_tunable
 
 Array = jax.Array
 
@@ -90,21 +90,6 @@ def episode_metrics(totals: EpisodeTotals) -> Metrics:
         "episode_length": totals.lengths / ended,
     }
     return sums({"episodes": count}) | means(per_episode, weight=count)
-
-
-def _hyperparameter(config_class: type[Config], name: str, value: Any) -> Any:
-    """Checks an override as far as it can be looked at, and gives it a definite type."""
-    hint = typing.get_type_hints(config_class, include_extras=True).get(name)
-    if value is None and type(None) in typing.get_args(hint):
-        return None
-    for option in (hint, *typing.get_args(hint)):
-        for constraint in getattr(option, "__metadata__", ()):
-            require(name, value, constraint)
-    if name in ("gate", "advantage_transform", "policy_step", "penalty") and not isinstance(
-        value, Tunable
-    ):
-        raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)
 
 
 def _refusal(name: str) -> Callable[..., NoReturn]:
@@ -182,7 +167,7 @@ def make(
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
         overrides = {
-            name: _hyperparameter(type(config), name, x) for name, x in hyperparameters.items()
+            name: check_override(type(config), name, x) for name, x in hyperparameters.items()
         }
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),

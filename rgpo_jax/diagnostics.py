@@ -13,7 +13,13 @@ KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 
 
 def gate_diagnostics(
-    gate: Tunable, log_ratio: Array, advantage: Array, met_log_ratio: Array
+    gate: Tunable,
+    log_ratio: Array,
+    advantage: Array,
+    met_log_ratio: Array,
+    log_ratio_ref: Array | None = None,
+    where: Array | None = None,
+    met_where: Array | None = None,
 ) -> Metrics:
     """Statistics of one update: its final policy against the one that drew the samples.
 
@@ -22,6 +28,9 @@ def gate_diagnostics(
       log_ratio: log pi_theta - log pi_old of the final policy, over the whole batch [n].
       advantage: as the gate saw it [n].
       met_log_ratio: log-ratios as each minibatch met them [epochs, minibatches, m].
+      log_ratio_ref: log pi_theta - log pi_ref, for a gate of two ratios [n].
+      where: which samples count [n]; None: all.
+      met_where: the same of those that minibatches met [epochs, minibatches, m].
 
     Returns:
       first_ratio_deviation: max|r - 1| over the first minibatch; 0 to float error, unless policy
@@ -36,8 +45,12 @@ def gate_diagnostics(
       effective_sample_size: (sum w)^2 / (n sum w^2) in [0, 1].
       clip_fraction: fraction of ratios outside [1 - clip, 1 + clip_high]; gates with a clip only.
     """
-    value = gate(log_ratio, advantage)
-    w = weight(gate)(log_ratio, advantage)
+    arguments = (log_ratio, advantage) + (() if log_ratio_ref is None else (log_ratio_ref,))
+    value = gate(*arguments)
+    w = weight(gate)(*arguments)
+    if where is not None and met_where is not None:
+        w = jnp.where(where, w, 0.0)
+        met_log_ratio = jnp.where(met_where, met_log_ratio, 0.0)
     sampled = {
         "approx_kl_k1": -log_ratio,
         "approx_kl": k3(log_ratio),
@@ -54,14 +67,15 @@ def gate_diagnostics(
         ratio = jnp.exp(log_ratio)
         sampled["clip_fraction"] = (ratio < 1.0 - clip) | (ratio > ceiling)
     # One reduction for all: a dozen would take longer, to compile above all.
-    averages = jnp.mean(jnp.stack([x.astype(jnp.float32) for x in sampled.values()]), axis=-1)
+    stacked = jnp.stack([x.astype(jnp.float32) for x in sampled.values()])
+    averages = jnp.mean(stacked, axis=-1, where=where)
     metrics = means(dict(zip(sampled, averages, strict=True)))
     approx_kl = metrics["approx_kl"]
-    metrics |= means({"effective_sample_size": effective_sample_size(w)})
+    metrics |= means({"effective_sample_size": effective_sample_size(w, where)})
     metrics |= maxima(
         {
             "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
-            "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio))),
+            "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio, met_where))),
             "weight_max": jnp.max(w),
         }
     )
@@ -78,14 +92,24 @@ def k3(log_ratio: Array) -> Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-def kl_k3(log_ratio: Array) -> Array:
-    """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats."""
-    return jnp.mean(k3(log_ratio), axis=-1)
+def kl_k3(log_ratio: Array, where: Array | None = None) -> Array:
+    """Mean of r - 1 - l over the last axis, an estimate of KL(old || new) in nats.
+
+    `where` says which samples count; of none the mean is 0.
+    """
+    if where is None:
+        return jnp.mean(k3(log_ratio), axis=-1)
+    total = jnp.sum(jnp.where(where, k3(jnp.where(where, log_ratio, 0.0)), 0.0), axis=-1)
+    return total / jnp.maximum(jnp.sum(where, axis=-1), 1)
 
 
-def effective_sample_size(w: Array) -> Array:
-    """(sum w)^2 / (n sum w^2), a share of the n samples; 0 where all weights are 0."""
-    squares = w.size * jnp.sum(jnp.square(w))
+def effective_sample_size(w: Array, where: Array | None = None) -> Array:
+    """(sum w)^2 / (n sum w^2), a share of the n samples; 0 where all weights are 0.
+
+    `where` says which samples count; the weights of others are 0.
+    """
+    size = w.size if where is None else jnp.sum(where)
+    squares = size * jnp.sum(jnp.square(w))
     return jnp.where(squares > 0, jnp.square(jnp.sum(w)) / jnp.where(squares > 0, squares, 1), 0)
 
 

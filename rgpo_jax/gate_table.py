@@ -11,7 +11,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple, dataclass_transform
 
-from rgpo_jax.ranges import POSITIVE, Above, AboveOne, Fraction, NonNegative, Positive
+from rgpo_jax.ranges import (
+    POSITIVE,
+    Above,
+    AboveOne,
+    Fraction,
+    NonNegative,
+    Positive,
+    UnitInterval,
+)
 
 
 class Row(NamedTuple):
@@ -34,15 +42,17 @@ class Row(NamedTuple):
 
 
 GATES: dict[str, Row] = {}
+# Gates of two ratios, that to the policy which sampled and that to a fixed reference, rho.
+DUAL_GATES: dict[str, Row] = {}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def _gate(weight: str, *sources: str) -> Callable[[type], type]:
-    """Enters a class into the table, as a dataclass."""
+def _gate(weight: str, *sources: str, table: dict[str, Row] = GATES) -> Callable[[type], type]:
+    """Enters a class into a table, as a dataclass."""
 
     def declare(settings: type) -> type:
         settings = dataclasses.dataclass(frozen=True, kw_only=True)(settings)
-        GATES[settings.__name__] = Row(settings, weight, sources)
+        table[settings.__name__] = Row(settings, weight, sources)
         return settings
 
     return declare
@@ -166,3 +176,45 @@ class discovered:
     Optimisation, which PureJaxRL and Rejax call DPO; not direct preference optimisation)."""
     drift_beta: Positive = 0.6
     """How far A log r may go before the ratio is pushed back up, where A < 0 (beta)."""
+
+
+@_gate("k r σ'(k(r−1)) σ(k(ρ−1)) + k ρ σ(k(r−1)) σ'(k(ρ−1))", "ours", table=DUAL_GATES)
+class dual_product:
+    """A gate in each ratio, multiplied: g = sigmoid(k (r - 1)) sigmoid(k (rho - 1))."""
+
+    sharpness: Positive = 4.0
+    """How fast either gate closes away from 1 (k)."""
+    normalize: bool = False
+    """Multiply the gate by 4 / sharpness, so that its weight is 1 where both ratios are."""
+
+
+@_gate("k u σ'(k(u−1)), u = r^c ρ^(1−c)", "ours", table=DUAL_GATES)
+class dual_geometric:
+    """RGPO's gate in the geometric mean of the ratios: the gate form of a KL to both policies."""
+
+    sharpness: Positive = 4.0
+    """How fast the gate closes away from 1 (k)."""
+    mix: UnitInterval = 0.5
+    """Share c of the ratio to the policy that sampled; the rest is that to the reference."""
+    normalize: bool = False
+    """Multiply the gate by 4 / sharpness, so that its weight is 1 where both ratios are."""
+
+
+@_gate("k r σ'(k(r−1)) · 4 σ'(k log ρ)", "ours", table=DUAL_GATES)
+class dual_two_sided:
+    """RGPO's gate, times a factor that fades where rho is far from 1 on either side."""
+
+    sharpness: Positive = 4.0
+    """How fast the gate closes, and the factor fades, away from 1 (k)."""
+    normalize: bool = False
+    """Multiply the gate by 4 / sharpness, so that its weight is 1 where both ratios are."""
+
+
+@_gate("that of the smaller ratio", "ours", table=DUAL_GATES)
+class dual_min:
+    """The more closed of the gates in either ratio: the smaller of the two."""
+
+    sharpness: Positive = 4.0
+    """How fast either gate closes away from 1 (k)."""
+    normalize: bool = False
+    """Multiply the gate by 4 / sharpness, so that its weight is 1 where both ratios are."""

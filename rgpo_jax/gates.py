@@ -18,11 +18,18 @@ the sharpness is one vmapped program. Value and gradient are finite for every fl
 `gates.rgpo(sharpness=2.0)` builds a gate. Here are the formulas; what settings a gate has, their
 ranges and defaults, and where it is from, its row in `rgpo_jax.gate_table` says.
 
+Gates of two ratios, `DUAL_CONSTRUCTORS`, are functions (log_ratio, advantage, log_ratio_ref) of the
+ratio to a fixed reference as well, rho = pi_theta / pi_ref. Both ratios move with theta, so the
+weight is dg/dl + dg/dm with m = log rho. What the paper's dual gate is was not published in a form
+that could be read: these are ours. None of them keeps a policy near the reference by itself; that
+takes a KL term (see `docs/alignment.md`).
+
 Only `rgpo` maps into [0, 1]; `reinforce`, `importance` and `ppo`, which the paper names as choices
 of w, belong to the family through their weight and are not acceptance gates.
 """
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from rgpo_jax import tunable
-from rgpo_jax.gate_table import GATES
+from rgpo_jax.gate_table import DUAL_GATES, GATES, Row
 from rgpo_jax.tunable import Tunable, as_tunable
 
 Array = jax.Array
@@ -45,28 +52,37 @@ def weight(gate: Gate) -> Callable[[Array, Array], Array]:
     """Returns w = dg/dl, the weight that a gate gives to a sample's policy gradient.
 
     Args:
-      gate: function (log_ratio, advantage) -> g, elementwise.
+      gate: function (log_ratio, advantage) -> g, elementwise; or of two ratios, (log_ratio,
+        advantage, log_ratio_ref) -> g.
 
     Returns:
-      Function (log_ratio, advantage) -> w, of the shape to which the two broadcast.
+      Function of the gate's arguments -> w, of the shape to which they broadcast; of two ratios
+      w = dg/dl + dg/dm, since both move with the policy.
     """
 
-    def weight_function(log_ratio: Array, advantage: Array) -> Array:
+    def weight_function(log_ratio: Array, advantage: Array, *log_ratio_ref: Array) -> Array:
         log_ratio = jnp.asarray(log_ratio, jnp.result_type(float, log_ratio))
-        log_ratio, advantage = jnp.broadcast_arrays(log_ratio, jnp.asarray(advantage))
-        value, pullback = jax.vjp(lambda l: gate(l, advantage), log_ratio)
-        return pullback(jnp.ones_like(value))[0]
+        log_ratio, advantage, *reference = jnp.broadcast_arrays(
+            log_ratio, jnp.asarray(advantage), *map(jnp.asarray, log_ratio_ref)
+        )
+        value, pullback = jax.vjp(lambda l, *m: gate(l, advantage, *m), log_ratio, *reference)
+        return functools.reduce(jnp.add, pullback(jnp.ones_like(value)))
 
     return weight_function
 
 
 CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+DUAL_CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
 
 
-def _constructor(formula: Callable[..., Array]) -> Callable[..., Tunable]:
+def _constructor(
+    formula: Callable[..., Array],
+    table: dict[str, Row] = GATES,
+    constructors: dict[str, Callable[..., Tunable]] = CONSTRUCTORS,
+) -> Callable[..., Tunable]:
     """Makes a gate's constructor of its formula, `_name`, and its row; enters it by its name."""
     name = formula.__name__.removeprefix("_")
-    row = GATES[name]
+    row = table[name]
     constructor = tunable.constructor(formula, row.settings)
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__module__ = __name__
@@ -78,7 +94,7 @@ def _constructor(formula: Callable[..., Array]) -> Callable[..., Tunable]:
             f"Source: {', '.join(row.references)}.",
         )
     )
-    CONSTRUCTORS[name] = constructor
+    constructors[name] = constructor
     return constructor
 
 
@@ -301,18 +317,101 @@ def _discovered(log_ratio: Array, advantage: Array, drift_alpha: Any, drift_beta
 discovered = _constructor(_discovered)
 
 
+def _dual_constructor(formula: Callable[..., Array]) -> Callable[..., Tunable]:
+    """As `_constructor`, of a gate of two ratios."""
+    return _constructor(formula, DUAL_GATES, DUAL_CONSTRUCTORS)
+
+
+def _acceptance(log_ratio: Array, sharpness: Any) -> Array:
+    return jax.nn.sigmoid(sharpness * (_ratio(log_ratio) - 1.0))
+
+
+def _scale(sharpness: Any, normalize: bool) -> Any:
+    return 4.0 / sharpness if normalize else 1.0
+
+
+def _dual_product(
+    log_ratio: Array, advantage: Array, log_ratio_ref: Array, sharpness: Any, normalize: bool
+) -> Array:
+    r"""A gate in each of the two ratios, multiplied.
+
+    .. math:: g = \sigma(k (r - 1)) \, \sigma(k (\rho - 1)), \qquad w(1, 1) = k / 4
+    """
+    del advantage
+    gate = _acceptance(log_ratio, sharpness) * _acceptance(log_ratio_ref, sharpness)
+    return _scale(sharpness, normalize) * gate
+
+
+dual_product = _dual_constructor(_dual_product)
+
+
+def _dual_geometric(
+    log_ratio: Array,
+    advantage: Array,
+    log_ratio_ref: Array,
+    sharpness: Any,
+    mix: Any,
+    normalize: bool,
+) -> Array:
+    r"""RGPO's gate in the geometric mean of the two ratios.
+
+    .. math:: g = \sigma(k (u - 1)), \quad u = r^c \rho^{1 - c}, \qquad w = k u \sigma (1 - \sigma)
+
+    It is the gate form of a dual KL, E[R] - a KL(pi, pi_ref) - c KL(pi, pi_old), whose maximiser
+    mixes the two policies geometrically. With c = 1 it is `rgpo`.
+    """
+    del advantage
+    mean = mix * log_ratio + (1.0 - mix) * log_ratio_ref
+    return _scale(sharpness, normalize) * _acceptance(mean, sharpness)
+
+
+dual_geometric = _dual_constructor(_dual_geometric)
+
+
+def _dual_two_sided(
+    log_ratio: Array, advantage: Array, log_ratio_ref: Array, sharpness: Any, normalize: bool
+) -> Array:
+    r"""RGPO's gate, times a factor that fades on either side of rho = 1.
+
+    .. math:: g = \sigma(k (r - 1)) \cdot 4 \sigma(k m) \sigma(-k m), \quad m = \log \rho
+
+    The factor is detached: it weighs the gradient, and has none. A gate that only rises with rho
+    is open for all ratios far above 1, where w tends to w(r); this one closes there.
+    """
+    del advantage
+    m = jax.lax.stop_gradient(sharpness * log_ratio_ref)
+    factor = 4.0 * jax.nn.sigmoid(m) * jax.nn.sigmoid(-m)
+    return _scale(sharpness, normalize) * _acceptance(log_ratio, sharpness) * factor
+
+
+dual_two_sided = _dual_constructor(_dual_two_sided)
+
+
+def _dual_min(
+    log_ratio: Array, advantage: Array, log_ratio_ref: Array, sharpness: Any, normalize: bool
+) -> Array:
+    """The smaller of the gates in the two ratios; where they tie, half of each weight."""
+    del advantage
+    gate = jnp.minimum(_acceptance(log_ratio, sharpness), _acceptance(log_ratio_ref, sharpness))
+    return _scale(sharpness, normalize) * gate
+
+
+dual_min = _dual_constructor(_dual_min)
+
+
 def make(name: str, **settings: Any) -> Tunable:
-    """Builds a gate from its name: `make("rgpo", sharpness=2.0)`.
+    """Builds a gate from its name: `make("rgpo", sharpness=2.0)`, `make("dual_min")`.
 
     Raises:
       ValueError: no gate has this name (the message has the nearest), or a setting is out of range.
       TypeError: the gate has no such setting.
     """
-    if name not in CONSTRUCTORS:
-        nearest = difflib.get_close_matches(name, CONSTRUCTORS, n=3, cutoff=0.4)
+    constructors = CONSTRUCTORS | DUAL_CONSTRUCTORS
+    if name not in constructors:
+        nearest = difflib.get_close_matches(name, constructors, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
-        raise ValueError(f"unknown gate {name!r}: {hint}known gates: {', '.join(CONSTRUCTORS)}")
-    return CONSTRUCTORS[name](**settings)
+        raise ValueError(f"unknown gate {name!r}: {hint}known gates: {', '.join(constructors)}")
+    return constructors[name](**settings)
 
 
 def check(gate: Gate) -> Tunable:

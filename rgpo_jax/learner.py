@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
-import jax.numpy as jnp
 
 from rgpo_jax import normalization
 from rgpo_jax.config import Config
+from rgpo_jax.hyperparameters import TracedNumbers
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import Trajectory
@@ -19,7 +19,7 @@ Array = jax.Array
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(TracedNumbers):
     """The traced numbers of an update; scalars, or batched by vmap.
 
     Attributes:
@@ -62,38 +62,13 @@ class Hyperparameters:
         penalty: Tunable | None = None,
     ) -> Self:
         """The defaults that a Config gives, as float32 scalars."""
-        functions: dict[str, Any] = {
-            "gate": gate,
-            "advantage_transform": advantage_transform,
-            "policy_step": policy_step,
-            "penalty": penalty,
-        }
-        numbers = {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(cls)
-            if hasattr(config, field.name) and field.name not in functions
-        }
-        hyperparameters = cls(**numbers, **functions)
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyperparameters)
-
-    def replace(self, **overrides: Any) -> Self:
-        """Returns a copy with fields replaced, or numbers of its functions by name.
-
-        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
-        for a name that neither has.
-        """
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        # Functions first: a number beside a new gate is the new gate's.
-        fields |= {name: value for name, value in overrides.items() if name in fields}
-        for name in overrides.keys() - fields.keys():
-            functions = {f: x for f, x in fields.items() if isinstance(x, Tunable)}
-            owner = next((f for f, function in functions.items() if name in function.numbers), None)
-            if owner is None:
-                known = [n for n, x in fields.items() if n not in functions and x is not None]
-                known += [number for function in functions.values() for number in function.numbers]
-                raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
-            fields[owner] = functions[owner].replace(**{name: overrides[name]})
-        return dataclasses.replace(self, **fields)
+        return cls.from_settings(
+            config,
+            gate=gate,
+            advantage_transform=advantage_transform,
+            policy_step=policy_step,
+            penalty=penalty,
+        )
 
 
 class LearnerState(NamedTuple):

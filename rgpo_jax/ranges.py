@@ -47,6 +47,7 @@ class Above(NamedTuple):
         return Range(lambda x: x > value, f"a number above {self.setting} = {value}")
 
 
+FINITE = Range(lambda x: x == x, "a finite number")
 POSITIVE = Range(lambda x: x > 0, "a number above 0")
 NON_NEGATIVE = Range(lambda x: x >= 0, "a number of at least 0")
 FRACTION = Range(lambda x: (x > 0) & (x < 1), "a number between 0 and 1, both excluded")
@@ -55,6 +56,7 @@ ABOVE_ONE = Range(lambda x: x > 1, "a number above 1")
 AT_LEAST_ONE = Range(lambda x: x >= 1, "a whole number of at least 1", whole=True)
 AT_LEAST_ZERO = Range(lambda x: x >= 0, "a whole number of at least 0", whole=True)
 
+Finite = Annotated[float, FINITE]
 Positive = Annotated[float, POSITIVE]
 NonNegative = Annotated[float, NON_NEGATIVE]
 Fraction = Annotated[float, FRACTION]

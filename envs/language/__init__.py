@@ -1,0 +1,1 @@
+"""Worlds in which language models are aligned: exact ones, and those of real models."""

@@ -1,0 +1,62 @@
+"""Traced numbers of an update, that a Config gives and vmapped members override."""
+
+import dataclasses
+import typing
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.tunable import Tunable, require
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedNumbers:
+    """A dataclass, registered as a pytree, whose fields are scalars, or Tunables and their numbers.
+
+    Kinds of training subclass it; `learner.Hyperparameters` is that of control.
+    """
+
+    @classmethod
+    def from_settings(cls, config: Any, **functions: Any) -> Self:
+        """Fields of a Config as float32 scalars, and functions beside them; the rest by default."""
+        numbers = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(cls)
+            if hasattr(config, field.name) and field.name not in functions
+        }
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cls(**numbers, **functions))
+
+    def replace(self, **overrides: Any) -> Self:
+        """Returns a copy with fields replaced, or numbers of its functions by name.
+
+        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
+        for a name that neither has.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # Functions first: a number beside a new gate is the new gate's.
+        fields |= {name: value for name, value in overrides.items() if name in fields}
+        for name in overrides.keys() - fields.keys():
+            functions = {f: x for f, x in fields.items() if isinstance(x, Tunable)}
+            owner = next((f for f, function in functions.items() if name in function.numbers), None)
+            if owner is None:
+                known = [n for n, x in fields.items() if n not in functions and x is not None]
+                known += [number for function in functions.values() for number in function.numbers]
+                raise TypeError(f"no hyper-parameter {name!r}; there are {', '.join(known)}")
+            fields[owner] = functions[owner].replace(**{name: overrides[name]})
+        return dataclasses.replace(self, **fields)
+
+
+def check_override(config_class: type, name: str, value: Any) -> Any:
+    """Checks an override as far as it can be looked at, and gives it a definite type."""
+    hint = typing.get_type_hints(config_class, include_extras=True).get(name)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    for option in (hint, *typing.get_args(hint)):
+        for constraint in getattr(option, "__metadata__", ()):
+            require(name, value, constraint)
+    if name in ("gate", "advantage_transform", "policy_step", "penalty") and not isinstance(
+        value, Tunable
+    ):
+        raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)

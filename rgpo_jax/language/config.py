@@ -1,0 +1,146 @@
+"""The settings that every alignment method shares, their meaning, unit and accepted range.
+
+This module does not import JAX: flags are read and checked before anything heavy is loaded.
+"""
+
+import dataclasses
+from typing import Literal
+
+from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.ranges import Count, CountOrZero, Finite, NonNegative, Positive
+
+# One ratio an answer, in the place of one a token.
+SEQUENCE_AGGREGATIONS = ("sequence", "sequence_mean")
+_LOWEST_TEMPERATURE = 1e-2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Checked):
+    """Settings of the answers that an update learns from, of advantages, KL and loss.
+
+    Whole numbers, names and switches select the compiled program. Real numbers are traced, and may
+    differ between vmapped seeds.
+    """
+
+    num_updates: Count = 200
+    """Updates of the whole run, each of num_prompts * group_size fresh answers; the learning rate
+    is annealed over them."""
+    num_prompts: Count = 8
+    """Prompts of an update: all that there are come in turn, shuffled anew each time round."""
+    group_size: Count = 8
+    """Answers to each prompt (G)."""
+    num_epochs: Count = 2
+    """Passes over the answers of an update."""
+    num_minibatches: Count = 4
+    """Gradient steps a pass; must divide num_prompts * group_size."""
+    microbatch_size: Count | None = None
+    """Answers differentiated at a time, to fit memory. None: all of a minibatch at once."""
+    learning_rate: Positive = 1e-6
+    """Step size of Adam."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall linearly to 0 over num_updates."""
+    max_grad_norm: Positive = 1.0
+    """Largest global norm of a gradient; a longer one is scaled down to it."""
+    target_kl: Positive | None = None
+    """Early stopping: from the first minibatch on that meets a KL to the policy that sampled above
+    this (r - 1 - log r a token, in nats), an update takes no more steps; None: takes all."""
+    entropy_coefficient: NonNegative | None = None
+    """Weight of an entropy bonus in the loss; None: no such term."""
+    temperature: Positive = 1.0
+    """Temperature of sampling, at least 0.01. Ratios and KL are of what was sampled: they are
+    computed at this temperature too."""
+    kl_coefficient: NonNegative = 0.05
+    """Weight of the KL to the reference (beta)."""
+    kl: Literal["reward", "published", "direct"] = "reward"
+    """Where it enters. reward: each token's reward is reduced by it, of the policy that sampled;
+    with k1 the gradient is that of KL(pi || ref), exactly. published: in the loss, as GRPO
+    published it; with k3 its gradient is that of KL(ref || pi), with k2 that of KL(pi || ref), and
+    with k1 it is 0 on average. direct: in the loss, times the ratio to the policy that sampled;
+    with k1 and k3 its gradient is that of KL(pi || ref)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of a token, with d = log ref - log pi. k1: -d. k2: d^2 / 2. k3: e^d - 1 - d. In the reward,
+    k2 and k3 have the gradient of no divergence."""
+    kl_target: Positive | None = None
+    """Adapt kl_coefficient, so that the KL of an answer to the reference tends to this, in nats
+    (Ziegler et al. 2019); None: keep it."""
+    kl_horizon: Positive = 10_000.0
+    """Answers over which the coefficient adapts."""
+    baseline: Literal["none", "batch", "group", "leave_one_out", "value"] = "leave_one_out"
+    """What is subtracted from an answer's reward: nothing, the mean over the batch, that over its
+    group, that over the others of its group, or a critic's value, token by token."""
+    scale: Literal["none", "group", "batch"] = "none"
+    """By whose standard deviation advantages are divided: none's, their group's, the batch's."""
+    drop_equal_groups: bool = False
+    """Leave out groups whose answers all have the same reward: they count in no mean (DAPO)."""
+    aggregation: Literal["token_mean", "answer_mean", "token_sum", "sequence", "sequence_mean"] = (
+        "token_sum"
+    )
+    """How a loss per token becomes one number. token_mean: mean over all tokens of a minibatch.
+    answer_mean: mean over answers of the mean over their tokens. token_sum: mean over answers of
+    the sum over their tokens, divided by length_constant. sequence: one ratio an answer, the
+    product of its tokens'. sequence_mean: one ratio an answer, their geometric mean."""
+    length_constant: Positive = 1.0
+    """Divides the sum of aggregation token_sum; Dr. GRPO's is the longest answer's tokens."""
+    missing_end: Finite | None = None
+    """The reward of an answer that has no end token, in the place of its own; None: its own."""
+    overlong_buffer: CountOrZero = 0
+    """Over the last so many tokens before the longest answer a penalty rises from 0 to 1 (DAPO's
+    soft overlong punishment); 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.num_minibatches:
+            raise ConfigError(
+                "num_minibatches",
+                f"{self.num_minibatches}: expected a divisor of num_prompts * group_size = "
+                f"{self.num_prompts} * {self.group_size} = {self.batch_size}",
+            )
+        minibatch_size = self.batch_size // self.num_minibatches
+        if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
+            raise ConfigError(
+                "microbatch_size",
+                f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size} "
+                "answers",
+            )
+        if self.temperature < _LOWEST_TEMPERATURE:
+            raise ConfigError(
+                "temperature",
+                f"{self.temperature}: expected at least {_LOWEST_TEMPERATURE}; nearly greedy "
+                "answers have log-probabilities that overflow",
+            )
+        in_group = self.baseline in ("group", "leave_one_out") or self.scale == "group"
+        if self.group_size == 1 and (in_group or self.drop_equal_groups):
+            raise ConfigError(
+                "group_size",
+                f"1: expected at least 2 with {self._why_groups()}; or --baseline batch",
+            )
+        if self.baseline == "value" and self.aggregation in SEQUENCE_AGGREGATIONS:
+            raise ConfigError(
+                "aggregation",
+                f"{self.aggregation}: expected one of tokens with baseline value, whose advantages "
+                "differ from token to token",
+            )
+        if self.num_updates * self.batch_size >= 2**31:
+            raise ConfigError(
+                "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
+            )
+
+    def _why_groups(self) -> str:
+        if self.baseline in ("group", "leave_one_out"):
+            return f"baseline {self.baseline}"
+        return "scale group" if self.scale == "group" else "drop_equal_groups"
+
+    def traced(self) -> dict[str, float]:
+        """The numbers that may differ between vmapped seeds of one compiled program."""
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in numbers.items() if isinstance(x, float)}
+
+    @property
+    def batch_size(self) -> int:
+        """Answers of an update."""
+        return self.num_prompts * self.group_size
+
+    @property
+    def annealing(self) -> float:
+        """By which share of itself the learning rate falls with every update."""
+        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0

@@ -1,0 +1,41 @@
+r"""Estimates of the KL from a policy to its reference, by answers that the policy sampled.
+
+With d = log pi_ref - log pi of a sampled token, all three have the expectation KL(pi || pi_ref)
+(k2 but for third order). What a term of the loss does is told by its gradient, though, and that
+depends on where the estimate stands (Schulman 2020, "Approximating KL divergence"; the loss of
+GRPO, arXiv 2402.03300, has k3 with the gradient of the reverse KL):
+
+    =========  =====================  ====================  =========================
+    estimate   in the reward          in the loss           in the loss, times r
+    =========  =====================  ====================  =========================
+    k1         KL(pi || ref)          0 on average          KL(pi || ref)
+    k2         of no divergence       KL(pi || ref)         E_pi[d^2 / 2]
+    k3         KL(pi||ref)-KL(ref||pi)  KL(ref || pi)       KL(pi || ref)
+    =========  =====================  ====================  =========================
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+LARGEST = 20.0  # nats, beyond which e^d goes on without a slope: it stays finite in float32
+
+
+def k1(log_ratio_ref: Array) -> Array:
+    """log pi - log pi_ref [...]; unbiased, of either sign."""
+    return log_ratio_ref
+
+
+def k2(log_ratio_ref: Array) -> Array:
+    """(log pi - log pi_ref)^2 / 2 [...]; never negative."""
+    return 0.5 * jnp.square(log_ratio_ref)
+
+
+def k3(log_ratio_ref: Array) -> Array:
+    """e^d - 1 - d with d = log pi_ref - log pi [...]; unbiased and never negative."""
+    # expm1 keeps it exact where pi is near pi_ref.
+    return jnp.expm1(jnp.minimum(-log_ratio_ref, LARGEST)) + log_ratio_ref
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

@@ -1,0 +1,55 @@
+"""What the update step needs of a model that answers prompts: four pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from rgpo_jax.language.answers import Answers
+
+Array = jax.Array
+
+
+class Prediction(NamedTuple):
+    """What parameters say of answers [n, T], token by token.
+
+    Attributes:
+      log_prob: of the token.
+      entropy: of the distribution that it came from, in nats.
+      value: of the state in which it was chosen; None without a critic.
+    """
+
+    log_prob: Array
+    entropy: Array
+    value: Array | None
+
+
+class Predict(Protocol):
+    """Signature of `Policy.predict`."""
+
+    def __call__(
+        self, params: Any, frozen: Any, prompts: Any, answers: Answers, temperature: Any
+    ) -> Prediction: ...
+
+
+class Policy(NamedTuple):
+    """A distribution of answers to prompts.
+
+    What is trained (`params`) is apart from what is not (`frozen`): the reference, of which the
+    former may be a small addition, such as LoRA's matrices. Both are arguments, never closed over.
+
+    Attributes:
+      init: (key, frozen, with critic?) -> params {"actor": ..., "critic": ...}: at first the policy
+        is the reference.
+      sample: (params, frozen, prompts [n, ...], key, temperature) -> Answers [n, T].
+      predict: (params, frozen, prompts, answers, temperature) -> Prediction [n, T]; equal to what
+        `sample` said of log-probabilities.
+      reference: (frozen, prompts, answers, temperature) -> log pi_ref of the tokens [n, T].
+      max_tokens: T, of the longest answer.
+    """
+
+    init: Callable[[Array, Any, bool], Any]
+    sample: Callable[[Any, Any, Any, Array, Any], Answers]
+    predict: Predict
+    reference: Callable[[Any, Any, Answers, Any], Array]
+    max_tokens: int
