@@ -4,14 +4,15 @@ This module does not import JAX: flags are read and checked before anything heav
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from rgpo_jax.config import Checked, ConfigError
-from rgpo_jax.ranges import Count, CountOrZero, Finite, NonNegative, Positive
+from rgpo_jax.ranges import Count, CountOrZero, Finite, NonNegative, Positive, Range
 
 # One ratio an answer, in the place of one a token.
 SEQUENCE_AGGREGATIONS = ("sequence", "sequence_mean")
-_LOWEST_TEMPERATURE = 1e-2
+# Nearly greedy answers have log-probabilities that overflow.
+_TEMPERATURE = Range(lambda x: x >= 1e-2, "a number of at least 0.01")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Config(Checked):
     this (r - 1 - log r a token, in nats), an update takes no more steps; None: takes all."""
     entropy_coefficient: NonNegative | None = None
     """Weight of an entropy bonus in the loss; None: no such term."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, _TEMPERATURE] = 1.0
     """Temperature of sampling, at least 0.01. Ratios and KL are of what was sampled: they are
     computed at this temperature too."""
     kl_coefficient: NonNegative = 0.05
@@ -101,12 +102,6 @@ class Config(Checked):
                 "microbatch_size",
                 f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size} "
                 "answers",
-            )
-        if self.temperature < _LOWEST_TEMPERATURE:
-            raise ConfigError(
-                "temperature",
-                f"{self.temperature}: expected at least {_LOWEST_TEMPERATURE}; nearly greedy "
-                "answers have log-probabilities that overflow",
             )
         in_group = self.baseline in ("group", "leave_one_out") or self.scale == "group"
         if self.group_size == 1 and (in_group or self.drop_equal_groups):

@@ -101,7 +101,7 @@ class Learner(NamedTuple):
 class _Sample(NamedTuple):
     """What is shuffled into minibatches: answers, their first axis that of them all."""
 
-    prompts: Any
+    prompts: Any  # encoded
     answers: Answers
     counts: Array  # which tokens do [n, T]
     log_prob_ref: Array
@@ -212,9 +212,14 @@ def make(
     def prepare(state: LearnerState, frozen: Any, batch: Batch) -> tuple[_Sample, Metrics]:
         hyperparameters, answers = state.hyperparameters, batch.answers
         mask, grouped = answers.mask, (config.num_prompts, config.group_size)
+        prompts = _in_parts(
+            lambda part: policy.encode(frozen, *part),
+            (batch.prompts, answers),
+            config.microbatch_size,
+        )
         log_prob_ref = _in_parts(
             lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),
-            (batch.prompts, answers),
+            (prompts, answers),
             config.microbatch_size,
         )
         log_ratio_ref = jnp.where(mask, answers.log_prob - log_prob_ref, 0.0)
@@ -225,7 +230,7 @@ def make(
         if config.kl == "reward":
             penalty = state.kl_coefficient * kl.ESTIMATORS[config.kl_estimator](log_ratio_ref)
         rewards = token_rewards(reward, mask, penalty)
-        sample = _Sample(batch.prompts, answers, mask, log_prob_ref, rewards, None, None)
+        sample = _Sample(prompts, answers, mask, log_prob_ref, rewards, None, None)
         if has_critic:
             value = predict(state, frozen, state.params, sample).value
             assert value is not None
@@ -248,7 +253,7 @@ def make(
         length = jnp.sum(mask, axis=-1)
         metrics = means(
             {
-                "reward": jnp.mean(batch.reward),
+                "sampled_reward": jnp.mean(batch.reward),
                 "kl_ref_k1": jnp.mean(jnp.sum(log_ratio_ref, axis=-1)),
                 "kl_ref_k3": jnp.mean(jnp.sum(jnp.where(mask, kl.k3(log_ratio_ref), 0), axis=-1)),
                 "kl_coefficient": state.kl_coefficient,

@@ -1,4 +1,4 @@
-"""What the update step needs of a model that answers prompts: four pure functions."""
+"""What the update step needs of a model that answers prompts: pure functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -28,8 +28,14 @@ class Predict(Protocol):
     """Signature of `Policy.predict`."""
 
     def __call__(
-        self, params: Any, frozen: Any, prompts: Any, answers: Answers, temperature: Any
+        self, params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
     ) -> Prediction: ...
+
+
+def prompts_as_they_are(frozen: Any, prompts: Any, answers: Answers) -> Any:
+    """`Policy.encode` where nothing is to be computed ahead."""
+    del frozen, answers
+    return prompts
 
 
 class Policy(NamedTuple):
@@ -42,10 +48,13 @@ class Policy(NamedTuple):
       init: (key, frozen, with critic?) -> params {"actor": ..., "critic": ...}: at first the policy
         is the reference.
       sample: (params, frozen, prompts [n, ...], key, temperature) -> Answers [n, T].
-      predict: (params, frozen, prompts, answers, temperature) -> Prediction [n, T]; equal to what
-        `sample` said of log-probabilities.
-      reference: (frozen, prompts, answers, temperature) -> log pi_ref of the tokens [n, T].
+      predict: (params, frozen, encoded prompts, answers, temperature) -> Prediction [n, T], equal
+        to what `sample` said of log-probabilities.
+      reference: (frozen, encoded prompts, answers, temperature) -> log pi_ref of tokens [n, T].
       max_tokens: T, of the longest answer.
+      encode: (frozen, prompts, answers) -> encoded prompts, arrays [n, ...]: what policy and
+        reference have in common, computed once an update, such as the states of a trunk that is
+        not trained.
     """
 
     init: Callable[[Array, Any, bool], Any]
@@ -53,3 +62,4 @@ class Policy(NamedTuple):
     predict: Predict
     reference: Callable[[Any, Any, Answers, Any], Array]
     max_tokens: int
+    encode: Callable[[Any, Any, Answers], Any] = prompts_as_they_are

@@ -78,18 +78,18 @@ def make(vocabulary: int, length: int, end_id: int | None = None) -> Policy:
         return jnp.take_along_axis(logits, answers.tokens[..., None], axis=-1)[..., 0]
 
     def predict(
-        params: Any, frozen: Any, prompts: Array, answers: Answers, temperature: Any
+        params: Any, frozen: Any, encoded: Array, answers: Answers, temperature: Any
     ) -> Prediction:
         del frozen
-        logits = log_softmax(params["actor"], prompts, answers, temperature)
+        logits = log_softmax(params["actor"], encoded, answers, temperature)
         value = None
         if "critic" in params:
-            value = params["critic"][prompts[:, None], _rows(answers.tokens, vocabulary)]
+            value = params["critic"][encoded[:, None], _rows(answers.tokens, vocabulary)]
         entropy = -jnp.sum(jnp.exp(logits) * logits, axis=-1)
         return Prediction(of_tokens(logits, answers), entropy, value)
 
-    def reference(frozen: Any, prompts: Array, answers: Answers, temperature: Any) -> Array:
-        logits = log_softmax(frozen["logits"], prompts, answers, temperature)
+    def reference(frozen: Any, encoded: Array, answers: Answers, temperature: Any) -> Array:
+        logits = log_softmax(frozen["logits"], encoded, answers, temperature)
         return of_tokens(logits, answers)
 
     return Policy(init, sample, predict, reference, length)

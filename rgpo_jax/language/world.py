@@ -73,6 +73,7 @@ def all_log_probs(world: World, params: Any, frozen: Any, temperature: Any = 1.0
 
     def of_prompt(prompt: Any) -> Array:
         prompts = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), prompt)
+        prompts = world.policy.encode(frozen, prompts, answers)
         if params is None:
             log_prob = world.policy.reference(frozen, prompts, answers, temperature)
         else:

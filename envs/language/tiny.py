@@ -1,0 +1,80 @@
+"""A tiny transformer with random weights; its answers are many, and still can be enumerated."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rgpo_jax.language import decoder, decoder_policy, tabular
+from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.decoder import Architecture
+from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.world import Enumeration, World
+
+VOCABULARY, LENGTH, END = 8, 4, 0  # 1 + 7 + 49 + 343 + 2401 answers
+ARCHITECTURE = Architecture(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+)
+_PROMPT_LENGTH = 3
+_SCALE = 0.3  # of weights: conditional probabilities differ well from each other, and from 0
+
+
+def make(num_prompts: int = 4, problem: int = 0, training: Training = Training()) -> World:
+    """Builds the world: each token is worth a number, and an answer the sum over its tokens.
+
+    Args:
+      num_prompts: N, of random tokens.
+      problem: which of the problems there are; training's seeds do not change it.
+      training: what of the transformer is trained.
+    """
+    rng = np.random.default_rng(problem)
+    frozen = decoder.init(jax.random.key(problem), ARCHITECTURE, _SCALE)
+    tokens = rng.integers(1, VOCABULARY, size=(num_prompts, _PROMPT_LENGTH))
+    prompts = Prompts(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, bool))
+    worth = jnp.asarray(rng.normal(size=VOCABULARY) / LENGTH, jnp.float32).at[END].set(0.0)
+
+    def judge(prompts: Prompts, answers: Answers) -> jnp.ndarray:
+        del prompts
+        return jnp.sum(jnp.where(answers.mask, worth[answers.tokens], 0.0), axis=-1)
+
+    answers = tabular.all_answers(VOCABULARY, LENGTH, END)
+    reward = jnp.broadcast_to(judge(prompts, answers), (num_prompts, len(answers.tokens)))
+    policy = decoder_policy.make(ARCHITECTURE, LENGTH, (END,), END, training)
+    return World("tiny", prompts, policy, frozen, judge, Enumeration(answers, reward))
+
+
+def soft_optimum(
+    log_prob: Sequence[np.ndarray], worth: np.ndarray, beta: float
+) -> list[np.ndarray]:
+    """pi_ref exp(R / beta) / Z of additive rewards by dynamic programming over prefixes.
+
+    The soft value of a prefix is V = beta log sum_t pi_ref(t) exp((worth_t + V(prefix t)) / beta),
+    and the optimum's next token has pi_ref(t) exp((worth_t + V(prefix t) - V(prefix)) / beta).
+
+    Args:
+      log_prob: log pi_ref of the next token after each prefix, by prefixes of 0, 1, ... tokens, a
+        list of arrays [V, ..., V]; the last axis is the next token.
+      worth: of each token [V]; that of the end token ends the answer.
+      beta: weight of the KL.
+
+    Returns:
+      log pi* of the next token, in the same form.
+    """
+    value: np.ndarray | float = 0.0
+    optimum = []
+    for depth in reversed(range(len(log_prob))):
+        future = np.broadcast_to(value, log_prob[depth].shape).copy()
+        future[..., END] = 0.0
+        logits = log_prob[depth] + (worth + future) / beta
+        peak = logits.max(axis=-1, keepdims=True)
+        total = peak + np.log(np.sum(np.exp(logits - peak), axis=-1, keepdims=True))
+        optimum.append(logits - total)
+        value = beta * total[..., 0]
+    return optimum[::-1]

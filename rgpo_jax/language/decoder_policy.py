@@ -1,0 +1,203 @@
+"""A decoder as a policy: all of it trained, its last layers, or adapters beside it."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rgpo_jax.language import decoder, log_probs, lora, sampler
+from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.decoder import Architecture
+from rgpo_jax.language.policy import Policy, Prediction, prompts_as_they_are
+
+Array = jax.Array
+
+_HEADS = ("head", "embedding")  # where logits are read out
+
+
+class Prompts(NamedTuple):
+    """Prompts as tokens.
+
+    Attributes:
+      tokens: int32 [n, P], padded on the left.
+      mask: bool [n, P], False where padded.
+    """
+
+    tokens: Array
+    mask: Array
+
+
+class _Trunk(NamedTuple):
+    """Prompts and answers behind the layers that are not trained."""
+
+    states: Array  # [n, P + T - 1, D]
+    prompt_mask: Array  # [n, P]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What of a decoder is trained, and how.
+
+    Attributes:
+      part: all parameters ("full"); its last layers, over states of the others that are computed
+        once an update ("last_layers"); or adapters, by which the reference needs no copy ("lora").
+      num_last_layers: how many, with "last_layers".
+      rank: of adapters.
+      alpha: their products are multiplied by alpha / rank.
+      critic: a linear value head on the states that predict tokens ("trunk"); or on those of a
+        model of its own, of which the same part is trained ("separate").
+      chunk_size: tokens whose logits exist at a time; None: of all.
+      remat: compute the activations of layers anew for their gradient.
+      dtype: of the arithmetic; what is trained stays in float32.
+    """
+
+    part: Literal["full", "last_layers", "lora"] = "full"
+    num_last_layers: int = 4
+    rank: int = 8
+    alpha: float = 16.0
+    critic: Literal["trunk", "separate"] = "trunk"
+    chunk_size: int | None = None
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def make(
+    architecture: Architecture,
+    max_tokens: int,
+    end_ids: tuple[int, ...],
+    pad_id: int,
+    training: Training = Training(),
+) -> Policy:
+    """Builds the policy; `frozen` are the decoder's parameters, and prompts are `Prompts`.
+
+    Args:
+      architecture: of the decoder.
+      max_tokens: T, at which answers are cut.
+      end_ids: the tokens that end an answer.
+      pad_id: what follows an answer's end.
+      training: what of it is trained.
+
+    Raises:
+      ValueError: there are not so many layers.
+    """
+    part, last = training.part, training.num_last_layers
+    if part == "last_layers" and not 1 <= last <= architecture.num_layers:
+        raise ValueError(
+            f"num_last_layers {last}: expected 1 to {architecture.num_layers}, of all layers"
+        )
+    dtype = jnp.dtype(training.dtype)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    def trainable(key: Array, frozen: Any) -> Any:
+        if part == "lora":
+            return lora.init(key, frozen, training.rank)
+        if part == "last_layers":
+            tree = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
+            tree["norm"] = frozen["norm"]
+        else:
+            tree = frozen
+        return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+
+    def whole(actor: Any, frozen: Any) -> Any:
+        """All parameters of the decoder, in the precision of the arithmetic."""
+        if part == "lora":
+            return cast(lora.merge(frozen, actor, training.alpha))
+        if part == "full":
+            return cast(actor)
+        layers = jax.tree.map(
+            lambda old, new: jnp.concatenate([old[:-last], new.astype(old.dtype)]),
+            frozen["layers"],
+            actor["layers"],
+        )
+        return cast(frozen | {"layers": layers, "norm": actor["norm"]})
+
+    def init(key: Array, frozen: Any, critic: bool) -> Any:
+        actor_key, critic_key = jax.random.split(key)
+        params = {"actor": trainable(actor_key, frozen)}
+        if not critic:
+            return params
+        head = {"weight": jnp.zeros(architecture.hidden_size), "bias": jnp.zeros(())}
+        if training.critic == "separate":
+            head["body"] = trainable(critic_key, frozen)
+        return params | {"critic": head}
+
+    def sample(params: Any, frozen: Any, prompts: Prompts, key: Array, temperature: Any) -> Answers:
+        weights = sampler.decoding_weights(whole(params["actor"], frozen), architecture)
+        return sampler.sample(
+            weights, architecture, *prompts, key, max_tokens, end_ids, pad_id, temperature
+        )
+
+    def encode(frozen: Any, prompts: Prompts, answers: Answers) -> _Trunk:
+        tokens = jnp.where(answers.mask, answers.tokens, 0)
+        tokens = jnp.concatenate([prompts.tokens, tokens[:, :-1]], axis=1)
+        mask = jnp.concatenate([prompts.mask, answers.mask[:, :-1]], axis=1)
+        trunk = cast(jax.tree.map(lambda x: x[:-last], frozen["layers"]))
+        x = decoder.embed(cast({"embedding": frozen["embedding"]}), tokens)
+        x = decoder.run_layers(trunk, x, decoder.positions(mask), mask, architecture)
+        return _Trunk(x, prompts.mask)
+
+    def hidden(actor: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
+        """The states that predict the tokens [n, T, D]."""
+        if part != "last_layers":
+            return log_probs.answer_states(
+                whole(actor, frozen),
+                architecture,
+                encoded.tokens,
+                encoded.mask,
+                answers.tokens,
+                answers.mask,
+                training.remat,
+            )
+        mask = jnp.concatenate([encoded.prompt_mask, answers.mask[:, :-1]], axis=1)
+        layers, at = cast(actor["layers"]), decoder.positions(mask)
+        x = decoder.run_layers(layers, encoded.states, at, mask, architecture, training.remat)
+        x = decoder.final_norm(cast({"norm": actor["norm"]}), x, architecture)
+        return x[:, encoded.prompt_mask.shape[1] - 1 :]
+
+    def read_out(
+        tree: Any, states: Array, answers: Answers, temperature: Any
+    ) -> tuple[Array, Array]:
+        head = decoder.head(cast({name: tree[name] for name in _HEADS if name in tree}))
+        tokens = jnp.where(answers.mask, answers.tokens, 0)
+        return log_probs.token_log_probs(states, head, tokens, temperature, training.chunk_size)
+
+    def predict(
+        params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
+    ) -> Prediction:
+        states = hidden(params["actor"], frozen, encoded, answers)
+        tree = params["actor"] if part == "full" else frozen
+        log_prob, entropy = read_out(tree, states, answers, temperature)
+        value = None
+        if "critic" in params:
+            critic = params["critic"]
+            if "body" in critic:
+                states = hidden(critic["body"], frozen, encoded, answers)
+            value = states.astype(jnp.float32) @ critic["weight"] + critic["bias"]
+        return Prediction(log_prob, entropy, value)
+
+    def reference(frozen: Any, encoded: Any, answers: Answers, temperature: Any) -> Array:
+        if part == "last_layers":
+            its_own = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
+            states = hidden(its_own | {"norm": frozen["norm"]}, frozen, encoded, answers)
+        else:
+            states = log_probs.answer_states(
+                cast(frozen),
+                architecture,
+                encoded.tokens,
+                encoded.mask,
+                answers.tokens,
+                answers.mask,
+            )
+        return read_out(frozen, states, answers, temperature)[0]
+
+    return Policy(
+        init,
+        sample,
+        predict,
+        reference,
+        max_tokens,
+        encode if part == "last_layers" else prompts_as_they_are,
+    )
