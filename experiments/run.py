@@ -15,8 +15,7 @@ from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.plan.reading import PROG, Plan, read_plan
 from experiments.record import loggers
-from experiments.training import compiling
-from experiments.training.building import make_spread_agent, use_all_cores
+from experiments.training import building, compiling
 
 if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
@@ -65,7 +64,7 @@ def _prepare(args: Sequence[str]) -> _Prepared | None:
     try:
         plan = read_plan(args)
         options = plan.options
-        use_all_cores(plan, options.num_seeds)
+        building.use_all_cores(plan, options.num_seeds)
         loggers.require(options.loggers)
         from experiments.record.run_folder import SWEEP, is_finished
 
@@ -94,7 +93,7 @@ def _open(prepared: _Prepared) -> _Opened:
     options = plan.options
     try:
         compiling.keep_programs(options.compilation_cache)
-        agent, layout = make_spread_agent(plan, options.num_seeds)
+        agent, layout = building.make_spread_agent(plan, options.num_seeds)
         start = None
         begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
@@ -117,7 +116,8 @@ def _open(prepared: _Prepared) -> _Opened:
 def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
     """Trains, from the start or from where the run was; returns the exit status."""
     from experiments.record.run_folder import CHECKPOINTS
-    from experiments.training.loop import Broken, Cell, Training
+    from experiments.training.loop import Broken, Training
+    from experiments.training.subject import Cell
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
 
@@ -125,13 +125,15 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
     agent, layout, start, recorder = opened
     go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
     try:
-        cells, checkpoints = [Cell(plan, recorder)], folder / CHECKPOINTS
-        run = Training(cells, agent, layout, checkpoints, interrupts, recorder.advance_progress)
+        cells = [Cell(building.with_gate(plan, agent), recorder)]
+        make_programs = functools.partial(building.make_programs, agent, layout, [plan])
+        show = recorder.advance_progress
+        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show)
         if start is not None:
             run.start_from(start)
         if plan.options.resume:
             run.resume()
-        recorder.start_progress(plan.config.num_updates * plan.config.batch_size)
+        recorder.start_progress(plan.num_updates * plan.batch_size)
         run.run()
     except (BadInput, processes.ProcessFailed) as error:
         flags.refuse(error)

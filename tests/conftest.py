@@ -57,10 +57,10 @@ def programs_are_kept() -> Iterator[None]:
     on what ran before: its first states are made anew for each run.
     """
     from experiments.cli import flags
-    from experiments.training import loop
+    from experiments.training import building
     from experiments.training.programs import CompiledPrograms
 
-    make, kept = loop.make_programs, dict[str, Any]()
+    make, kept = building.make_programs, dict[str, Any]()
 
     def make_or_find(agent: Any, layout: Any, plans: Any) -> Any:
         settings = [flags.as_settings(plan.options, plan.config) for plan in plans]
@@ -73,5 +73,5 @@ def programs_are_kept() -> Iterator[None]:
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_programs", make_or_find)
+        patch.setattr(building, "make_programs", make_or_find)
         yield

@@ -20,7 +20,7 @@ from envs import lazy
 from experiments import run
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted
-from experiments.training import compiling, loop
+from experiments.training import building, compiling
 from experiments.training.programs import Episodes
 
 ROOT = Path(__file__).parents[1]
@@ -199,7 +199,7 @@ def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
 
 
 def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
-    make = loop.make_programs
+    make = building.make_programs
 
     def lose_it(*args):
         with contextlib.suppress(Interrupted):
@@ -207,7 +207,7 @@ def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
             time.sleep(60)
         return make(*args)
 
-    monkeypatch.setattr(loop, "make_programs", lose_it)
+    monkeypatch.setattr(building, "make_programs", lose_it)
     assert run.main([*TINY, "--total-steps", "320", "--out", str(tmp_path)]) == 128 + signal.SIGTERM
     said = (tmp_path / "run.log").read_text()
     assert "stopped; go on with" in said

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.record.headline import CONTROL
+from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.report import __main__ as program
 from experiments.report import charts, episodes, paper, runs, scores
 from experiments.report.page import Report, number, render
@@ -183,6 +183,66 @@ def test_broken_and_interrupted_runs_are_named_and_not_compared(tmp_path):
     assert len(rows) == 3
     assert not any(row.is_best for row in rows.values())
     assert scores.improvements(rows, found, "ppo") == []
+
+
+_ALIGNMENT = Headline(
+    quantity="reward",
+    axis="reward of an answer",
+    steps="answers",
+    score=Curve("reward", "reward of the policy", "reward", "evaluation"),
+    sampled=None,
+    training=Curve("train_reward", "reward of training answers", "reward (training)", "training"),
+    unit=Unit("answers", "answer", "answers", "total_answers", "answers_per_second", False),
+    manner="",
+    digits=3,
+    results=("reward",),
+)
+
+
+def test_a_run_of_another_program_is_told_by_its_own_names(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {
+        "settings": {"method": "rgpo", "world": "bandit", "seed": 3, "num_seeds": 2},
+        "subject": {"agent": "rgpo", "env": "bandit", "total": 4096},
+        "headline": _ALIGNMENT.entry(),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+        {"answers": 1024 * i, "updates": i, "wall_seconds": i, "reward": [0.1 * i, 0.2 * i]}
+        for i in range(5)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"total_answers": 4096, "answers_per_second": 321.0, "final_reward": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found = runs.collect([str(tmp_path)], strict=True)
+    assert found.headline == _ALIGNMENT
+    (run,) = found.runs
+    assert (run.status, run.progress, run.seeds) == (runs.FINISHED, 1.0, (3, 4))
+    (cell,) = found.cells.values()
+    assert (cell.env, cell.variant) == ("bandit", "rgpo")
+    report = Report("other", found, None)
+    (chart,) = report.curves["reward"].values()
+    assert chart.x_label == "answers of one seed"
+    assert chart.series[0].x == [0, 1024, 2048, 3072, 4096]
+    assert chart.series[0].y == pytest.approx([0.15 * i for i in range(5)])
+    page = render(report).decode()
+    assert f'"{chart.key}"' in page
+    assert '"unit":"answers"' in page
+    for text in ("Final reward:", "Reward of <select", ">answers/s</th>", ">321</td>"):
+        assert text in page
+    assert "sampled actions" not in page.split("<script")[0]
+
+
+def test_control_has_the_units_of_files_written_before_there_were_any():
+    entry = CONTROL.entry()
+    assert list(entry) == [
+        *("quantity", "axis", "steps", "score", "sampled", "training", "largest"),
+    ]
+    assert Headline.of_run({"headline": json.loads(json.dumps(entry))}) == CONTROL
+    assert Headline.of_run({}) == CONTROL
+    assert CONTROL.unit.a_second(12_345) == "12k steps/s"
+    assert _ALIGNMENT.unit.a_second(12_345) == "12,345 answers/s"
 
 
 # Numbers.

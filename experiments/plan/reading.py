@@ -14,6 +14,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families, own
 from experiments.plan.options import MAY_CHANGE, Options
+from experiments.record.headline import CONTROL, Headline
 from rgpo_jax.config import Config
 
 PROG = "python -m experiments.run"
@@ -21,10 +22,17 @@ PROG = "python -m experiments.run"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run whose flags have been read and checked."""
+    """A run whose flags have been read and checked; what the loop reads of it are its properties.
+
+    Attributes:
+      options: of the run.
+      config: of its agent.
+      entries: what is known later, and `config.json` has beside the settings.
+    """
 
     options: Options
     config: Config
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -40,6 +48,47 @@ class Plan:
         seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
         backend = "" if options.backend is None else f" ({options.backend})"
         return f"{agent} on {options.env}{backend}: {seeds} x {self.config.total_steps:,} steps"
+
+    @property
+    def headline(self) -> Headline:
+        return CONTROL
+
+    @property
+    def seeds(self) -> range:
+        return self.options.seeds
+
+    @property
+    def num_updates(self) -> int:
+        return self.config.num_updates
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def log_every(self) -> int | None:
+        return self.options.log_every
+
+    @property
+    def eval_every(self) -> int | None:
+        return self.options.eval_every
+
+    @property
+    def checkpoint_every(self) -> float | None:
+        return self.options.checkpoint_every
+
+    @property
+    def curve_title(self) -> str:
+        return f"{self.options.agent} on {self.options.env}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that repeats the run."""
+        return flags.as_settings(self.options, self.config)
+
+    def heading(self) -> dict[str, Any]:
+        """With what its summary begins."""
+        names = ("agent", "gate", "env", "seed", "num_seeds")
+        return {name: getattr(self.options, name) for name in names}
 
 
 def _config_class(agent: str, gate: str | None) -> type[Config]:

@@ -18,9 +18,16 @@ _MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be 
 _TRAINING, _EVALUATION = "#7a8ca3", "#c8452d"
 
 
-def _draw(axes: Axes, lines: Sequence[dict[str, Any]], name: str, color: str, label: str) -> None:
+def _draw(
+    axes: Axes,
+    lines: Sequence[dict[str, Any]],
+    counter: str,
+    name: str,
+    color: str,
+    label: str,
+) -> None:
     """IQM over seeds with its 95 % interval, and the seeds themselves in thin lines."""
-    points = [(line["env_steps"], line[name]) for line in lines if name in line]
+    points = [(line[counter], line[name]) for line in lines if name in line]
     points = points[:: 1 + len(points) // _MOST_POINTS]
     per_seed = np.array([values for _, values in points], float)  # None becomes NaN
     if not points or not np.isfinite(per_seed).any():
@@ -62,8 +69,8 @@ def learning_curve(
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     training, score = headline.training, headline.score
-    _draw(axes, lines, training.metric, _TRAINING, training.title)
-    _draw(axes, lines, score.metric, _EVALUATION, score.title)
+    for shown, color in ((training, _TRAINING), (score, _EVALUATION)):
+        _draw(axes, lines, headline.unit.counter, shown.metric, color, shown.title)
     seeds = len(lines[-1][training.metric]) if lines else 0
     over = f"IQM over {seeds} seeds, 95 % bootstrap interval" if seeds > 1 else "1 seed"
     axes.set_title(f"{title}\n{over}", fontsize=11)

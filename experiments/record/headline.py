@@ -1,7 +1,7 @@
-"""By which of its metrics a kind of training is judged and shown.
+"""By which of its metrics a kind of training is judged and shown, in which units and words.
 
-Programs declare it; loop, run folder, figure, summary, sweep and report read names and titles from
-it. A report of several kinds of training takes that of its first run.
+What is trained declares it; loop, run folder, figure, summary, sweep and report read names, units
+and titles from it. A report of several kinds of training takes that of its first run.
 """
 
 import dataclasses
@@ -27,35 +27,81 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unit:
+    """What progress is counted in, of one seed; the defaults are control's.
+
+    Attributes:
+      name: of many, on a terminal.
+      singular: of one.
+      counter: under which name lines of metrics have how many there were so far.
+      total: the same of a summary.
+      rate: under which name a summary has how many there were a second, of all seeds.
+      in_thousands: whether a terminal shows thousands of them a second.
+    """
+
+    name: str = "steps"
+    singular: str = "step"
+    counter: str = "env_steps"
+    total: str = "total_steps"
+    rate: str = "steps_per_second"
+    in_thousands: bool = True
+
+    def a_second(self, rate: float) -> str:
+        """A rate in words, such as "12k steps/s"."""
+        if self.in_thousands:
+            return f"{rate / 1e3:,.0f}k {self.name}/s"
+        return f"{rate:,.0f} {self.name}/s"
+
+
+@dataclasses.dataclass(frozen=True)
 class Headline:
     """What a kind of training is told by.
 
     Attributes:
       quantity: what the score measures, such as "return".
       axis: of a figure that has score and training in it.
-      steps: what progress is counted in.
-      score: the evaluation that ranks runs; its last value is the result.
-      sampled: the same of sampled actions, made less often.
+      steps: what progress is counted in, in full.
+      score: the evaluation that ranks runs, made at each of them; its last value is the result.
+      sampled: the same of sampled actions, made less often; None where there is one kind of
+        evaluation.
       training: what training itself shows of the quantity.
       largest: metrics of which a summary has the largest over the whole run.
+      unit: what progress is counted in, wherever a name or a word is short.
+      manner: how the score was evaluated, a word for the last line; empty: there is one way.
+      sampled_manner: the same of `sampled`, and of its key in a summary.
+      digits: after the point, of scores on a terminal.
+      results: evaluation metrics of which a summary has the mean over seeds, each under its name.
     """
 
     quantity: str
     axis: str
     steps: str
     score: Curve
-    sampled: Curve
+    sampled: Curve | None
     training: Curve
     largest: tuple[str, ...] = ()
+    unit: Unit = Unit()
+    manner: str = "deterministic"
+    sampled_manner: str = "stochastic"
+    digits: int = 1
+    results: tuple[str, ...] = ()
 
     @property
     def curves(self) -> tuple[Curve, ...]:
         """All, the score first."""
-        return self.score, self.sampled, self.training
+        return tuple(c for c in (self.score, self.sampled, self.training) if c is not None)
 
     def summary_key(self, curve: Curve) -> str:
         """Under which name a summary has the last value of the score, or of that of samples."""
-        return f"final_{self.quantity}" + ("_stochastic" if curve == self.sampled else "")
+        suffix = f"_{self.sampled_manner}" if curve == self.sampled else ""
+        return f"final_{self.quantity}{suffix}"
+
+    def entry(self) -> dict[str, Any]:
+        """What a run's `config.json` has of it: all but what is as usual."""
+        fields = dataclasses.fields(self)
+        unusual = [f.name for f in fields if getattr(self, f.name) != f.default]
+        content = dataclasses.asdict(self)
+        return {name: content[name] for name in unusual}
 
     @classmethod
     def of_run(cls, config: Mapping[str, Any]) -> "Headline":
@@ -64,8 +110,12 @@ class Headline:
         if not isinstance(content, dict):
             return CONTROL
         try:
-            curves = {name: Curve(**content[name]) for name in ("score", "sampled", "training")}
-            return cls(**{**content, **curves, "largest": tuple(content["largest"])})
+            parts: dict[str, Any] = {name: Curve(**content[name]) for name in ("score", "training")}
+            sampled = content["sampled"]
+            parts["sampled"] = None if sampled is None else Curve(**sampled)
+            for name in ("largest", "results"):
+                parts[name] = tuple(content.get(name, ()))
+            return cls(**{**content, **parts, "unit": Unit(**content.get("unit", {}))})
         except (KeyError, TypeError):
             return CONTROL
 

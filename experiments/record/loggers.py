@@ -29,12 +29,12 @@ class Logger(abc.ABC):
         """
         return
 
-    def rewind(self, env_steps: int) -> None:
+    def rewind(self, steps: int) -> None:
         """What was logged after so many steps will be logged again."""
         return
 
     @abc.abstractmethod
-    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
         """Takes metrics by name, one value per seed; NaN where undefined."""
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
@@ -92,17 +92,17 @@ class TensorBoard(Logger):
         self._events: Any = None
         self._purge_from: int | None = None
 
-    def rewind(self, env_steps: int) -> None:
-        self._purge_from = env_steps + 1
+    def rewind(self, steps: int) -> None:
+        self._purge_from = steps + 1
 
-    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
         if self._events is None:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(self._folder), purge_step=self._purge_from)
         for name, values in metrics.items():
             if finite := _finite(values):
-                self._events.add_scalar(_path(name), sum(finite) / len(finite), env_steps)
+                self._events.add_scalar(_path(name), sum(finite) / len(finite), steps)
 
     def close(self) -> None:
         if self._events is not None:
@@ -147,7 +147,7 @@ class WeightsAndBiases(Logger):
         except wandb.Error as error:
             raise BadInput(f"--loggers wandb: {error}") from None
 
-    def log(self, env_steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
         row = {}
         for name, values in metrics.items():
             if finite := _finite(values):
@@ -155,7 +155,7 @@ class WeightsAndBiases(Logger):
             for seed, value in zip(self._seeds, values, strict=True):
                 if math.isfinite(value):
                     row[f"{_path(name)}/seed_{seed}"] = value
-        self._run.log(row, step=env_steps)
+        self._run.log(row, step=steps)
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))

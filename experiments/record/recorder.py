@@ -23,7 +23,7 @@ from experiments.cli.flags import BadInput
 from experiments.cli.terminal import Terminal
 from experiments.record import loggers
 from experiments.record.files import require_space, to_json, write_atomically
-from experiments.record.headline import Headline
+from experiments.record.headline import CONTROL, Headline
 from experiments.record.provenance import provenance
 from experiments.record.run_folder import (
     CONFIG,
@@ -80,14 +80,15 @@ class Recorder:
         self._progress: Progress | None = None
         self._status: Status | None = None
         self._loggers = loggers.make(log_to, folder)
+        self._headline = CONTROL  # until the settings are written
         self._started = time.perf_counter()
 
-    def rewind(self, metrics_bytes: int, env_steps: int) -> None:
+    def rewind(self, metrics_bytes: int, steps: int) -> None:
         """Goes back to where a checkpoint was made; what was written after it is dropped.
 
         Args:
           metrics_bytes: what `metrics_bytes` was then.
-          env_steps: steps that were done then (of one seed).
+          steps: that were done then (of one seed), or whatever training counts.
 
         Raises:
           BadInput: the metrics are no longer those that were there then.
@@ -104,7 +105,7 @@ class Recorder:
         for name in (SUMMARY, CURVE):
             (self.folder / name).unlink(missing_ok=True)
         for logger in self._loggers:
-            logger.rewind(env_steps)
+            logger.rewind(steps)
 
     def start_clock(self, seconds: float) -> None:
         """Counts `wall_seconds` from here, where the run has taken so many."""
@@ -153,10 +154,11 @@ class Recorder:
         else:
             content = {"settings": settings, **more, **provenance()}
         write_atomically(path, to_json(content, indent=2))
+        self._headline = Headline.of_run(content)
         for logger in self._loggers:
             logger.begin(content)
 
-    def start_progress(self, total_steps: int) -> None:
+    def start_progress(self, total: int) -> None:
         """Shows a bar on a terminal; elsewhere the lines that are said must do."""
         if not self._console.is_terminal:
             return
@@ -164,23 +166,22 @@ class Recorder:
             TaskProgressColumn(),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn(self._headline.unit.name),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}"),
             console=self._console,
             transient=True,
         )
-        self._progress.add_task("", total=total_steps, rate="", status="")
+        self._progress.add_task("", total=total, rate="", status="")
         self._progress.start()
 
     def advance_progress(self, steps: int, rate: float, status: str) -> None:
         """Moves the bar to a number of steps (of one seed); `rate` is over all seeds."""
         if self._progress is not None:
             task = self._progress.task_ids[0]
-            self._progress.update(
-                task, completed=steps, rate=f"{rate / 1e3:,.0f}k steps/s", status=status
-            )
+            rate_in_words = self._headline.unit.a_second(rate)
+            self._progress.update(task, completed=steps, rate=rate_in_words, status=status)
 
     def show_status(self, line: str) -> None:
         """Shows what is under way below all lines on a terminal, until the next one is said."""
@@ -197,11 +198,11 @@ class Recorder:
             self._progress.stop()
             self._progress = None
 
-    def log_metrics(self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
+    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
         """Appends a line to `metrics.jsonl`, and tells the loggers."""
         require_space(self.folder)
         line = {
-            "env_steps": env_steps,
+            self._headline.unit.counter: steps,
             "updates": updates,
             "wall_seconds": round(time.perf_counter() - self._started, 3),
             **metrics,
@@ -209,19 +210,18 @@ class Recorder:
         self._metrics.write(to_json(line).decode())
         self._metrics.flush()
         for logger in self._loggers:
-            logger.log(env_steps, metrics)
+            logger.log(steps, metrics)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes `summary.json` and draws `learning_curve.png` from the metrics so far."""
+    def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None:
+        """Writes `summary.json`, and draws `learning_curve.png`, with a title, from the metrics."""
         from experiments.record import curve
 
         write_atomically(self.folder / SUMMARY, to_json(summary, indent=2))
         for logger in self._loggers:
             logger.summarize(summary)
         lines = (self.folder / METRICS).read_text().splitlines()
-        title = f"{summary['agent']} on {summary['env']}"
-        headline = Headline.of_run(json.loads((self.folder / CONFIG).read_text()))
-        picture = curve.learning_curve([json.loads(line) for line in lines], title, headline)
+        metrics = [json.loads(line) for line in lines]
+        picture = curve.learning_curve(metrics, title, self._headline)
         write_atomically(self.folder / CURVE, picture)
 
 
@@ -238,7 +238,7 @@ class NullRecorder(Recorder):
         if not folder.is_dir():
             raise BadInput(f"--out {folder}: not seen here; expected a folder all processes share")
 
-    def rewind(self, metrics_bytes: int, env_steps: int) -> None: ...
+    def rewind(self, metrics_bytes: int, steps: int) -> None: ...
 
     def start_clock(self, seconds: float) -> None: ...
 
@@ -253,14 +253,12 @@ class NullRecorder(Recorder):
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None: ...
 
-    def start_progress(self, total_steps: int) -> None: ...
+    def start_progress(self, total: int) -> None: ...
 
     def advance_progress(self, steps: int, rate: float, status: str) -> None: ...
 
     def stop_progress(self) -> None: ...
 
-    def log_metrics(
-        self, env_steps: int, updates: int, metrics: Mapping[str, list[float]]
-    ) -> None: ...
+    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None: ...
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None: ...
+    def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None: ...

@@ -1,6 +1,6 @@
 "use strict";
 (async () => {
-  const { charts, colors, dashes } = JSON.parse(document.getElementById("charts").textContent);
+  const { charts, colors, dashes, unit = "steps" } = JSON.parse(document.getElementById("charts").textContent);
   const hidden = new Set(JSON.parse(recall("hidden") ?? "[]"));
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const zoom = document.getElementById("zoom");
@@ -16,6 +16,7 @@
   // Open where lines are dashed.
   const symbol = (style) => (dash(style) === dashes[0] ? "circle" : "circle-open");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const plain = (text) => text.replace(/[<&]/g, (c) => (c === "<" ? "&lt;" : "&amp;"));
   const say = (value) => Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3)
     ? value.toPrecision(3) : String(Number(value.toPrecision(4)));
 
@@ -32,10 +33,10 @@
     let where = chart.rows[Math.round(series.x[i])];
     if (chart.kind === "lines") {
       const x = series.x[i];
-      where = { steps: `${x.toLocaleString("en")} steps`, share: `${Math.round(100 * x)} % of training`,
+      where = { steps: `${x.toLocaleString("en")} ${plain(unit)}`, share: `${Math.round(100 * x)} % of training`,
         score: `above ${say(x)}` }[chart.along];
     }
-    const label = series.label.replace(/[<&]/g, (c) => (c === "<" ? "&lt;" : "&amp;"));
+    const label = plain(series.label);
     return `<b>${label}</b><br>${where}: ${say(series.y[i])}<br>${interval}, ${seeds}`;
   }
 

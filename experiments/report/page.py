@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from experiments.record.files import to_json
+from experiments.record.headline import CONTROL
 from experiments.report import charts, episodes, scores
 from experiments.report.charts import Chart
 from experiments.report.runs import FINISHED, UNFINISHED, Cell, Collection, Run
@@ -24,10 +25,6 @@ from rgpo_jax.statistics import Estimate
 
 _HERE = Path(__file__).parent
 _UNDEFINED, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-_RUN_COLUMNS = (
-    *("run", "environment", "variant", "seeds", "state", "steps", "minutes", "steps/s"),
-    *("device", "machine", "jax", "Python", "commit", "started"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +91,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
         lstrip_blocks=True,
     )
     collection = report.collection
+    unit = collection.headline.unit.name
     shown = [
         *(chart for by_env in report.curves.values() for chart in by_env.values()),
         *([report.improvement] if report.improvement else []),
@@ -114,7 +112,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             variants=collection.variants,
             metrics={
                 curve.metric: curve.title
-                for curve in report.collection.headline.curves
+                for curve in collection.headline.curves
                 if curve.metric in report.curves
             },
             curves={
@@ -130,7 +128,10 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             episodes=embedded,
             missing_episodes=missing,
             runs=[_run_row(cell, run) for cell in collection.cells.values() for run in cell.runs],
-            run_columns=_RUN_COLUMNS,
+            run_columns=(
+                *("run", "environment", "variant", "seeds", "state", unit, "minutes", f"{unit}/s"),
+                *("device", "machine", "jax", "Python", "commit", "started"),
+            ),
             differing=_differing(collection),
             shared=_shared(collection),
             resamples=f"{scores.RESAMPLES:,}",
@@ -139,7 +140,8 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             "python -m experiments.report.",
             css=_source("page.css"),
             js=_source("page.js"),
-            data=_data(shown),
+            data=_data(shown, unit),
+            headline=collection.headline,
             plotly=_plotly(),
         )
         .encode()
@@ -158,8 +160,9 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _data(shown: Sequence[Chart]) -> Markup:
+def _data(shown: Sequence[Chart], unit: str) -> Markup:
     content = {
+        **({"unit": unit} if unit != CONTROL.unit.name else {}),  # as page.js has it
         "charts": {chart.key: dataclasses.asdict(chart) for chart in shown},
         "colors": charts.COLORS,
         "dashes": charts.DASHES,
@@ -234,7 +237,8 @@ def _numbers(report: Report) -> list[dict[str, Any]]:
             "variant": variant,
             "seeds": len(row.scores),
             "values": [
-                *(_with_interval(e) for e in (row.iqm, row.mean, row.sampled)),
+                *(_with_interval(e) for e in (row.iqm, row.mean)),
+                *([_with_interval(row.sampled)] if report.collection.headline.sampled else []),
                 number(row.deviation),
                 f"{row.variation:.0%}" if math.isfinite(row.variation) else _UNDEFINED,
                 number(row.scores.min()),
@@ -311,7 +315,7 @@ def _episodes(collection: Collection) -> tuple[list[dict[str, str]], list[dict[s
 
 def _run_row(cell: Cell, run: Run) -> list[str]:
     config, versions = run.config, run.config.get("versions") or {}
-    speed = run.summary.get("steps_per_second")
+    speed = run.summary.get(run.headline.unit.rate)
     return [
         run.name,
         run.env,

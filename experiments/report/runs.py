@@ -2,6 +2,15 @@
 
 A variant is an agent, its gate, and those settings in which runs of that agent differ on the same
 environment. Settings that differ between environments only are the families' and make no variant.
+
+What progress is counted in, and under which names, a run's headline says. What was trained, and
+for how long, are settings of `experiments.run`; the `config.json` of another program says so in an
+entry of its own, which wins over the settings:
+
+    "subject": {"agent": "rgpo", "env": "bandit", "total": 100000}
+
+`agent` and `env` are what a report calls them, gate and backend included, and `total` is what
+progress ends at. Of the settings such a run needs `seed` and `num_seeds` alone.
 """
 
 import contextlib
@@ -30,7 +39,7 @@ _NOT_A_VARIANT = frozenset(
         *("log_every", "eval_every", "eval_episodes", "eval_share"),
     }
 )
-COUNTERS = ("env_steps", "updates", "wall_seconds")
+COUNTERS = (CONTROL.unit.counter, "updates", "wall_seconds")  # of control; see `_counters`
 FINISHED, UNFINISHED, INTERRUPTED, BROKEN = "finished", "unfinished", "interrupted", "broken"
 
 
@@ -43,7 +52,8 @@ class Run:
       name: its path below what the user named.
       config: content of `config.json`.
       summary: content of `summary.json`; empty while the run goes on.
-      env_steps, updates, wall_seconds: counters of the log lines [lines].
+      env_steps, updates, wall_seconds: counters of the log lines [lines]; the first of whatever its
+        headline counts.
       metrics: name -> [lines, seeds], NaN where undefined.
     """
 
@@ -62,14 +72,28 @@ class Run:
         return settings
 
     @property
+    def headline(self) -> Headline:
+        return Headline.of_run(self.config)
+
+    @property
+    def _subject(self) -> dict[str, Any]:
+        """What another program than `experiments.run` says that it trained."""
+        subject: dict[str, Any] = self.config.get("subject") or {}
+        return subject
+
+    @property
     def agent(self) -> str:
         """Agent, and gate where it is not the agent's own."""
+        if self._subject:
+            return str(self._subject["agent"])
         gate = self.settings.get("gate")
         return self.settings["agent"] + (f"+{gate}" if gate else "")
 
     @property
     def env(self) -> str:
         """Environment, and backend where it has one."""
+        if self._subject:
+            return str(self._subject["env"])
         backend = self.settings.get("backend")
         return self.settings["env"] + (f" ({backend})" if backend else "")
 
@@ -92,9 +116,14 @@ class Run:
         return INTERRUPTED if self.summary.get("interrupted") else FINISHED
 
     @property
+    def total(self) -> int:
+        """What `env_steps` ends at, or a little above."""
+        return int(self._subject["total"] if self._subject else self.settings["total_steps"])
+
+    @property
     def progress(self) -> float:
-        """Share of `total_steps` that has been logged, at most 1."""
-        return min(1.0, float(self.env_steps[-1]) / self.settings["total_steps"])
+        """Share of `total` that has been logged, at most 1."""
+        return min(1.0, float(self.env_steps[-1]) / self.total)
 
     def rows(self, metric: str) -> np.ndarray:
         """Which lines define a metric for any seed [lines]."""
@@ -213,7 +242,7 @@ class Collection:
     @property
     def headline(self) -> Headline:
         """By which metrics its runs are judged: those of the first."""
-        return Headline.of_run(self.runs[0].config) if self.runs else CONTROL
+        return self.runs[0].headline if self.runs else CONTROL
 
     @property
     def is_growing(self) -> bool:
@@ -325,6 +354,11 @@ class Files(NamedTuple):
     lines: list[dict[str, Any]]
 
 
+def _counters(config: dict[str, Any]) -> tuple[str, ...]:
+    """Under which names the lines of a run's metrics have steps, updates and seconds."""
+    return (Headline.of_run(config).unit.counter, *COUNTERS[1:])
+
+
 def read_files(folder: Path) -> Files:
     """Reads a run folder; without a summary, as while the run goes on, that is empty.
 
@@ -337,11 +371,11 @@ def read_files(folder: Path) -> Files:
         text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
     except (OSError, ValueError) as error:
         raise NotARun(f"{METRICS}: {error}") from None
-    lines = []
+    lines, counters = [], _counters(config)
     for number, line in enumerate(text.splitlines(), 1):
         try:
             content = json.loads(line)
-            if not all(math.isfinite(content[counter]) for counter in COUNTERS):
+            if not all(math.isfinite(content[counter]) for counter in counters):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             if number <= text.count("\n"):
@@ -363,29 +397,31 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
       NotARun: they are not those of a run.
     """
     config, summary, lines = files
-    settings = config.get("settings")
-    expected = {"agent": str, "env": str, "seed": int, "num_seeds": int, "total_steps": int}
-    if not isinstance(settings, dict) or not all(
-        isinstance(settings.get(key), kind) for key, kind in expected.items()
-    ):
+    settings: Any = config.get("settings")
+    subject: Any = config.get("subject") or settings
+    total = "total_steps" if subject is settings else "total"
+    of_seeds, of_subject = {"seed": int, "num_seeds": int}, {"agent": str, "env": str, total: int}
+    for entry, expected in ((settings, of_seeds), (subject, of_subject)):
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), kind) for key, kind in expected.items()
+        ):
+            raise NotARun(f"its {CONFIG} is not that of a run")
+    if subject[total] < 1 or not isinstance(config.get("versions") or {}, dict):
         raise NotARun(f"its {CONFIG} is not that of a run")
-    if settings["total_steps"] < 1 or not isinstance(config.get("versions") or {}, dict):
-        raise NotARun(f"its {CONFIG} is not that of a run")
+    unit, counters = Headline.of_run(config).unit, _counters(config)
     broken = summary.get("broken") or []
     if not isinstance(broken, list) or not all(
         isinstance(entry, dict) and {"seed", "update"} <= entry.keys() for entry in broken
     ):
         raise NotARun(f"its {SUMMARY} is not that of a run")
-    if not all(
-        isinstance(summary.get(key, 0), int | float) for key in ("run_seconds", "total_steps")
-    ):
+    if not all(isinstance(summary.get(key, 0), int | float) for key in ("run_seconds", unit.total)):
         raise NotARun(f"its {SUMMARY} is not that of a run")
     if not lines:
         if summary and not broken and not summary.get("interrupted"):
             raise NotARun(f"it is finished, and its {METRICS} is empty")
         return None
     undefined = [None] * settings["num_seeds"]
-    names = dict.fromkeys(key for line in lines for key in line if key not in COUNTERS)
+    names = dict.fromkeys(key for line in lines for key in line if key not in counters)
     try:
         metrics = {
             key: np.array([line.get(key, undefined) for line in lines], float) for key in names
@@ -394,10 +430,11 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
         metrics = {}
     if not metrics or any(m.shape != (len(lines), len(undefined)) for m in metrics.values()):
         raise NotARun(f"its {METRICS} does not hold one value per seed")
-    steps, updates, seconds = (np.array([line[key] for line in lines]) for key in COUNTERS)
+    steps, updates, seconds = (np.array([line[key] for line in lines]) for key in counters)
     run = Run(folder, name, config, summary, steps, updates, seconds, metrics)
-    if run.status == FINISHED and steps[-1] < (end := summary.get("total_steps", 0)):
-        raise NotARun(f"it is finished at {end:,} steps, and its {METRICS} ends at {steps[-1]:,}")
+    if run.status == FINISHED and steps[-1] < (end := summary.get(unit.total, 0)):
+        ends = f"its {METRICS} ends at {steps[-1]:,}"
+        raise NotARun(f"it is finished at {end:,} {unit.name}, and {ends}")
     return run
 
 

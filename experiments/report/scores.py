@@ -12,6 +12,7 @@ from rgpo_jax import statistics
 from rgpo_jax.statistics import Estimate
 
 SCORE = CONTROL.score.metric  # of the paper's runs
+assert CONTROL.sampled is not None
 SAMPLED = CONTROL.sampled.metric
 RESAMPLES = 5000  # as in a run's summary, so that both name the same interval
 SPIKES = "kl_spike_rate_"
@@ -47,18 +48,20 @@ def score_table(collection: Collection) -> dict[tuple[str, str], Row]:
 
     A score is best where its interval lies above those of all other finished variants.
     """
-    rows = {}
+    rows, headline = {}, collection.headline
     for key, cell in collection.cells.items():
-        scores = cell.final(collection.headline.score.metric)
+        scores = cell.final(headline.score.metric)
         if not len(scores):
             continue
-        sampled = cell.final(collection.headline.sampled.metric)
+        sampled = None if headline.sampled is None else cell.final(headline.sampled.metric)
         rows[key] = Row(
             cell,
             scores,
             _estimate(statistics.pooled_iqm, scores),
             _estimate(statistics.pooled_mean, scores),
-            _estimate(statistics.pooled_iqm, sampled) if len(sampled) else None,
+            _estimate(statistics.pooled_iqm, sampled)
+            if sampled is not None and len(sampled)
+            else None,
             is_best=False,
         )
     for (env, variant), row in rows.items():
@@ -211,11 +214,12 @@ def untrained_score(collection: Collection, env: str) -> float | None:
     """Mean evaluation of sampled actions before the first update, over all seeds; None if none.
 
     The untrained policy is close to uniform for discrete actions, and to its initial standard
-    deviation for continuous ones.
+    deviation for continuous ones. Where there is one kind of evaluation, it is that.
     """
     scores: list[float] = []
+    shown = collection.headline.sampled or collection.headline.score
     for (e, _), cell in collection.cells.items():
-        steps, values = cell.curve(collection.headline.sampled.metric)
+        steps, values = cell.curve(shown.metric)
         if e == env and len(steps) and steps[0] == 0:
             scores += list(values[0][np.isfinite(values[0])])
     return float(np.mean(scores)) if scores else None

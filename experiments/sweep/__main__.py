@@ -413,13 +413,14 @@ def _progress(spec: Path) -> dict[str, Any]:
         return {"env_steps": 0, "rate": 0.0}
 
 
-def _describe(score: dict[str, Any]) -> str:
+def _describe(score: dict[str, Any], digits: int) -> str:
     """A score with its interval; null where an evaluation was not finite."""
     if score["iqm"] is None:
         return "undefined"
     interval = [end for end in score["ci95"] or () if end is not None]
-    spread = " [{:.1f}, {:.1f}]".format(*interval) if len(interval) == 2 else ""
-    return f"{score['iqm']:.1f}{spread}"
+    ends = ", ".join(f"{end:.{digits}f}" for end in interval)
+    spread = f" [{ends}]" if len(interval) == 2 else ""
+    return f"{score['iqm']:.{digits}f}{spread}"
 
 
 def _close(
@@ -438,7 +439,7 @@ def _close(
             config = json.loads((out / cell.name / CONFIG).read_text())
             headline = Headline.of_run(config)
             score = summary[headline.summary_key(headline.score)]
-            screen.say(f"  {cell.name}: {_describe(score)}  ({took})")
+            screen.say(f"  {cell.name}: {_describe(score, headline.digits)}  ({took})")
         else:
             failed.add(cell.name)
     if failed:

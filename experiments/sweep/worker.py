@@ -5,6 +5,7 @@ The spec is a JSON file; beside it, in a folder of its name, are checkpoints and
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -23,9 +24,9 @@ from experiments.record import loggers
 from experiments.record.files import to_json, write_atomically
 from experiments.record.recorder import Recorder
 from experiments.record.run_folder import CHECKPOINTS
-from experiments.sweep.grid import Cell
-from experiments.training import compiling
-from experiments.training.building import make_spread_agent, use_all_cores
+from experiments.sweep import grid
+from experiments.training import building, compiling
+from experiments.training.every import Every
 
 PROGRESS = "progress.json"
 _BETWEEN_WRITES = 1.0  # seconds
@@ -34,7 +35,7 @@ _PATIENCE = 60.0  # seconds: for the worker of a node that is dying
 
 
 def write_spec(
-    path: Path, out: Path, cells: Sequence[Cell], compilation_cache: str | None = None
+    path: Path, out: Path, cells: Sequence[grid.Cell], compilation_cache: str | None = None
 ) -> None:
     """Writes what a worker needs to know of the cells of a program.
 
@@ -47,7 +48,7 @@ def write_spec(
     settings = [
         {
             "folder": str((out / cell.name).absolute()),
-            "settings": flags.as_settings(cell.plan.options, cell.plan.config),
+            "settings": cell.plan.settings(),
         }
         for cell in cells
     ]
@@ -84,9 +85,9 @@ def main(args: Sequence[str] | None = None) -> int:
             options = plans[0].options
             loggers.require(options.loggers)
             num_members = sum(p.options.num_seeds for p in plans)
-            use_all_cores(plans[0], num_members)
+            building.use_all_cores(plans[0], num_members)
             compiling.keep_programs(content.get("compilation_cache"))
-            agent, layout = make_spread_agent(plans[0], num_members)
+            agent, layout = building.make_spread_agent(plans[0], num_members)
             if "--probe" in arguments:
                 print(json.dumps(_probe(plans, agent, layout)))
                 return 0
@@ -112,7 +113,8 @@ def _train(
     path: Path, plans: Sequence[Plan], agent: Any, layout: Any, interrupts: Interrupts
 ) -> int:
     from experiments.training import trained
-    from experiments.training.loop import Broken, Cell, Training
+    from experiments.training.loop import Broken, Training
+    from experiments.training.subject import Cell
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     folder = path.with_suffix("")
@@ -122,7 +124,7 @@ def _train(
     learners = trained.load_start(start, agent) if start is not None and not begun else None
     cells = [
         Cell(
-            p,
+            building.with_gate(p, agent),
             Recorder(
                 Path(str(p.options.out)),
                 resume=True,
@@ -143,7 +145,8 @@ def _train(
             written = time.monotonic()
 
     try:
-        run = Training(cells, agent, layout, folder / CHECKPOINTS, interrupts, show)
+        make_programs = functools.partial(building.make_programs, agent, layout, plans)
+        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show)
         if learners is not None:
             run.start_from(learners)
         run.resume()
@@ -165,11 +168,9 @@ def _train(
 
 def _probe(plans: Sequence[Plan], agent: Any, layout: Any) -> dict[str, float]:
     """Compiles, trains for a moment, evaluates once; returns seconds and bytes."""
-    from experiments.training.loop import Every, make_programs
-
-    config, options = plans[0].config, plans[0].options
+    plan = plans[0]
     begun = time.perf_counter()
-    programs = make_programs(agent, layout, plans)
+    programs = building.make_programs(agent, layout, plans)
     programs.ready()
     states = programs.initial_states
     compile_seconds = time.perf_counter() - begun
@@ -182,15 +183,15 @@ def _probe(plans: Sequence[Plan], agent: Any, layout: Any) -> dict[str, float]:
         states, progress = programs.advance(states, progress, updates)
         progress.broken_at.block_until_ready()
         seconds = time.perf_counter() - begun
-        if seconds > _PROBED_SECONDS / 4 or updates >= config.num_updates:
+        if seconds > _PROBED_SECONDS / 4 or updates >= plan.num_updates:
             break
         updates *= 2
-    evaluations = Every.make(options.eval_every, 10, config)
-    num_evaluations = 1 + sum(map(evaluations.includes, range(1, config.num_updates + 1)))
+    evaluations = Every.make(plan.eval_every, 10, plan)
+    num_evaluations = 1 + sum(map(evaluations.includes, range(1, plan.num_updates + 1)))
     return {
         "compile_seconds": compile_seconds,
         "seconds": compile_seconds
-        + seconds / updates * config.num_updates
+        + seconds / updates * plan.num_updates
         + evaluation_seconds * num_evaluations,
         "memory_bytes": programs.memory_bytes,
     }

@@ -1,8 +1,9 @@
-"""Builds the agent of a plan, for the devices there are."""
+"""Builds the agent of a plan, for the devices there are, and the programs that train it."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import agents
 import envs
@@ -10,9 +11,11 @@ from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.plan.reading import Plan
 from experiments.training import devices
+from experiments.training.every import Every
 from rgpo_jax.config import Config
 
 if TYPE_CHECKING:
+    from experiments.training.programs import EpisodePrograms, Members
     from rgpo_jax.agent import Agent
     from rgpo_jax.environment import AnyEnvironment
 
@@ -93,3 +96,57 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
         network = networks.make(env.observation_shape, env.action_space, plan.config)
     config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
     return _assemble(plan, env, config, layout.axis_name), layout
+
+
+def _qualified_name(function: Any) -> str:
+    """module.name of a function, or of the class of a callable object."""
+    named = function if hasattr(function, "__name__") else type(function)
+    return f"{named.__module__}.{named.__name__.lstrip('_')}"
+
+
+def with_gate(plan: Plan, agent: "Agent") -> Plan:
+    """The plan with function, numbers and options of the gate that the agent has with its config.
+
+    They are for `config.json`; of plans side by side, which share an agent, each has its own.
+    """
+    gate = agent.learner.hyperparameters.gate
+    numbers = {name: getattr(plan.config, name, value) for name, value in gate.numbers.items()}
+    description = {
+        "function": _qualified_name(gate.function),
+        "numbers": {k: v if v is None else float(v) for k, v in numbers.items()},
+        "options": dict(gate.options),
+    }
+    return dataclasses.replace(plan, entries={**plan.entries, "gate": description})
+
+
+def members_of(plans: Sequence[Plan]) -> "Members":
+    """The members of plans that differ in seeds and in traced numbers alone."""
+    from experiments.training.programs import Members
+
+    members = [(plan.config, seed) for plan in plans for seed in plan.seeds]
+    # All numbers are arguments, so that other ones find the same program in the cache.
+    names = (*plans[0].config.traced(), "annealing")
+    return Members(
+        tuple(seed for _, seed in members),
+        {name: tuple(getattr(config, name) for config, _ in members) for name in names},
+    )
+
+
+def make_programs(
+    agent: "Agent", layout: devices.Layout, plans: Sequence[Plan]
+) -> "EpisodePrograms":
+    """The programs that train plans side by side, wherever the agent's environment lives."""
+    from experiments.training.host_programs import HostPrograms
+    from experiments.training.programs import CompiledPrograms, Episodes
+    from rgpo_jax.environment import HostEnvironment
+
+    plan = plans[0]
+    evaluations = Every.make(plan.eval_every, 10, plan)
+    episodes = Episodes.within(
+        plan.options.eval_share,
+        plan.options.eval_episodes,
+        agent.env.max_episode_steps,
+        evaluations.interval * plan.batch_size,
+    )
+    kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
+    return kind(agent, layout, members_of(plans), episodes)

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout, over_seeds
 from experiments.training.programs import (
     SEEDS,
+    EpisodePrograms,
     Episodes,
     Members,
-    Programs,
     empty_progress,
     memory_of,
     on_mesh,
@@ -38,15 +38,15 @@ class HostState(NamedTuple):
     key: jax.Array
 
 
-class HostPrograms(Programs):
+class HostPrograms(EpisodePrograms):
     """Collects with the policies of all members, and updates them in one compiled program.
 
     Members' updates are spread over the local devices as in `over_seeds`; one device acts.
     """
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+        super().__init__(layout)
         mesh, num_members = layout.mesh(), len(members.seeds)
-        self.compiler = Compiler()
         self._agent, self._seeds = agent, members.seeds
         self._sharding = NamedSharding(mesh, SEEDS)
         self._collector = host.Collector(agent, members.seeds)
@@ -113,9 +113,14 @@ class HostPrograms(Programs):
             learner, progress = update(learner, *experience, progress)
         return HostState(learner, keys), progress
 
-    def restart_episodes(self, updates: int) -> bool:
+    def restart_episodes(self, states: HostState, updates: int) -> HostState:
         self._collector = host.Collector(self._agent, self._seeds, start=updates)
-        return True
+        scale = states.learner.return_scale
+        if scale is None:
+            return states
+        # No episode goes on: nothing of one leaks into the scale of the new ones.
+        scale = scale._replace(running_return=jnp.zeros_like(scale.running_return))
+        return states._replace(learner=states.learner._replace(return_scale=scale))
 
     def _run_episodes(
         self, states: HostState, updates: int, deterministic: bool, whole: bool

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from experiments.record.headline import CONTROL, Headline
+from experiments.record.headline import CONTROL
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout, over_seeds, seed_keys, spread_over_seeds
 from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
 
@@ -135,16 +136,18 @@ class Programs(abc.ABC):
     all else.
 
     Attributes:
-      headline: by which metrics the training is judged and shown.
       compiler: what compiles them.
+      spread: how members lie on devices, in words; empty where they do on one.
+      in_turn: whether members that share a device are trained one after another.
       initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
       metric_names: what a chunk reports.
       memory_bytes: of the largest program, per device: arguments, results and what is in between;
         once they are ready.
     """
 
-    headline: Headline = CONTROL
     compiler: Compiler
+    spread: str = ""
+    in_turn: bool = False
     initial_states: Any
     metric_names: list[str]
     memory_bytes: int
@@ -162,15 +165,31 @@ class Programs(abc.ABC):
     def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
         """Runs so many rollouts, each with its update. The states' memory may be reused."""
 
-    def restart_episodes(self, updates: int) -> bool:
-        """Begins episodes anew after so many updates, if the states do not hold environments."""
-        return False
-
     @abc.abstractmethod
-    def _run_episodes(
-        self, states: Any, updates: int, deterministic: bool, whole: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths of evaluation episodes, means per member."""
+    def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
+        """Name -> one value per member, of policies after so many updates.
+
+        The headline's score is among them each time, and all that it names where the evaluation is
+        `whole`, as at the end, and before the first update.
+        """
+
+    def start_from(self, states: Any, learners: Any, parts: Sequence[slice]) -> Any:
+        """States that start from what other learners [N] have learnt.
+
+        Args:
+          states: where training would start.
+          learners: the `learner` of such states.
+          parts: where the members of each cell lie; it takes the learners over and over.
+        """
+        raise NotImplementedError
+
+    def restart_episodes(self, states: Any, updates: int) -> Any:
+        """Begins episodes anew after so many updates, if the states do not hold environments.
+
+        Returns:
+          The states that go on with the new ones; None where the states hold all.
+        """
+        return None
 
     def finish(self, progress: Progress) -> ChunkReport:
         """The report on all updates since its start, in NumPy arrays [M]."""
@@ -195,28 +214,65 @@ class Programs(abc.ABC):
         metrics = dataclasses.replace(empty, values=values, counts=counts)
         return Progress(metrics, _place(np.asarray(broken_at), self._empty.broken_at.sharding))
 
+
+class EpisodePrograms(Programs):
+    """Programs of an agent in environments, wherever those live; evaluations are episodes."""
+
+    def __init__(self, layout: Layout):
+        self.compiler = Compiler()
+        self.spread = layout.describe() if layout != Layout() else ""
+        self.in_turn = layout.in_turn
+
+    @abc.abstractmethod
+    def _run_episodes(
+        self, states: Any, updates: int, deterministic: bool, whole: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and lengths of evaluation episodes, means per member."""
+
     def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
         """Score, and length of evaluation episodes, means after so many updates.
 
         Those of the policy's mode; before the first update, and where it is a whole evaluation with
         all episodes, those of samples too.
         """
-        modes = {"": True, "_stochastic": False} if whole or not updates else {"": True}
+        curves = {"": CONTROL.score}
+        if CONTROL.sampled is not None and (whole or not updates):
+            curves["_stochastic"] = CONTROL.sampled
         result = {}
-        for suffix, deterministic in modes.items():
-            returns, lengths = self._run_episodes(states, updates, deterministic, whole)
-            curve = self.headline.score if deterministic else self.headline.sampled
+        for suffix, curve in curves.items():
+            returns, lengths = self._run_episodes(states, updates, suffix == "", whole)
             result[curve.metric] = returns.tolist()
             result[f"eval_length{suffix}"] = lengths.tolist()
         return result
 
+    def start_from(self, states: Any, learners: LearnerState, parts: Sequence[slice]) -> Any:
+        """Takes parameters and statistics.
 
-class CompiledPrograms(Programs):
+        Those of returns too, where both scale rewards: the critic's unit is theirs.
+        """
+        own = states.learner
+        number = jax.tree.leaves(learners.params)[0].shape[0]
+        which = np.concatenate([np.arange(part.stop - part.start) for part in parts]) % number
+
+        def take(theirs: jax.Array, ours: jax.Array) -> jax.Array:
+            return jax.device_put(np.asarray(theirs)[which], ours.sharding)
+
+        taken = {
+            field: jax.tree.map(take, getattr(learners, field), getattr(own, field))
+            for field in ("params", "observation_moments")
+        }
+        if own.return_scale is not None and learners.return_scale is not None:
+            moments = jax.tree.map(take, learners.return_scale.moments, own.return_scale.moments)
+            taken["return_scale"] = own.return_scale._replace(moments=moments)
+        return states._replace(learner=own._replace(**taken))
+
+
+class CompiledPrograms(EpisodePrograms):
     """Everything is compiled, the environments too."""
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+        super().__init__(layout)
         mesh = layout.mesh()
-        self.compiler = Compiler()
         self._num_batches = episodes.at_the_end // episodes.while_training
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:

@@ -1,0 +1,94 @@
+"""Makes checkpoints, as often as they may be made."""
+
+import dataclasses
+import operator
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from experiments.record.files import require_space
+from experiments.record.run_folder import CHECKPOINTS
+from experiments.training.position import Position
+from experiments.training.subject import Cell
+from rgpo_jax.checkpoint import Checkpoints, Restored
+
+_FILE_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays
+_LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
+
+
+class Keeper:
+    """The checkpoints of cells that are trained side by side; of the last, each gets its part."""
+
+    def __init__(
+        self, folder: Path, cells: Sequence[Cell], parts: Sequence[slice], every: float | None
+    ):
+        """Takes over the checkpoints that are there.
+
+        Args:
+          folder: of the checkpoints.
+          cells: whose folders get what they learnt at the end.
+          parts: where the members of each lie.
+          every: seconds between two; None: only the last is made.
+        """
+        self._folder, self._cells, self._parts, self._every = folder, cells, parts, every
+        self._checkpoints = Checkpoints(folder)
+        self._kept: int | None = None  # updates of the newest
+        self._saved, self._cost = time.perf_counter(), 0.0
+
+    def start_clock(self) -> None:
+        """The next one is due so many seconds after this."""
+        self._saved, self._cost = time.perf_counter(), 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time for one, and it would not cost too large a share of the run."""
+        if self._every is None:
+            return False
+        affordable = self._cost / _LARGEST_SHARE if self._every else 0.0
+        return time.perf_counter() - self._saved >= max(self._every, affordable)
+
+    def restore(self, like: dict[str, Any]) -> Restored | None:
+        """The newest that is whole; None if there is none. See `Checkpoints.restore`."""
+        restored = self._checkpoints.restore(like)
+        if restored is not None:
+            self._kept = restored.updates
+        return restored
+
+    def save(self, position: Position, content: dict[str, Any], is_last: bool) -> None:
+        """Makes a checkpoint, and adds to the position what that took.
+
+        Args:
+          position: where training stands.
+          content: parts of a checkpoint, of which "learner" is what each cell gets at the end.
+          is_last: whether training is at its end.
+        """
+        begun = time.perf_counter()
+        position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
+        sizes = [leaf.nbytes for leaf in jax.tree.leaves(content)]
+        require_space(self._cells[0].recorder.folder, sum(sizes) + _FILE_OVERHEAD)
+        if position.updates != self._kept:  # as it is where a run was killed after its last one
+            self._checkpoints.save(position.updates, content, dataclasses.asdict(position))
+            self._kept = position.updates
+        if is_last:
+            self._share_out(position.updates, content["learner"])
+        self._saved = time.perf_counter()
+        self._cost = self._saved - begun
+        position.checkpoint_seconds += self._cost
+
+    def _share_out(self, updates: int, learners: Any) -> None:
+        """Gives each cell's folder its learners, where the checkpoints are not there."""
+        folders = [cell.recorder.folder / CHECKPOINTS for cell in self._cells]
+        if folders == [self._folder]:
+            return
+        # One device: an array that lies on a mesh cannot be cut anywhere.
+        learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
+        for folder, part in zip(folders, self._parts, strict=True):
+            checkpoints = Checkpoints(folder)
+            if not checkpoints.begun():
+                checkpoints.forget_unfinished()
+                own = jax.tree.map(operator.itemgetter(part), learners)
+                checkpoints.save(updates, {"learner": own}, {})
+                checkpoints.close()

@@ -1,0 +1,41 @@
+"""Where training stands."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Position:
+    """Where training stands, beside the states; lists are over members, or over cells.
+
+    Attributes:
+      updates: number of updates so far.
+      seconds: that the run has taken.
+      training_seconds: of these, in updates.
+      checkpoint_seconds: of these, in making checkpoints.
+      largest: name -> largest so far, per member, of the metrics that the headline asks for.
+      evaluation: the last one: name -> values per member.
+      broken: (member, update) for those whose parameters are no longer finite.
+      metrics_bytes: size of the metrics, per cell.
+    """
+
+    updates: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    largest: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    broken: list[list[int]] = dataclasses.field(default_factory=list)
+    metrics_bytes: list[int] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of_checkpoint(cls, kept: dict[str, Any]) -> "Position":
+        """What a checkpoint has; earlier versions knew one largest value by name."""
+        kept = dict(kept)
+        if "first_ratio_deviation" in kept:
+            kept["largest"] = {"first_ratio_deviation": kept.pop("first_ratio_deviation")}
+        return cls(**kept)
+
+    def broken_in(self, part: slice) -> list[list[int]]:
+        """(member, update) of those in a part whose parameters are no longer finite."""
+        return [entry for entry in self.broken if part.start <= entry[0] < part.stop]
