@@ -19,6 +19,7 @@ import tyro
 from experiments.cli.exits import EXIT_BAD_INPUT
 from rgpo_jax.config import ConfigError
 
+S = TypeVar("S")
 T = TypeVar("T")
 # Of --compilation-cache.
 CacheChoice = Annotated[str | None, tyro.conf.arg(metavar="DIR|off")]
@@ -107,6 +108,32 @@ def read_some(kind: type[T], default: T, args: Sequence[str], prog: str) -> tupl
       BadInput: a value of the wrong type or out of range.
     """
     return _read(kind, default, args, prog, return_unknown_args=True)
+
+
+def read_pair(options: S, config: T, args: Sequence[str], prog: str, what: str) -> tuple[S, T]:
+    """Reads flags into two dataclasses, whose fields are all flags of one program.
+
+    Args:
+      options: the first, with its defaults.
+      config: the second.
+      args: flags.
+      prog: the program.
+      what: it does, for its help.
+
+    Raises:
+      BadInput: an unknown flag, a value of the wrong type or out of range.
+    """
+    both = dataclasses.make_dataclass(
+        "Flags",
+        [
+            ("run", Annotated[type(options), tyro.conf.OmitArgPrefixes]),
+            ("agent", Annotated[type(config), tyro.conf.OmitArgPrefixes]),
+        ],
+        frozen=True,
+    )
+    both.__doc__ = what
+    parsed: Any = read(both, both(options, config), args, prog)
+    return parsed.run, parsed.agent
 
 
 def _read(kind: Any, default: Any, args: Sequence[str], prog: str, **more: Any) -> Any:

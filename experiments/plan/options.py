@@ -9,12 +9,10 @@ import tyro
 import agents
 import envs
 from experiments.cli import flags
-from experiments.record.loggers import DEFAULT_LOGGERS, LoggerName
+from experiments.plan.run_options import RunOptions
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
-# Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-MAY_CHANGE = ("checkpoint_every", "loggers")
 _AGENT_HELP = (
     f"One of {', '.join(agents.NAMES)}; or an agent of your own, a module or an object in it with "
     "a Config and a make. The agent options below are those of the agent you name."
@@ -26,8 +24,8 @@ _ENV_HELP = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(Checked):
-    """What to train, and where the results go."""
+class _What(Checked):
+    """What to train."""
 
     agent: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE[:NAME]", help=_AGENT_HELP)] = "rgpo"
     gate: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
@@ -36,20 +34,12 @@ class Options(Checked):
     env: Annotated[str, tyro.conf.arg(metavar="NAME", help=_ENV_HELP)] = "CartPole-v1"
     backend: envs.BraxBackend | None = None
     """Physics of a brax/ environment; None: spring, the fastest."""
-    seed: CountOrZero = 0
-    """First seed."""
-    num_seeds: Count = 1
-    """Seeds trained side by side in one program: seed, seed + 1, ..."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for the results; None: a new folder under runs/."""
-    overwrite: bool = False
-    """Replace the run that DIR holds."""
-    resume: bool = False
-    """Go on with the run that DIR holds, from its last checkpoint and with its own settings; start
-    it if there is none. The same command line can be given again and again."""
-    checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
-    for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RunOptions, _What):  # the fields of the last come first
+    """What to train, and where the results go."""
+
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Start from the parameters and observation statistics of an earlier run's folder: seed after
     seed, and over again where it has fewer."""
@@ -61,12 +51,6 @@ class Options(Checked):
     """How many processes, with --coordinator HOST:PORT."""
     process_id: Annotated[CountOrZero | None, tyro.conf.arg(metavar="I")] = None
     """Which of them this is: 0 is the first."""
-    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
-    compilation_cache: flags.CacheChoice = None
-    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
-    loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
-    """Where metrics go beside metrics.jsonl; wandb is Weights & Biases, and needs an extra."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
     """Environment steps (of one seed) between two lines of metrics; None: a hundredth of all."""
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="STEPS")] = None
@@ -80,14 +64,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed + self.num_seeds > 2**32:
-            raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
-        for field in ("out", "init_from", "compilation_cache"):
-            flags.check_path(field, getattr(self, field))
-        if self.resume and self.out is None:
-            raise ConfigError("resume", "needs the run's folder too: --out DIR")
-        if self.resume and self.overwrite:
-            raise ConfigError("resume", "and overwrite exclude each other")
+        flags.check_path("init_from", self.init_from)
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
         self._check_processes()
@@ -112,10 +89,6 @@ class Options(Checked):
             raise ConfigError(
                 "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
             )
-
-    @property
-    def seeds(self) -> range:
-        return range(self.seed, self.seed + self.num_seeds)
 
     @property
     def env_params(self) -> dict[str, Any]:

@@ -4,16 +4,15 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 import agents
 import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families, own
-from experiments.plan.options import MAY_CHANGE, Options
+from experiments.plan.options import Options
+from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.headline import CONTROL, Headline
 from rgpo_jax.config import Config
 
@@ -131,7 +130,7 @@ def read_plan(
     Raises:
       BadInput: anything that the user should type otherwise.
     """
-    stored = _settings_to_resume(args)
+    stored = settings_to_resume(args)
     file = flags.peek("--config", args)
     if file is not None:
         source = f"--config {file}"
@@ -161,20 +160,11 @@ def read_plan(
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
     file_args = flags.as_arguments(from_file, source, known, settings_of_agents())
-    both = dataclasses.make_dataclass(
-        "Flags",
-        [
-            ("run", Annotated[Options, tyro.conf.OmitArgPrefixes]),
-            ("agent", Annotated[config_class, tyro.conf.OmitArgPrefixes]),
-        ],
-        frozen=True,
-    )
-    both.__doc__ = "Train one agent on one environment over several seeds."
-    default = both(Options(), families.defaults(config_class, env, gate or agent))
-    parsed: Any = flags.read(both, default, [*file_args, *args], prog)
-    plan = Plan(parsed.run, parsed.agent)
+    default = families.defaults(config_class, env, gate or agent)
+    what = "Train one agent on one environment over several seeds."
+    plan = Plan(*flags.read_pair(Options(), default, [*file_args, *args], prog, what))
     if stored:
-        refuse_other_settings(stored, plan, Path(str(plan.options.out)))
+        refuse_other_settings(stored, plan.options, plan.config, Path(str(plan.options.out)))
     return plan
 
 
@@ -183,7 +173,7 @@ def settings_of_agents(names: Sequence[str] = agents.NAMES, where: str = "--agen
     return {f.name for name in names for f in dataclasses.fields(own.agent(name, where).Config)}
 
 
-def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
+def settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
     """The settings of the run that is to go on; empty where there is none."""
     out = flags.peek("--out", args)
     if "--resume" not in args or out is None:
@@ -195,16 +185,18 @@ def _settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
         raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
 
 
-def with_defaults(stored: Mapping[str, Any], config_class: type[Config]) -> dict[str, Any]:
-    """Settings of a stored run: one that is older than a setting had its default."""
-    defaults = flags.as_settings(Options(), config_class())
+def with_defaults(stored: Mapping[str, Any], *settings: type) -> dict[str, Any]:
+    """Settings of a stored run: one that is older than a setting of these had its default."""
+    defaults = flags.as_settings(*(kind() for kind in settings))
     return {**json.loads(json.dumps(defaults)), **stored}
 
 
-def refuse_other_settings(stored: Mapping[str, Any], plan: Plan, folder: Path) -> None:
-    """Raises BadInput if the run in a folder was begun with other settings than the plan's."""
-    wanted = json.loads(json.dumps(flags.as_settings(plan.options, plan.config)))
-    for name, value in with_defaults(stored, type(plan.config)).items():
+def refuse_other_settings(
+    stored: Mapping[str, Any], options: Any, config: Any, folder: Path
+) -> None:
+    """Raises BadInput if the run in a folder was begun with other options, or another Config."""
+    wanted = json.loads(json.dumps(flags.as_settings(options, config)))
+    for name, value in with_defaults(stored, type(options), type(config)).items():
         if name not in MAY_CHANGE and wanted.get(name) != value:
             raise BadInput(
                 f"{flags.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "

@@ -23,8 +23,9 @@ from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
-from experiments.plan.options import MAY_CHANGE
+from experiments.plan.options import Options as RunOptions
 from experiments.plan.reading import read_plan, refuse_other_settings, with_defaults
+from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import to_json, write_atomically
 from experiments.record.headline import Headline
 from experiments.record.run_folder import (
@@ -162,7 +163,7 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
             settings = flags.settings_from_file(str(path))
             kind = kinds.get((str(settings.get("agent")), str(settings.get("gate"))))
             if kind is not None:
-                there[_identity(with_defaults(settings, kind))] = path.parent.name
+                there[_identity(with_defaults(settings, RunOptions, kind))] = path.parent.name
     found = []
     for cell in cells:
         settings = flags.as_settings(cell.plan.options, cell.plan.config)
@@ -221,7 +222,7 @@ def refuse_changed_cells(cells: Sequence[Cell], out: Path) -> None:
             stored = flags.settings_from_file(str(folder / CONFIG))
         except BadInput:  # there is none; or it is damaged, and the cell fails without the others
             continue
-        refuse_other_settings(stored, cell.plan, folder)
+        refuse_other_settings(stored, cell.plan.options, cell.plan.config, folder)
 
 
 def _can_go_on(cell: Cell, out: Path) -> bool:
