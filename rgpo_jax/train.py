@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +66,17 @@ class Progress(NamedTuple):
         return ChunkReport(reduce(self.metrics), broken_at)
 
 
+class Stepping(Protocol):
+    """What trains by steps: an agent, or whatever else has a `step` of a state with a `learner`."""
+
+    @property
+    def step(self) -> Callable[..., tuple[Any, Metrics]]:
+        """State -> (state, metrics)."""
+
+
 def make_advance(
-    agent: Agent,
-) -> Callable[[AgentState, Progress, Any], tuple[AgentState, Progress]]:
+    agent: Stepping,
+) -> Callable[[Any, Progress, Any], tuple[Any, Progress]]:
     """Returns (state, progress, number of updates) -> (state, progress), to be vmapped and jitted.
 
     The number of updates is traced: advances of all lengths are one program, and a long one gives
@@ -76,9 +84,7 @@ def make_advance(
     grow with the number.
     """
 
-    def advance(
-        state: AgentState, progress: Progress, num_updates: Any
-    ) -> tuple[AgentState, Progress]:
+    def advance(state: Any, progress: Progress, num_updates: Any) -> tuple[Any, Progress]:
         def body(_: Array, carry: tuple) -> tuple:
             state, progress = carry
             index = state.learner.updates

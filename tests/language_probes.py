@@ -19,6 +19,7 @@ from agents.language import load
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.learner import Batch
+from rgpo_jax.language.policy import Policy
 from rgpo_jax.language.world import World, all_log_probs
 
 # Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
@@ -43,12 +44,23 @@ def in_float64(world: World) -> World:
     )
 
 
-def one_step(method: str, world: World, **settings: Any) -> learners.Learner:
-    """A method's update of one pass in one minibatch, which descends the gradient itself."""
+@functools.cache
+def _learner(method: str, policy: Policy, settings: tuple) -> learners.Learner:
     module = load(method)
+    config = module.Config(**dict(settings))
+    return learners.make(policy, config, module.gate(config), plain_descent)
+
+
+def one_step(method: str, world: World, **settings: Any) -> learners.Learner:
+    """A method's update of one pass in one minibatch, which descends the gradient itself.
+
+    Real numbers select no program: what differs in them alone is compiled once.
+    """
     parts = {"num_prompts": 1, "num_epochs": 1, "num_minibatches": 1} | settings
-    config = module.Config(**parts)
-    return learners.make(world.policy, config, module.gate(config), plain_descent)
+    numbers = {name: x for name, x in parts.items() if isinstance(x, float)}
+    chosen = tuple(sorted((name, x) for name, x in parts.items() if name not in numbers))
+    learner = _learner(method, world.policy, chosen)
+    return learner._replace(hyperparameters=learner.hyperparameters.replace(**numbers))
 
 
 @functools.cache

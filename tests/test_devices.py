@@ -97,7 +97,7 @@ def test_mjx_stays_on_one_device_where_xla_cannot_partition_it(monkeypatch):
         monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
         assert devices.can_spread(on_mjx=False)
         assert devices.can_spread(on_mjx=True) == spread
-    monkeypatch.setattr(devices, "_num_cores", lambda: 8)
+    monkeypatch.setattr(devices, "num_cores", lambda: 8)
     devices.use_all_cores(SMALL, 8, spread=False)
     assert "device_count=1" in os.environ["XLA_FLAGS"]
 
@@ -127,16 +127,16 @@ def test_microbatches_divide_every_share_and_stay_the_users():
 def test_seeds_that_share_a_core_go_in_turn_where_a_step_is_large(
     config, num_weights, num_seeds, in_turn, monkeypatch
 ):
-    monkeypatch.setattr(devices, "_num_cores", lambda: 2)
+    monkeypatch.setattr(devices, "num_cores", lambda: 2)
     fitted, layout = devices.fit_to_caches(config, num_weights, num_seeds, Layout())
     assert fitted == config
     assert layout == Layout(in_turn=in_turn)
-    monkeypatch.setattr(devices, "_num_cores", lambda: 8)  # a device of so many threads
+    monkeypatch.setattr(devices, "num_cores", lambda: 8)  # a device of so many threads
     assert devices.fit_to_caches(config, num_weights, num_seeds, Layout()) == (config, Layout())
 
 
 def test_microbatches_are_of_one_seed_where_seeds_go_in_turn(monkeypatch):
-    monkeypatch.setattr(devices, "_num_cores", lambda: 2)
+    monkeypatch.setattr(devices, "num_cores", lambda: 2)
     layout = choose(LARGE, 8, 2)
     fitted, in_turn = devices.fit_to_caches(LARGE, 9_000, 8, layout)
     assert in_turn == Layout(2, 1, in_turn=True)
@@ -164,7 +164,7 @@ import sys
 from experiments import run
 from experiments.training import devices
 devices._LEAST_WORK_IN_TURN = 0
-devices._num_cores = lambda: 2
+devices.num_cores = lambda: 2
 sys.exit(run.main())
 """
 

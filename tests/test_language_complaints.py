@@ -1,4 +1,4 @@
-"""What users of alignment libraries report, as tests: each is named by what goes wrong elsewhere."""
+"""What users of alignment libraries report, as tests: each is named by what goes wrong."""
 
 import functools
 import math
@@ -350,8 +350,13 @@ def test_the_gradient_does_not_depend_on_microbatches_nor_on_the_order(aggregati
 def adapting():
     world = bandit.make()
     config = rloo.Config(
-        **{"num_prompts": 16, "group_size": 8, "learning_rate": 0.03},
-        **{"kl_coefficient": 2.0, "kl_target": 0.3, "kl_horizon": 2000.0, "num_updates": 1500},
+        num_prompts=16,
+        group_size=8,
+        learning_rate=0.03,
+        kl_coefficient=2.0,
+        kl_target=0.3,
+        kl_horizon=2000.0,
+        num_updates=1500,
     )
     agent = rloo.make(world, config)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.training.programs import EpisodePrograms, Members
     from rgpo_jax.agent import Agent
     from rgpo_jax.environment import AnyEnvironment
+    from rgpo_jax.tunable import Tunable
 
 
 @contextlib.contextmanager
@@ -104,18 +105,22 @@ def _qualified_name(function: Any) -> str:
     return f"{named.__module__}.{named.__name__.lstrip('_')}"
 
 
-def with_gate(plan: Plan, agent: "Agent") -> Plan:
-    """The plan with function, numbers and options of the gate that the agent has with its config.
-
-    They are for `config.json`; of plans side by side, which share an agent, each has its own.
-    """
-    gate = agent.learner.hyperparameters.gate
-    numbers = {name: getattr(plan.config, name, value) for name, value in gate.numbers.items()}
-    description = {
+def describe_gate(gate: "Tunable", config: Any) -> dict[str, Any]:
+    """Function, numbers and options of the gate that an agent with this config has."""
+    numbers = {name: getattr(config, name, value) for name, value in gate.numbers.items()}
+    return {
         "function": _qualified_name(gate.function),
         "numbers": {k: v if v is None else float(v) for k, v in numbers.items()},
         "options": dict(gate.options),
     }
+
+
+def with_gate(plan: Plan, agent: "Agent") -> Plan:
+    """The plan with the gate that the agent has with its config.
+
+    It is for `config.json`; of plans side by side, which share an agent, each has its own.
+    """
+    description = describe_gate(agent.learner.hyperparameters.gate, plan.config)
     return dataclasses.replace(plan, entries={**plan.entries, "gate": description})
 
 

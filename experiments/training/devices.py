@@ -81,11 +81,16 @@ class Layout:
         return f"{count}: {', '.join(parts)}"
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use: a scheduler, or `taskset`, may have left it a few of all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def seeds_alone(num_seeds: int, num_devices: int) -> Layout:
+    """Spreads seeds, and nothing else, over as many devices as share them evenly."""
+    return Layout(seed_devices=_largest_divisor(num_seeds, num_devices))
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -176,7 +181,7 @@ def fit_to_caches(
     share = config.batch_size // config.num_minibatches // layout.env_devices
     seeds = num_seeds // layout.seed_devices
     if in_turn is None:
-        few_threads = _num_cores() <= 2 * layout.num_devices  # many share a large operation
+        few_threads = num_cores() <= 2 * layout.num_devices  # many share a large operation
         in_turn = few_threads and share * num_weights >= _LEAST_WORK_IN_TURN
     if in_turn and seeds > 1:
         layout, seeds = dataclasses.replace(layout, in_turn=True), 1
@@ -216,8 +221,12 @@ def use_all_cores(
     Raises:
       BadInput: seeds and environments cannot be shared out among so many processes.
     """
-    layout = choose(config, num_seeds, _num_cores() if spread else 1, on_host, num_processes)
-    count = layout.num_devices // num_processes
+    layout = choose(config, num_seeds, num_cores() if spread else 1, on_host, num_processes)
+    make_devices(layout.num_devices // num_processes)
+
+
+def make_devices(count: int) -> None:
+    """Makes so many devices of the CPU's cores; before JAX is loaded."""
     chosen = {
         "xla_force_host_platform_device_count": str(count),
         # Small operations gain nothing from threads, and some versions of XLA deadlock with them.

@@ -1,0 +1,94 @@
+"""A world of texts: a real model, prompts in its own template, and prompts that are held out."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rgpo_jax.language import decoder_policy
+from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.tokenizer import Tokenizer
+from rgpo_jax.language.weights import Model
+from rgpo_jax.language.world import World
+
+_MULTIPLE = 8  # of tokens, to which prompts are padded: other prompts find the same program
+
+
+class TextWorld(NamedTuple):
+    """A world whose answers are texts, judged on the host.
+
+    Attributes:
+      world: prompts, policy and reference; it has no reward of its own.
+      tokenizer: of the model.
+      prompts: texts of the prompts that are trained on, in the order of `world.prompts`.
+      held_out: texts of those that are not.
+      held_out_prompts: the same as tokens.
+    """
+
+    world: World
+    tokenizer: Tokenizer
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    held_out_prompts: Prompts
+
+    def read(self, answers: Answers) -> list[str]:
+        """The texts of answers [n, T]."""
+        tokens, masks = np.asarray(answers.tokens), np.asarray(answers.mask)
+        return [
+            self.tokenizer.decode(row[mask].tolist()).strip()
+            for row, mask in zip(tokens, masks, strict=True)
+        ]
+
+
+def split(prompts: Sequence[str], held_out: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those to train on, and the last ones, a share of all: at least one of each."""
+    number = min(max(1, round(held_out * len(prompts))), len(prompts) - 1)
+    return tuple(prompts[:-number]), tuple(prompts[-number:])
+
+
+def make(
+    name: str,
+    model: Model,
+    prompts: Sequence[str],
+    held_out: float,
+    max_tokens: int,
+    max_prompt_tokens: int,
+    training: Training,
+) -> TextWorld:
+    """Builds the world.
+
+    Args:
+      name: of the world.
+      model: decoder and tokeniser.
+      prompts: texts, at least two.
+      held_out: share of them that is not trained on.
+      max_tokens: of the longest answer.
+      max_prompt_tokens: of the longest prompt, template included.
+      training: what of the model is trained.
+
+    Raises:
+      ValueError: a prompt is too long.
+    """
+    tokenizer = Tokenizer.load(model.tokenizer_source)
+    rows = [tokenizer.chat(prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > max_prompt_tokens:
+            raise ValueError(
+                f"a prompt of {len(row)} tokens: expected at most {max_prompt_tokens}: {prompt[:60]!r}"
+            )
+    longest = max(map(len, rows))
+    longest += -longest % _MULTIPLE
+    train, rest = split(prompts, held_out)
+
+    def padded(part: list[list[int]]) -> Prompts:
+        tokens, mask = tokenizer.pad_left(part, longest)
+        return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+
+    policy = decoder_policy.make(
+        model.architecture, max_tokens, model.end_ids, model.pad_id, training
+    )
+    frozen: Any = model.params
+    world = World(name, padded(rows[: len(train)]), policy, frozen, None)
+    return TextWorld(world, tokenizer, train, rest, padded(rows[len(train) :]))

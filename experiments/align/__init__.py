@@ -1,0 +1,1 @@
+"""Aligns language models, from an exact bandit to a model that speaks."""

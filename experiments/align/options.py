@@ -1,0 +1,90 @@
+"""The options of `experiments.align` that are not a method's: which world, and how it is judged."""
+
+import dataclasses
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from agents import language as methods
+from experiments.cli import flags
+from experiments.plan.run_options import RunOptions
+from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.ranges import Count, CountOrZero, Positive, UnitInterval
+
+WorldName = Literal["bandit", "tree", "tiny", "smollm2", "model"]
+WORLDS: tuple[str, ...] = get_args(WorldName)
+EXACT_WORLDS = ("bandit", "tree", "tiny")
+TEXT_WORLDS = ("smollm2", "model")
+_METHOD_HELP = (
+    f"One of {', '.join(methods.NAMES)}. The agent options below are those of the method you name."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _What(Checked):
+    """What to align, and by what."""
+
+    method: Annotated[str, tyro.conf.arg(metavar="NAME", help=_METHOD_HELP)] = "rgpo"
+    world: WorldName = "bandit"
+    """bandit: an answer is one of five arms. tree: three of four tokens. tiny: a transformer with
+    random weights, of four tokens. In these everything is known exactly. smollm2:
+    SmolLM2-135M-Instruct. model: any Qwen2 or Llama that --model names."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RunOptions, _What):  # the fields of the last come first
+    """What to align, by what, and where the results go."""
+
+    problem: CountOrZero = 0
+    """Which problem of the world bandit, tree or tiny; seeds do not change it."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="PATH|NAME")] = None
+    """A folder with safetensors, a GGUF file, or a repository in your hub cache, such as
+    Qwen/Qwen2.5-1.5B-Instruct. None: that of the world smollm2. Nothing is downloaded."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Prompts, one a line, or JSON lines with a "prompt"; None: "Write one sentence about ...", of
+    40 subjects. Some are held out, for evaluation."""
+    held_out: UnitInterval = 0.2
+    """Share of the prompts that is held out: the last ones."""
+    reward: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = "vader"
+    """Reward of answers: vader or textblob, sentiments from -1 to 1; or a function of your own
+    (prompts, answers) -> scores, on lists of texts."""
+    gold: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
+    """Another reward, measured and never trained on, to tell over-optimisation; None: none."""
+    max_tokens: Count = 24
+    """Tokens of the longest answer."""
+    max_prompt_tokens: Count = 256
+    """Longer prompts are refused."""
+    train: Literal["full", "last_layers", "lora"] = "last_layers"
+    """What of a model is trained: all, its last layers (over states of the others that are computed
+    once an update), or low-rank adapters."""
+    num_last_layers: Count = 4
+    """How many, with train last_layers."""
+    lora_rank: Count = 8
+    """Rank of adapters."""
+    lora_alpha: Positive = 16.0
+    """Adapters are multiplied by lora_alpha / lora_rank."""
+    critic: Literal["trunk", "separate"] = "trunk"
+    """Of PPO: a value head on the model's states, or a model of its own beside it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the arithmetic; auto: float32 on CPUs and bfloat16 elsewhere. What is trained
+    stays in float32."""
+    remat: bool = False
+    """Compute the activations of layers anew for their gradient, to fit memory."""
+    log_every: Annotated[Count | None, tyro.conf.arg(metavar="ANSWERS")] = None
+    """Answers (of one seed) between two lines of metrics; None: a hundredth of all."""
+    eval_every: Annotated[Count | None, tyro.conf.arg(metavar="ANSWERS")] = None
+    """Answers (of one seed) between two evaluations; None: a tenth of all."""
+    eval_answers: Count = 4
+    """Answers to each held-out prompt at an evaluation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flags.check_path("model", self.model)
+        if self.world == "model" and self.model is None:
+            raise ConfigError("world", "model: needs one too: --model PATH|NAME")
+        if self.world in EXACT_WORLDS and self.model is not None:
+            raise ConfigError("model", f"{self.model}: goes with --world smollm2 or model")
+        if self.world in TEXT_WORLDS and self.num_seeds > 1:
+            raise ConfigError("num_seeds", f"{self.num_seeds}: expected 1 with world {self.world}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError("held_out", f"{self.held_out}: expected a share between 0 and 1")

@@ -1,0 +1,201 @@
+"""Reads the flags of an alignment run, and checks them, before JAX is loaded."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents import language as methods
+from experiments.align.options import EXACT_WORLDS, WORLDS, Options
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan.reading import refuse_other_settings, settings_to_resume
+from experiments.record.headline import Curve, Headline, Unit
+from rgpo_jax.language.config import Config
+
+PROG = "python -m experiments.align"
+
+_UNIT = Unit("answers", "answer", "answers", "total_answers", "answers_per_second", False)
+_TRAINING = Curve("sampled_reward", "answers it learns from", "reward (training)", "training")
+HEADLINE = Headline(
+    quantity="reward",
+    axis="reward of an answer",
+    steps="answers",
+    score=Curve("reward", "expected reward", "reward", "evaluation"),
+    sampled=None,
+    training=_TRAINING,
+    largest=("first_ratio_deviation",),
+    unit=_UNIT,
+    manner="",
+    digits=3,
+    results=("target_distance", "reward", "kl_ref"),
+)
+
+# World -> settings in the place of the Config's own and of the method's: sizes of what is trained.
+_EXACT = {
+    "num_updates": 2000,
+    "num_prompts": 32,
+    "learning_rate": 2e-2,
+    "max_grad_norm": 10.0,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bandit": {**_EXACT, "kl_coefficient": 1.0},
+    "tree": {**_EXACT, "kl_coefficient": 0.2},
+    "tiny": {**_EXACT, "num_updates": 500, "learning_rate": 5e-4, "kl_coefficient": 0.2},
+    "smollm2": {
+        "num_updates": 30,
+        "num_prompts": 8,
+        "group_size": 4,
+        "num_minibatches": 2,
+        "learning_rate": 1e-4,
+    },
+    "model": {"num_updates": 200, "num_prompts": 16, "group_size": 4, "microbatch_size": 4},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An alignment run whose flags have been read; the loop's `Subject`.
+
+    Attributes:
+      options: of the run.
+      config: of its method.
+      entries: what is known later, and `config.json` has beside the settings.
+    """
+
+    options: Options
+    config: Config
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    headline = HEADLINE
+
+    @property
+    def label(self) -> str:
+        """The method, with what distinguishes its forms where that is not the usual."""
+        dual = getattr(self.config, "dual", None)
+        forms = [] if dual is None else [dual]
+        if self.options.method.replace("-", "_") == "grpo":
+            forms.append(self.config.kl)
+        return "-".join([self.options.method, *forms])
+
+    @property
+    def name(self) -> str:
+        return f"{self.options.world}-{self.label}"
+
+    @property
+    def title(self) -> str:
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        total = self.num_updates * self.batch_size
+        return f"{self.label} on {self.options.world}: {seeds} x {total:,} answers"
+
+    @property
+    def curve_title(self) -> str:
+        return f"{self.label} on {self.options.world}"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all answers of the world can be enumerated."""
+        return self.options.world in EXACT_WORLDS
+
+    @property
+    def seeds(self) -> range:
+        return self.options.seeds
+
+    @property
+    def num_updates(self) -> int:
+        return self.config.num_updates
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def log_every(self) -> int | None:
+        return self.options.log_every
+
+    @property
+    def eval_every(self) -> int | None:
+        return self.options.eval_every
+
+    @property
+    def checkpoint_every(self) -> float | None:
+        return self.options.checkpoint_every
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that repeats the run."""
+        return flags.as_settings(self.options, self.config)
+
+    def heading(self) -> dict[str, Any]:
+        """With what its summary begins."""
+        options = self.options
+        form = {"dual": self.config.dual} if hasattr(self.config, "dual") else {}
+        return {
+            "method": options.method,
+            **form,
+            "kl": self.config.kl,
+            "world": options.world,
+            "seed": options.seed,
+            "num_seeds": options.num_seeds,
+        }
+
+    def subject(self) -> dict[str, Any]:
+        """What a report calls it."""
+        total = self.num_updates * self.batch_size
+        return {"agent": self.label, "env": self.options.world, "total": total}
+
+
+def _method(name: str) -> Any:
+    try:
+        return methods.load(name)
+    except ValueError as error:
+        raise BadInput(f"--method {name}: unknown method; {error}") from None
+
+
+def _defaults(config_class: Any, world: str) -> Config:
+    """A method's defaults in a world: its own where they differ from the common ones."""
+    common, own = Config(), config_class()
+    of_world = {
+        name: value
+        for name, value in DEFAULTS[world].items()
+        if getattr(own, name) == getattr(common, name)
+    }
+    # How many, and how large the steps are, is the world's whatever a method says.
+    return dataclasses.replace(own, **of_world)
+
+
+def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Plan:
+    """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
+
+    Raises:
+      BadInput: anything that the user should type otherwise.
+    """
+    stored = settings_to_resume(args)
+    file = flags.peek("--config", args)
+    source = "" if file is None else f"--config {file}"
+    from_file = {
+        **stored,
+        **(given or {}),
+        **(flags.settings_from_file(file) if file is not None else {}),
+    }
+
+    def chosen(name: str, default: str) -> str:
+        value = flags.peek(f"--{name}", args) or from_file.get(name, default)
+        if not isinstance(value, str):
+            raise BadInput(f"{source}: {name} = {value}: expected a name")
+        return value
+
+    method, world = chosen("method", "rgpo"), chosen("world", "bandit")
+    config_class = _method(method).Config
+    if world not in WORLDS:
+        raise BadInput(f"--world {world}: expected one of {', '.join(WORLDS)}")
+    fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
+    known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
+    elsewhere = {f.name for m in methods.NAMES for f in dataclasses.fields(_method(m).Config)}
+    file_args = flags.as_arguments(from_file, source, known, elsewhere)
+    what = "Align a language model, or a small one whose every answer is known."
+    default = _defaults(config_class, world)
+    plan = Plan(*flags.read_pair(Options(), default, [*file_args, *args], PROG, what))
+    if stored:
+        folder = Path(str(plan.options.out)).expanduser()
+        refuse_other_settings(stored, plan.options, plan.config, folder)
+    return plan

@@ -1,0 +1,109 @@
+"""The compiled programs of exact worlds: members side by side, judged by sums over all answers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from experiments.training.compiling import Compiler
+from experiments.training.devices import Layout, over_seeds, spread_over_seeds
+from experiments.training.programs import (
+    SEEDS,
+    Members,
+    Programs,
+    empty_progress,
+    memory_of,
+    trace_init,
+)
+from rgpo_jax import processes
+from rgpo_jax import train as library
+from rgpo_jax.language.agent import Agent, AgentState
+from rgpo_jax.language.world import World, expectations
+from rgpo_jax.train import Progress
+
+_SHARED = PartitionSpec()
+
+
+class _Stepping(NamedTuple):
+    step: Callable[..., Any]
+
+
+class ExactPrograms(Programs):
+    """Answers, rewards and updates in one program; evaluations are exact."""
+
+    def __init__(
+        self, world: World, agent: Agent, layout: Layout, members: Members, target: np.ndarray
+    ):
+        """Begins to compile.
+
+        Args:
+          world: one with an enumeration.
+          agent: made for it.
+          layout: of members on devices.
+          members: M of them.
+          target: where each member's method settles [M, N, answers]; NaN where that is not known.
+        """
+        self.compiler = Compiler()
+        self.spread = layout.describe() if layout != Layout() else ""
+        self._mesh, self._shared = layout.mesh(), (world.frozen, world.prompts)
+        num_members = len(members.seeds)
+        self._target = spread_over_seeds(self._mesh, np.asarray(target, np.float32))
+
+        def init(key: jax.Array, overrides: dict) -> AgentState:
+            return agent.init(key, world.frozen, **overrides)
+
+        traced, self._init_arguments, states = trace_init(init, layout, members, SEEDS)
+        metrics = jax.eval_shape(
+            over_seeds(
+                lambda state, shared: agent.step(state, *shared)[1],
+                layout,
+                (SEEDS, _SHARED),
+                SEEDS,
+            ),
+            states,
+            self._shared,
+        )
+        self.metric_names = sorted(metrics)
+        self._empty = empty_progress(metrics, self._mesh, num_members)
+
+        def advance(state: AgentState, progress: Progress, number: Any, shared: Any) -> Any:
+            step = functools.partial(_step, agent, shared)
+            return library.make_advance(_Stepping(step))(state, progress, number)
+
+        specs = (SEEDS, SEEDS, _SHARED, _SHARED)
+        program = over_seeds(advance, layout, specs, (SEEDS, SEEDS))
+        lowered = jax.jit(program, donate_argnums=0).lower(
+            states, self._empty, jnp.int32(1), self._shared
+        )
+        self._advance = self.compiler.start("training", lowered)
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+
+        def evaluate(state: AgentState, target: jax.Array, shared: Any) -> Any:
+            learner = state.learner
+            temperature = learner.hyperparameters.temperature
+            return expectations(world, learner.params, shared[0], target, temperature)
+
+        program = over_seeds(evaluate, layout, (SEEDS, SEEDS, _SHARED), SEEDS)
+        lowered = jax.jit(program).lower(states, self._target, self._shared)
+        self._evaluate = self.compiler.start("evaluation", lowered, often=False)
+
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.compiler.wait(show)
+        self.initial_states = self._init.result()(*self._init_arguments)
+        self.memory_bytes = memory_of(self._advance.result())
+
+    def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
+        return self._advance.result()(states, progress, jnp.int32(num_updates), self._shared)
+
+    def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
+        """Expected reward, KL, entropy, and distance to the target, without sampling."""
+        exact = processes.fetch(self._evaluate.result()(states, self._target, self._shared))
+        return {name: values.tolist() for name, values in exact._asdict().items()}
+
+
+def _step(agent: Agent, shared: Any, state: AgentState) -> Any:
+    return agent.step(state, *shared)
