@@ -26,7 +26,7 @@ from experiments.cli.terminal import Terminal
 from experiments.plan.options import MAY_CHANGE
 from experiments.plan.reading import read_plan, refuse_other_settings, with_defaults
 from experiments.record.files import to_json, write_atomically
-from experiments.record.headline import Headline
+from experiments.record.headline import CONTROL, Headline
 from experiments.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -413,7 +413,7 @@ def _progress(spec: Path) -> dict[str, Any]:
         return {"env_steps": 0, "rate": 0.0}
 
 
-def _describe(score: dict[str, Any], digits: int) -> str:
+def _describe(score: dict[str, Any], digits: int = CONTROL.digits) -> str:
     """A score with its interval; null where an evaluation was not finite."""
     if score["iqm"] is None:
         return "undefined"
