@@ -27,7 +27,7 @@ from experiments.plan.options import Options as RunOptions
 from experiments.plan.reading import read_plan, refuse_other_settings, with_defaults
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import to_json, write_atomically
-from experiments.record.headline import Headline
+from experiments.record.headline import CONTROL, Headline
 from experiments.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -414,7 +414,7 @@ def _progress(spec: Path) -> dict[str, Any]:
         return {"env_steps": 0, "rate": 0.0}
 
 
-def _describe(score: dict[str, Any], digits: int) -> str:
+def _describe(score: dict[str, Any], digits: int = CONTROL.digits) -> str:
     """A score with its interval; null where an evaluation was not finite."""
     if score["iqm"] is None:
         return "undefined"
