@@ -28,7 +28,6 @@ from rgpo_jax.language.config import Config
 from rgpo_jax.language.learner import Batch, shape_reward, token_rewards
 from rgpo_jax.language.world import expectations
 
-AGGREGATIONS = ("token_mean", "answer_mean", "token_sum", "sequence", "sequence_mean")
 MASK = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
 
 
@@ -317,10 +316,14 @@ def test_groups_of_equal_reward_are_counted_and_may_be_left_out(dropped):
 # Sums over parts
 
 
-CUT = [(name, False) for name in AGGREGATIONS] + [("answer_mean", True)]
+CUT = [("token_mean", False), ("sequence", False), ("answer_mean", True)]
+MORE = [("answer_mean", False), ("token_sum", False), ("sequence_mean", False)]
 
 
-@pytest.mark.parametrize(("aggregation", "dropped"), CUT)
+@pytest.mark.parametrize(
+    ("aggregation", "dropped"),
+    CUT + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
+)
 def test_the_gradient_does_not_depend_on_microbatches_nor_on_the_order(aggregation, dropped):
     with jax.enable_x64(True):
         world, params, batch = full_batch()
@@ -382,8 +385,10 @@ def test_the_coefficient_moves_by_zieglers_formula():
 
 
 def test_the_coefficient_brings_the_kl_to_its_target():
-    world, config, state, met, _ = adapting()
-    assert met[50:150].mean() < 0.15  # held too close at first
+    world, config, state, met, coefficient = adapting()
+    # Held too close at first; then the coefficient falls, and with it what holds the policy.
+    assert met[20:50].mean() < config.kl_target / 2
+    assert coefficient[-1] < 0.6 * coefficient[0]
     exact = expectations(world, state.learner.params, world.frozen).kl_ref
     assert float(exact) == pytest.approx(config.kl_target, rel=0.1)
 
@@ -391,14 +396,17 @@ def test_the_coefficient_brings_the_kl_to_its_target():
 # Going on
 
 
-def order_of(key, start, updates, num_prompts, num_all):
+@functools.partial(quick_jit, static_argnums=(2, 3, 4))
+def _order_of(key, start, updates, num_prompts, num_all):
     of = jax.vmap(lambda i: agents.prompts_of_update(key, i, num_prompts, num_all))
-    return np.asarray(of(start + jnp.arange(updates, dtype=jnp.int32)))
+    return of(start + jnp.arange(updates, dtype=jnp.int32))
 
 
-@pytest.mark.parametrize(
-    ("num_prompts", "num_all"), [(4, 4), (4, 12), (5, 12), (3, 1), (10, 4), (8, 4), (1, 7)]
-)
+def order_of(*arguments):
+    return np.asarray(_order_of(*arguments))
+
+
+@pytest.mark.parametrize(("num_prompts", "num_all"), [(4, 12), (5, 12), (3, 1), (10, 4), (8, 4)])
 def test_every_prompt_comes_once_a_round(num_prompts, num_all):
     updates = 3 * num_all
     drawn = order_of(jax.random.key(3), 0, updates, num_prompts, num_all)
@@ -408,11 +416,11 @@ def test_every_prompt_comes_once_a_round(num_prompts, num_all):
     )
     if num_all > 3:
         assert len({tuple(x) for x in rounds}) > 1  # shuffled anew
-    resumed = (
-        order_of(jax.random.key(3), 5, updates - 5, num_prompts, num_all) if num_all > 1 else None
+    # The position in the data follows from the number of updates, and the order from the key.
+    np.testing.assert_array_equal(
+        order_of(jax.random.key(3), 2, updates, num_prompts, num_all)[:-2], drawn[2:]
     )
-    if resumed is not None:
-        np.testing.assert_array_equal(resumed, drawn[5:])
+    if num_all > 1:
         assert np.any(order_of(jax.random.key(4), 0, updates, num_prompts, num_all) != drawn)
 
 
@@ -462,4 +470,4 @@ def test_progress_is_told_by_reward_and_gradient_where_the_loss_says_nothing():
     state = agent.init(jax.random.key(0), world.frozen)
     _, metrics = agent.step(state, world.frozen, world.prompts)
     assert float(metrics["grad_norm"]) > 0.01
-    assert {"reward", "kl_ref_k1", "kl_ref_k3", "entropy"} <= set(metrics)
+    assert {"sampled_reward", "kl_ref_k1", "kl_ref_k3", "entropy"} <= set(metrics)

@@ -427,29 +427,38 @@ def test_no_dual_gate_is_a_regulariser_and_each_rests_at_gibbs_with_a_kl_in_the_
 # Ratios away from 1, on a single batch
 
 
+@functools.cache
+def of_tokens(policy):
+    """Log-probabilities of tokens by params and by the reference; gradient of a sum of them."""
+
+    def log_probs(params, frozen, prompts, answers):
+        predicted = policy.predict(params, frozen, prompts, answers, 1.0)
+        return predicted.log_prob, policy.reference(frozen, prompts, answers, 1.0)
+
+    def total(params, frozen, prompts, answers, token_weights):
+        return jnp.sum(token_weights * log_probs(params, frozen, prompts, answers)[0])
+
+    return quick_jit(log_probs), quick_jit(jax.grad(total))
+
+
 class Met:
     """One batch of answers, sampled by another policy than that which is trained."""
 
     def __init__(self, world, chosen, log_ratio, reward=None):
         self.world, self.chosen = world, np.array(chosen)
         self.params = somewhere(world)
-        answers = jax.tree.map(lambda x: x[self.chosen], world.enumeration.answers)
-        self.prompts = jnp.zeros(len(chosen), jnp.int32)
-        self.mask = np.asarray(answers.mask)
-        log_prob = self.log_prob(self.params, answers)
-        self.log_ratio = np.where(self.mask, log_ratio, 0.0)
-        self.log_prob_ref = np.asarray(
-            world.policy.reference(world.frozen, self.prompts, answers, 1.0)
+        answers = jax.tree.map(lambda x: np.asarray(x)[self.chosen], world.enumeration.answers)
+        self.prompts, self.mask = np.zeros(len(chosen), np.int32), answers.mask
+        log_prob, self.log_prob_ref = map(
+            np.asarray,
+            of_tokens(world.policy)[0](self.params, world.frozen, self.prompts, answers),
         )
+        self.log_ratio = np.where(self.mask, log_ratio, 0.0)
         self.log_ratio_ref = np.where(self.mask, log_prob - self.log_prob_ref, 0.0)
-        self.answers = answers._replace(log_prob=jnp.where(self.mask, log_prob - self.log_ratio, 0))
-        reward = world.enumeration.reward[0][self.chosen] if reward is None else reward
-        self.reward = jnp.asarray(reward, jnp.float64)
-
-    def log_prob(self, params, answers):
-        return self.world.policy.predict(
-            params, self.world.frozen, self.prompts, answers, 1.0
-        ).log_prob
+        old_log_prob = np.where(self.mask, log_prob - self.log_ratio, 0.0)
+        self.answers = answers._replace(log_prob=old_log_prob)
+        own = rewards_of(world)[0][self.chosen]
+        self.reward = own if reward is None else np.array(reward, np.float64)
 
     def ascent(self, method, **settings):
         settings = {"group_size": len(self.chosen)} | settings
@@ -463,12 +472,9 @@ class Met:
     def along(self, token_weights):
         """The sum of token_weights [n, T] times the gradient of each token's log-probability."""
 
-        def total(params):
-            return jnp.sum(
-                jnp.where(self.mask, token_weights, 0) * self.log_prob(params, self.answers)
-            )
-
-        return np.asarray(jax.grad(total)(self.params)["actor"])
+        weights = np.where(self.mask, token_weights, 0.0)
+        arguments = (self.params, self.world.frozen, self.prompts, self.answers, weights)
+        return np.asarray(of_tokens(self.world.policy)[1](*arguments)["actor"])
 
 
 def test_dapos_weight_is_the_ratio_up_to_its_wider_clip():

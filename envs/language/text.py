@@ -1,7 +1,7 @@
 """A world of texts: a real model, prompts in its own template, and prompts that are held out."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,9 +75,8 @@ def make(
     rows = [tokenizer.chat(prompt) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > max_prompt_tokens:
-            raise ValueError(
-                f"a prompt of {len(row)} tokens: expected at most {max_prompt_tokens}: {prompt[:60]!r}"
-            )
+            limit = f"expected at most {max_prompt_tokens}"
+            raise ValueError(f"a prompt of {len(row)} tokens: {limit}: {prompt[:60]!r}")
     longest = max(map(len, rows))
     longest += -longest % _MULTIPLE
     train, rest = split(prompts, held_out)
@@ -89,6 +88,6 @@ def make(
     policy = decoder_policy.make(
         model.architecture, max_tokens, model.end_ids, model.pad_id, training
     )
-    frozen: Any = model.params
+    frozen = policy.freeze(model.params)
     world = World(name, padded(rows[: len(train)]), policy, frozen, None)
     return TextWorld(world, tokenizer, train, rest, padded(rows[len(train) :]))

@@ -50,7 +50,7 @@ class Options(RunOptions, _What):  # the fields of the last come first
     (prompts, answers) -> scores, on lists of texts."""
     gold: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
     """Another reward, measured and never trained on, to tell over-optimisation; None: none."""
-    max_tokens: Count = 24
+    max_tokens: Count = 32
     """Tokens of the longest answer."""
     max_prompt_tokens: Count = 256
     """Longer prompts are refused."""

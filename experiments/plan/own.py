@@ -50,6 +50,21 @@ def find_gate(name: str) -> None:
         raise BadInput(f"--gate {name}: no module named {module!r}")
 
 
+def function(name: str, flag: str) -> Any:
+    """Imports MODULE:FUNCTION.
+
+    Raises:
+      BadInput: there is none of this name, or it cannot be called.
+    """
+    module = name.partition(":")[0]
+    if not _exists(module):
+        raise BadInput(f"{flag} {name}: no module named {module!r}")
+    found = _import(name, flag)
+    if not callable(found):
+        raise BadInput(f"{flag} {name}: expected a function, got {type(found).__name__}")
+    return found
+
+
 def gate(name: str) -> Any:
     """Imports MODULE:FUNCTION and checks that it is a gate.
 

@@ -24,7 +24,12 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
 )
 EPISODE = "episode"  # a film of the policy, .gif, .mp4 or .html
 _FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
-_FILES = (CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, *_FILMS, *loggers.FOLDERS)
+ANSWERS, ANSWERS_PAGE = "answers.jsonl", "answers.html"  # of a language model, over training
+_FILES = (
+    *(CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, ANSWERS, ANSWERS_PAGE),
+    *_FILMS,
+    *loggers.FOLDERS,
+)
 SWEEP = "sweep.json"  # marks the folder of a sweep
 LOCK = ".lock"  # stays: who removes it could remove the lock of the next
 

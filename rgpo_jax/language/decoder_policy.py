@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rgpo_jax.language import decoder, log_probs, lora, sampler
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder import Architecture
-from rgpo_jax.language.policy import Policy, Prediction, prompts_as_they_are
+from rgpo_jax.language.policy import Policy, Prediction
 
 Array = jax.Array
 
@@ -33,6 +33,11 @@ class _Trunk(NamedTuple):
 
     states: Array  # [n, P + T - 1, D]
     prompt_mask: Array  # [n, P]
+
+
+def _heads(tree: Any) -> Any:
+    """Of a decoder's parameters those that logits are read out by."""
+    return {name: tree[name] for name in _HEADS if name in tree}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +129,24 @@ def make(
             head["body"] = trainable(critic_key, frozen)
         return params | {"critic": head}
 
+    def freeze(reference: Any) -> Any:
+        """With the trunk as `sample` reads it: else it would be transposed at every update."""
+        trunk = reference | {"layers": jax.tree.map(lambda x: x[:-last], reference["layers"])}
+        weights = sampler.decoding_weights(cast(trunk), of_layers(architecture.num_layers - last))
+        return reference | {"decoding": weights}
+
+    def of_layers(number: int) -> Architecture:
+        return dataclasses.replace(architecture, num_layers=number)
+
+    def decoding_weights(actor: Any, frozen: Any) -> Any:
+        if part != "last_layers" or "decoding" not in frozen:
+            return sampler.decoding_weights(whole(actor, frozen), architecture)
+        trunk, top = frozen["decoding"], cast({**_heads(frozen), **actor})
+        weights = sampler.decoding_weights(top, of_layers(last))
+        return trunk | {"layers": trunk["layers"] + weights["layers"], "norm": top["norm"]}
+
     def sample(params: Any, frozen: Any, prompts: Prompts, key: Array, temperature: Any) -> Answers:
-        weights = sampler.decoding_weights(whole(params["actor"], frozen), architecture)
+        weights = decoding_weights(params["actor"], frozen)
         return sampler.sample(
             weights, architecture, *prompts, key, max_tokens, end_ids, pad_id, temperature
         )
@@ -160,7 +181,7 @@ def make(
     def read_out(
         tree: Any, states: Array, answers: Answers, temperature: Any
     ) -> tuple[Array, Array]:
-        head = decoder.head(cast({name: tree[name] for name in _HEADS if name in tree}))
+        head = decoder.head(cast(_heads(tree)))
         tokens = jnp.where(answers.mask, answers.tokens, 0)
         return log_probs.token_log_probs(states, head, tokens, temperature, training.chunk_size)
 
@@ -193,11 +214,5 @@ def make(
             )
         return read_out(frozen, states, answers, temperature)[0]
 
-    return Policy(
-        init,
-        sample,
-        predict,
-        reference,
-        max_tokens,
-        encode if part == "last_layers" else prompts_as_they_are,
-    )
+    policy = Policy(init, sample, predict, reference, max_tokens)
+    return policy._replace(encode=encode, freeze=freeze) if part == "last_layers" else policy

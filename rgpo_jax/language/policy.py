@@ -38,6 +38,11 @@ def prompts_as_they_are(frozen: Any, prompts: Any, answers: Answers) -> Any:
     return prompts
 
 
+def freeze_as_it_is(reference: Any) -> Any:
+    """`Policy.freeze` where nothing is to be added."""
+    return reference
+
+
 class Policy(NamedTuple):
     """A distribution of answers to prompts.
 
@@ -55,6 +60,8 @@ class Policy(NamedTuple):
       encode: (frozen, prompts, answers) -> encoded prompts, arrays [n, ...]: what policy and
         reference have in common, computed once an update, such as the states of a trunk that is
         not trained.
+      freeze: reference parameters -> `frozen`: with what sampling reads of them, if that is laid
+        out in another way; called once a run.
     """
 
     init: Callable[[Array, Any, bool], Any]
@@ -63,3 +70,4 @@ class Policy(NamedTuple):
     reference: Callable[[Any, Any, Answers, Any], Array]
     max_tokens: int
     encode: Callable[[Any, Any, Answers], Any] = prompts_as_they_are
+    freeze: Callable[[Any], Any] = freeze_as_it_is

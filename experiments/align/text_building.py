@@ -1,0 +1,151 @@
+"""Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envs.language import prompts, rewards, text
+from envs.language.text import TextWorld
+from experiments.align import building
+from experiments.align.options import Options
+from experiments.align.plan import Plan
+from experiments.cli.flags import BadInput
+from experiments.plan import own
+
+if TYPE_CHECKING:
+    from experiments.align.text_programs import Judge
+    from rgpo_jax.language.agent import Agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose model is loaded.
+
+    Attributes:
+      plan: with what config.json says of the model.
+      text: the world.
+      agent: made for it.
+      judge: rewards.
+      folder: of the run.
+      description: of model, prompts and what is trained, in a line.
+    """
+
+    plan: Plan
+    text: TextWorld
+    agent: "Agent"
+    judge: "Judge"
+    folder: Path
+    description: str
+
+    def describe(self) -> str:
+        return self.description
+
+    def make_programs(self) -> Any:
+        from experiments.align.text_programs import TextPrograms
+
+        options = self.plan.options
+        return TextPrograms(
+            self.text, self.agent, self.judge, options.seed, options.eval_answers, self.folder
+        )
+
+    def finish(self) -> None:
+        """Draws the page of answers."""
+        from experiments.align import page
+
+        page.write(self.folder, self.plan.curve_title, self.description)
+
+
+def load_world(options: Options) -> TextWorld:
+    """The model that the options name, with its prompts.
+
+    Raises:
+      BadInput: model or prompts cannot be read.
+    """
+    import jax
+
+    from rgpo_jax.language import weights
+    from rgpo_jax.language.decoder_policy import Training
+
+    on_cpu = jax.default_backend() == "cpu"
+    dtype: Any = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if on_cpu else "bfloat16"
+    training = Training(
+        options.train,
+        options.num_last_layers,
+        options.lora_rank,
+        options.lora_alpha,
+        options.critic,
+        # On accelerators logits of all tokens are what fills memory.
+        None if on_cpu else 1024,
+        options.remat,
+        dtype,
+    )
+    try:
+        file = options.prompts
+        texts = prompts.standard() if file is None else prompts.read(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"--prompts {options.prompts}: {reason}") from None
+    try:
+        path = weights.find_smollm2() if options.model is None else weights.find(options.model)
+        # What is not trained is kept in the precision of the arithmetic.
+        model = weights.load(path, dtype)
+        return text.make(
+            options.world,
+            model,
+            texts,
+            options.held_out,
+            options.max_tokens,
+            options.max_prompt_tokens,
+            training,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        named = f"--world {options.world}" if options.model is None else f"--model {options.model}"
+        raise BadInput(f"{named}: {error}") from None
+
+
+def _reward(name: str, flag: str) -> rewards.TextReward:
+    if ":" in name:
+        found: rewards.TextReward = own.function(name, flag)
+        return found
+    if name not in rewards.BUILT_IN:
+        raise BadInput(
+            f"{flag} {name}: expected {', '.join(rewards.BUILT_IN)}, or MODULE:FUNCTION of your own"
+        )
+    try:
+        return rewards.BUILT_IN[name]()
+    except ImportError as error:
+        raise BadInput(f"{flag} {name}: {error}") from None
+
+
+def prepare(plan: Plan, folder: Path) -> Prepared:
+    """Loads the model, and builds all that trains it.
+
+    Raises:
+      BadInput: something of it cannot be had.
+    """
+    import jax
+
+    from experiments.align.text_programs import Judge
+
+    options = plan.options
+    judge = Judge(options.reward, _reward(options.reward, "--reward"))
+    if options.gold is not None:
+        judge = judge._replace(gold_name=options.gold, gold=_reward(options.gold, "--gold"))
+    world = load_world(options)
+    agent = building.make_agent(plan, world.world)
+    frozen, init = world.world.frozen, world.world.policy.init
+    has_critic = plan.config.baseline == "value"
+    model = {name: x for name, x in frozen.items() if name != "decoding"}
+    params = jax.eval_shape(lambda key: init(key, frozen, has_critic), jax.random.key(0))
+    count, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (model, params))
+    name = options.model or "SmolLM2-135M-Instruct"
+    description = (
+        f"{name}: {count:,} parameters, {trained:,} trained ({options.train}); "
+        f"{len(world.prompts)} prompts, {len(world.held_out)} held out; reward {options.reward}"
+        + (f", gold {options.gold}" if options.gold else "")
+    )
+    facts = {"name": name, "parameters": count, "trained": trained}
+    plan = building.with_entries(plan, agent, model=facts)
+    return Prepared(plan, world, agent, judge, folder, description)

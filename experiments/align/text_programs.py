@@ -1,0 +1,219 @@
+"""The programs of worlds of texts: the model is compiled, and answers are judged on the host."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.language import rewards
+from envs.language.rewards import TextReward
+from envs.language.text import TextWorld
+from experiments.align import answer_log
+from experiments.align.answer_log import Answered
+from experiments.cli.flags import BadInput
+from experiments.training.compiling import Compiler
+from experiments.training.devices import Layout
+from experiments.training.programs import Programs, empty_progress, memory_of
+from rgpo_jax.language import kl
+from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
+from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.learner import Batch
+from rgpo_jax.metrics import Metrics, means
+from rgpo_jax.train import Progress
+
+_EVALUATION_STREAM = 0xE7A1  # folded into the seed's key: evaluation shares no key with training
+
+
+class Judge(NamedTuple):
+    """What scores answers.
+
+    Attributes:
+      name: of the reward, as it was given.
+      reward: what is trained on.
+      gold_name: of the other.
+      gold: what is measured alone; None: nothing.
+    """
+
+    name: str
+    reward: TextReward
+    gold_name: str | None = None
+    gold: TextReward | None = None
+
+    def score(self, prompts: list[str], answers: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rewards and gold rewards [n].
+
+        Raises:
+          BadInput: one of them does not give n numbers.
+        """
+        try:
+            scores = rewards.score(f"--reward {self.name}", self.reward, prompts, answers)
+            if self.gold is None:
+                return scores, None
+            return scores, rewards.score(f"--gold {self.gold_name}", self.gold, prompts, answers)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
+
+class _Evaluated(NamedTuple):
+    answers: Answers
+    kl_k1: jax.Array  # of each answer [n]
+    kl_k3: jax.Array
+    entropy: jax.Array  # of each token, mean over the answer [n]
+
+
+class TextPrograms(Programs):
+    """One model: answers are sampled, read, judged and learnt from."""
+
+    def __init__(
+        self,
+        text: TextWorld,
+        agent: Agent,
+        judge: Judge,
+        seed: int,
+        eval_answers: int,
+        folder: Path,
+    ):
+        """Begins to compile.
+
+        Args:
+          text: the world.
+          agent: made for it.
+          judge: rewards.
+          seed: of the run.
+          eval_answers: answers to each held-out prompt at an evaluation.
+          folder: where samples of answers are kept.
+        """
+        self.compiler = Compiler()
+        self._text, self._agent, self._judge, self._folder = text, agent, judge, folder
+        self._num_eval_answers = eval_answers
+        self._frozen, self._prompts = text.world.frozen, text.world.prompts
+        self._eval_prompts = jax.tree.map(
+            lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
+        )
+        key = jax.random.key(seed)
+        self._eval_key = jax.random.fold_in(key, _EVALUATION_STREAM)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self._frozen, self._prompts)
+        )
+        init = jax.jit(agent.init).trace(key, shapes[0])
+        self._init_key, state = key, init.out_info
+
+        def sample(state: AgentState, frozen: Any, prompts: Any) -> Any:
+            which = prompts_of_update(
+                state.prompt_key,
+                state.learner.updates,
+                agent.config.num_prompts,
+                len(text.prompts),
+            )
+            return agent.sample(state, frozen, prompts), which
+
+        def update(
+            state: AgentState, frozen: Any, batch: Batch, progress: Progress, host: Any
+        ) -> tuple[AgentState, Progress]:
+            updates = state.learner.updates
+            state, metrics = agent.update(state, frozen, batch)
+            one = jax.tree.map(lambda x: x[0], progress)
+            one = one.take(updates, state.learner.params, metrics | means(host))
+            return state, jax.tree.map(lambda x: x[None], one)
+
+        sampling = jax.jit(sample).lower(state, *shapes)
+        (_, asked, answers), _ = sampling.out_info
+        scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
+        batch = Batch(asked, answers, scores)
+        names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
+        host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        metrics: Metrics = jax.eval_shape(agent.update, state, shapes[0], batch)[1]
+        metrics |= means(host)
+        self.metric_names = sorted(metrics)
+        self._empty = empty_progress(metrics, Layout().mesh(), 1)
+        updating = jax.jit(update, donate_argnums=0).lower(
+            state, shapes[0], batch, self._empty, host
+        )
+        self._update = self.compiler.start("update", updating)
+        self._sample = self.compiler.start("sampling", sampling)
+        self._init = self.compiler.start("initial states", init.lower(), often=False)
+        evaluating = jax.jit(self._evaluation).lower(
+            state, shapes[0], self._eval_prompts, jax.random.key(0)
+        )
+        self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
+
+    def _evaluation(self, state: AgentState, frozen: Any, prompts: Any, key: Any) -> _Evaluated:
+        policy, learner = self._agent.policy, state.learner
+        temperature = learner.hyperparameters.temperature
+        answers = policy.sample(learner.params, frozen, prompts, key, temperature)
+        encoded = policy.encode(frozen, prompts, answers)
+        predicted = policy.predict(learner.params, frozen, encoded, answers, temperature)
+        reference = policy.reference(frozen, encoded, answers, temperature)
+        m = jnp.where(answers.mask, predicted.log_prob - reference, 0.0)
+        return _Evaluated(
+            answers,
+            jnp.sum(kl.k1(m), axis=-1),
+            jnp.sum(jnp.where(answers.mask, kl.k3(m), 0.0), axis=-1),
+            jnp.mean(predicted.entropy, axis=-1, where=answers.mask),
+        )
+
+    def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.compiler.wait(show)
+        self.initial_states = self._init.result()(self._init_key, self._frozen)
+        self.memory_bytes = max(
+            memory_of(program.result()) for program in (self._update, self._sample)
+        )
+
+    def advance(
+        self, states: AgentState, progress: Progress, num_updates: int
+    ) -> tuple[AgentState, Progress]:
+        for _ in range(num_updates):
+            begun = time.perf_counter()
+            (states, asked, answers), which = self._sample.result()(
+                states, self._frozen, self._prompts
+            )
+            number = int(jnp.sum(answers.mask))
+            rate = number / (time.perf_counter() - begun)
+            asked_texts = [self._text.prompts[i] for i in np.asarray(which)]
+            texts = [text for text in asked_texts for _ in range(self._agent.config.group_size)]
+            scores, gold = self._judge.score(texts, self._text.read(answers))
+            host = {"tokens_per_second": jnp.float32(rate)}
+            if gold is not None:
+                host["gold_reward"] = jnp.float32(gold.mean())
+            batch = Batch(asked, answers, jnp.asarray(scores))
+            states, progress = self._update.result()(states, self._frozen, batch, progress, host)
+        return states, progress
+
+    def evaluate(self, states: AgentState, updates: int, whole: bool) -> dict[str, list[float]]:
+        """Rewards and KL of fresh answers to the held-out prompts, one of each of which is kept."""
+        key = jax.random.fold_in(self._eval_key, updates)
+        evaluated = self._evaluate.result()(states, self._frozen, self._eval_prompts, key)
+        answers = evaluated.answers
+        texts = self._text.read(answers)
+        prompts = [p for p in self._text.held_out for _ in range(self._num_eval_answers)]
+        scores, gold = self._judge.score(prompts, texts)
+        ended = np.asarray(answers.ended)
+        answer_log.append(
+            self._folder,
+            [
+                Answered(
+                    updates,
+                    prompts[i],
+                    texts[i],
+                    float(scores[i]),
+                    None if gold is None else float(gold[i]),
+                    bool(ended[i]),
+                )
+                for i in range(0, len(texts), self._num_eval_answers)
+            ],
+        )
+        result = {
+            "reward": scores,
+            "kl_ref": evaluated.kl_k1,
+            "kl_ref_by_k3": evaluated.kl_k3,
+            "entropy_per_token": evaluated.entropy,
+            "length": jnp.sum(answers.mask, axis=-1),
+            "ended": ended,
+        }
+        if gold is not None:
+            result["gold"] = gold
+        return {name: [float(np.mean(np.asarray(x)))] for name, x in result.items()}
