@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import rgpo_jax
 from agents.language.method import config, maker
+from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Positive, UnitInterval
 
 if TYPE_CHECKING:
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Gate:
+class _Gate(Checked):
     dual: Literal["product", "geometric", "two_sided", "min", "none"] = "geometric"
     """How the two ratios meet in the gate; none: that to the policy that sampled alone."""
     sharpness: Positive = 4.0
     """How fast the gate closes away from a ratio of 1 (k); it also scales the loss by k / 4."""
-    mix: UnitInterval = 0.5
+    mix: UnitInterval | None = None
     """Share of the ratio to the policy that sampled, with dual geometric; the rest is that to the
-    reference."""
+    reference. None: a half."""
     normalize: bool = False
     """Multiply the gate by 4 / sharpness, so that sharpness changes its shape alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mix is not None and self.dual != "geometric":
+            raise ConfigError("mix", f"{self.mix}: goes with dual geometric, not {self.dual}")
 
 
 Config = config(__name__, _Gate)
@@ -38,7 +44,7 @@ def gate(config: Any) -> "Tunable":
     settings: dict[str, Any] = {"sharpness": config.sharpness, "normalize": config.normalize}
     if config.dual == "none":
         return rgpo_jax.gates.rgpo(**settings)
-    if config.dual == "geometric":
+    if config.mix is not None:
         settings["mix"] = config.mix
     return rgpo_jax.gates.make(f"dual_{config.dual}", **settings)
 

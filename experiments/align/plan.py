@@ -33,9 +33,9 @@ HEADLINE = Headline(
 
 # World -> settings in the place of the Config's own and of the method's: sizes of what is trained.
 _EXACT = {
-    "num_updates": 2000,
+    "num_updates": 4000,
     "num_prompts": 32,
-    "learning_rate": 2e-2,
+    "learning_rate": 1e-2,
     "max_grad_norm": 10.0,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -159,7 +159,6 @@ def _defaults(config_class: Any, world: str) -> Config:
         for name, value in DEFAULTS[world].items()
         if getattr(own, name) == getattr(common, name)
     }
-    # How many, and how large the steps are, is the world's whatever a method says.
     return dataclasses.replace(own, **of_world)
 
 

@@ -44,7 +44,8 @@ class Config(Checked):
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     target_kl: Positive | None = None
     """Early stopping: from the first minibatch on that meets a KL to the policy that sampled above
-    this (r - 1 - log r a token, in nats), an update takes no more steps; None: takes all."""
+    this (mean of r - 1 - log r over tokens, or over answers that have one ratio each; in nats), an
+    update takes no more steps; None: takes all."""
     entropy_coefficient: NonNegative | None = None
     """Weight of an entropy bonus in the loss; None: no such term."""
     temperature: Annotated[float, _TEMPERATURE] = 1.0
@@ -115,6 +116,10 @@ class Config(Checked):
                 f"{self.aggregation}: expected one of tokens with baseline value, whose advantages "
                 "differ from token to token",
             )
+        if self.baseline == "value" and self.scale == "group":
+            raise ConfigError("scale", "group: expected none or batch with baseline value")
+        if self.baseline == "value" and self.drop_equal_groups:
+            raise ConfigError("drop_equal_groups", "True: expected False with baseline value")
         if self.num_updates * self.batch_size >= 2**31:
             raise ConfigError(
                 "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
