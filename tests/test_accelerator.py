@@ -22,6 +22,7 @@ TINY = accelerator.Sizes(
     matrix_size=64,
     agents=(2,),
     environments=(("Pendulum-v1", 4, {}),),
+    language=(4, 4, 4),
 )
 QUICK = ("--device", "cpu", "--seconds", "0.01", "--repeats", "2")
 
@@ -43,7 +44,9 @@ def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, cap
     ours, plain = parts["CartPole, agents: 2"]["programs"]
     policy, noise = parts["Pendulum-v1, 4"]["programs"]
     assert (plain["program"], noise["program"]) == ("plain PPO", "random actions")
-    for row in (ours, plain, policy, noise):
+    sampling, update = parts["language model"]["programs"]
+    assert parts["language model"]["logits_relative"] < 1e-6
+    for row in (ours, plain, policy, noise, sampling, update):
         assert 0 < row["slowest"] <= row["steps_per_second"] <= row["fastest"]
         assert row["compile_seconds"] > 0
         assert row["memory_mib"] > 0

@@ -15,45 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from language_models import CHATML, DATA, parity, safetensors, train, write, write_tokenizer
 
 from rgpo_jax.language import decoder, weights
 from rgpo_jax.language.tokenizer import Tokenizer
 
-safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `align`")
-tokenizers = pytest.importorskip("tokenizers", reason="needs the extra `align`")
 pytest.importorskip("jinja2", reason="needs the extra `align`")
-
-_DATA = Path(__file__).parent / "data"
-_SPEC = importlib.util.spec_from_file_location("language_parity", _DATA / "language_parity.py")
-parity = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(parity)
-
-CHATML = (
-    "{% for message in messages %}<|start|>{{ message['role'] }}\n"
-    "{{ message['content'] | trim }}<|end|>\n{% endfor %}\n"
-    "{% if add_generation_prompt %}\n<|start|>assistant\n\n{% endif %}"
-)
-
-
-def write(folder, name="llama", shards=1, dtype=None, **changes):
-    """One of the two models as Hugging Face lays it out; `changes` are to config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**parity.MODELS[name], **changes}))
-    tensors = parity.weights(name)
-    if dtype is not None:
-        tensors = {key: value.astype(dtype) for key, value in tensors.items()}
-    if shards == 1:
-        safetensors.save_file(tensors, folder / "model.safetensors")
-        return folder
-    keys = sorted(tensors)
-    files = {
-        key: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, key in enumerate(keys)
-    }
-    for file in set(files.values()):
-        part = {key: tensors[key] for key in keys if files[key] == file}
-        safetensors.save_file(part, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    return folder
 
 
 def change(folder, edit):
@@ -79,7 +46,7 @@ def logits(params, architecture, tokens, mask):
 def test_logits_are_those_of_transformers(name, tmp_path):
     model = weights.load(write(tmp_path, name))
     tokens, mask = parity.prompts(name)
-    with np.load(_DATA / "language_parity.npz") as golden:
+    with np.load(DATA / "language_parity.npz") as golden:
         expected = golden[f"{name}_logits"]
     found = np.asarray(logits(model.params, model.architecture, tokens, mask))
     assert found.dtype == np.float32
@@ -90,7 +57,7 @@ def test_logits_are_those_of_transformers(name, tmp_path):
 def test_greedy_answers_to_padded_prompts_are_those_of_transformers(name, tmp_path):
     model = weights.load(write(tmp_path, name))
     tokens, mask = parity.prompts(name)
-    with np.load(_DATA / "language_parity.npz") as golden:
+    with np.load(DATA / "language_parity.npz") as golden:
         expected = golden[f"{name}_answers"]
     width, new = tokens.shape[1], expected.shape[1]
     tokens, mask = np.pad(tokens, ((0, 0), (0, new))), np.pad(mask, ((0, 0), (0, new)))
@@ -379,38 +346,6 @@ _TEXTS = (
     "\U0001f389 \U0001f469‍\U0001f467 flags \U0001f1eb\U0001f1f7",
     " \t\n\n  indented\r\n\r\n",
 )
-
-
-def train():
-    """A tiny byte-level BPE with three control tokens, as a `tokenizers.Tokenizer`."""
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    splitters = tokenizers.pre_tokenizers
-    backend.pre_tokenizer = splitters.Sequence(
-        [splitters.Digits(individual_digits=True), splitters.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|pad|>", "<|start|>", "<|end|>"],
-        initial_alphabet=splitters.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(["the cat and the hat, the user and the assistant"] * 9, trainer)
-    return backend
-
-
-def write_tokenizer(folder, template=CHATML, **changes):
-    folder.mkdir(exist_ok=True)
-    train().save(str(folder / "tokenizer.json"))
-    config = {
-        "eos_token": {"content": "<|end|>"},
-        "pad_token": "<|pad|>",
-        "bos_token": None,
-        "chat_template": template,
-        **changes,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def test_texts_come_back(tmp_path):

@@ -25,6 +25,8 @@ class TextWorld(NamedTuple):
       prompts: texts of the prompts that are trained on, in the order of `world.prompts`.
       held_out: texts of those that are not.
       held_out_prompts: the same as tokens.
+      model: decoder and tokeniser, as they were read.
+      training: what of it is trained.
     """
 
     world: World
@@ -32,6 +34,8 @@ class TextWorld(NamedTuple):
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
     held_out_prompts: Prompts
+    model: Model
+    training: Training
 
     def read(self, answers: Answers) -> list[str]:
         """The texts of answers [n, T]."""
@@ -90,4 +94,5 @@ def make(
     )
     frozen = policy.freeze(model.params)
     world = World(name, padded(rows[: len(train)]), policy, frozen, None)
-    return TextWorld(world, tokenizer, train, rest, padded(rows[len(train) :]))
+    rest_rows = padded(rows[len(train) :])
+    return TextWorld(world, tokenizer, train, rest, rest_rows, model, training)

@@ -173,6 +173,7 @@ class TextPrograms(Programs):
             )
             number = int(jnp.sum(answers.mask))
             rate = number / (time.perf_counter() - begun)
+            self.remark = f"{rate:,.0f} tokens/s sampled"
             asked_texts = [self._text.prompts[i] for i in np.asarray(which)]
             texts = [text for text in asked_texts for _ in range(self._agent.config.group_size)]
             scores, gold = self._judge.score(texts, self._text.read(answers))

@@ -65,6 +65,7 @@ class Sizes:
       matrix_size: of the products.
       agents: numbers of agents on CartPole.
       environments: (name, number, parameters) of the others, in order.
+      language: (answers, tokens of a prompt, tokens of an answer) of a language model; None: none.
     """
 
     correctness: tuple[str, ...]
@@ -72,6 +73,7 @@ class Sizes:
     matrix_size: int
     agents: tuple[int, ...]
     environments: tuple[tuple[str, int, dict[str, Any]], ...]
+    language: tuple[int, int, int] | None = None
 
 
 SPRING, MJX = {"backend": "spring"}, {"backend": "mjx"}
@@ -94,6 +96,7 @@ SIZES = {
             ("brax/ant", 2048, MJX),
             ("brax/halfcheetah", 4096, MJX),
         ),
+        language=(256, 64, 64),
     ),
     "cpu": Sizes(
         correctness=CORRECTNESS,
@@ -105,6 +108,7 @@ SIZES = {
             ("Breakout-MinAtar", 64, {}),
             ("brax/ant", 16, MJX),
         ),
+        language=(8, 8, 8),
     ),
 }
 
@@ -148,6 +152,11 @@ def parts_of(sizes: Sizes) -> list[Part]:
     parts.append(
         Part("kernels", "kernels", 30, partial(measure.longest_kernels, count=max(sizes.agents)))
     )
+    if sizes.language is not None:
+        from experiments.benchmark import language_parts
+
+        run = partial(language_parts.language, sizes=language_parts.sizes(*sizes.language))
+        parts.append(Part("language model", "language model", 90, run))
     for env, num_envs, params in sizes.environments:
         kind = " ".join((env, *params.values()))
         run = partial(measure.environments, env=env, num_envs=num_envs, params=params)

@@ -1,6 +1,7 @@
 """Plays episodes of a trained policy and keeps what was seen: `python -m experiments.play --help`.
 
-Environments of gymnax, EnvPool and Gymnasium give a GIF or an MP4, those of Brax a page.
+Environments of gymnax, EnvPool and Gymnasium give a GIF or an MP4, those of Brax a page. A language
+model answers `--prompt`s.
 """
 
 import dataclasses
@@ -48,6 +49,10 @@ class Options(Checked):
     """Replace FILE."""
     seed: CountOrZero | None = None
     """Which of the seeds that the run trained; None: its first."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
+    """What to ask a language model that experiments.align has trained: it answers on the terminal,
+    as does the model that it was before. It plays no episodes; --stochastic, --episodes (answers),
+    --episode-seed and --max-steps (tokens) hold for answers."""
     episodes: Count = 1
     """Episodes, one after another."""
     episode_seed: CountOrZero = 0
@@ -94,6 +99,17 @@ def _main(args: Sequence[str]) -> int:
     from experiments.training import trained
 
     compiling.keep_programs(options.compilation_cache)
+    if options.prompt:
+        from experiments.align import talk
+
+        return talk.answer(
+            options.run,
+            options.prompt,
+            options.stochastic,
+            options.episodes,
+            options.episode_seed,
+            options.max_steps,
+        )
     loaded = trained.load(options.run, "--run")
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)

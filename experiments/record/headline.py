@@ -50,7 +50,7 @@ class Unit:
         """A rate in words, such as "12k steps/s"."""
         if self.in_thousands:
             return f"{rate / 1e3:,.0f}k {self.name}/s"
-        return f"{rate:,.0f} {self.name}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self.name}/s"
 
 
 @dataclasses.dataclass(frozen=True)

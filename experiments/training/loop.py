@@ -216,6 +216,7 @@ class Training:
         training, digits, unit = headline.training, headline.digits, headline.unit
         report = self._programs.finish(self._progress)
         metrics = {name: values.tolist() for name, values in report.metrics.items()}
+        remark = f", {self._programs.remark}" if self._programs.remark else ""
         for name in position.largest:
             # NumPy's maximum: NaN wins, and a broken run does not look perfect.
             position.largest[name] = np.maximum(position.largest[name], metrics[name]).tolist()
@@ -230,11 +231,11 @@ class Training:
                     f"{self._steps:>13,} {unit.name}"
                     f"  {score.short} {describe(metrics[score.metric][part], digits)}"
                     f"  {training.short} {describe(metrics[training.metric][part], digits)}"
-                    f"  {unit.a_second(rate)}"
+                    f"  {unit.a_second(rate)}{remark}"
                 )
         self._log(metrics)
         current = describe(metrics[training.metric], digits, brief=True)
-        self._show(self._steps, rate, f"{headline.quantity} {current}")
+        self._show(self._steps, rate, f"{headline.quantity} {current}{remark}")
         self._progress = self._programs.start()
 
     def _log(self, metrics: dict[str, list[float]]) -> None:

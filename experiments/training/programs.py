@@ -139,6 +139,7 @@ class Programs(abc.ABC):
       compiler: what compiles them.
       spread: how members lie on devices, in words; empty where they do on one.
       in_turn: whether members that share a device are trained one after another.
+      remark: what else a line of progress says of the last updates; empty: nothing.
       initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
       metric_names: what a chunk reports.
       memory_bytes: of the largest program, per device: arguments, results and what is in between;
@@ -148,6 +149,7 @@ class Programs(abc.ABC):
     compiler: Compiler
     spread: str = ""
     in_turn: bool = False
+    remark: str = ""
     initial_states: Any
     metric_names: list[str]
     memory_bytes: int

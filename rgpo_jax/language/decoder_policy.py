@@ -13,6 +13,7 @@ from rgpo_jax.language.policy import Policy, Prediction
 
 Array = jax.Array
 
+_PARTS = ("embedding", "layers", "norm")
 _HEADS = ("head", "embedding")  # where logits are read out
 
 
@@ -67,6 +68,28 @@ class Training:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+def merge(training: Training, actor: Any, reference: Any) -> Any:
+    """All parameters of the decoder: what was trained, in its place in the reference.
+
+    Args:
+      training: what was trained.
+      actor: the policy's parameters, `params["actor"]`.
+      reference: those of the decoder before.
+    """
+    if training.part == "full":
+        return actor
+    reference = {name: reference[name] for name in (*_PARTS, "head") if name in reference}
+    if training.part == "lora":
+        return lora.merge(reference, actor, training.alpha)
+    number = training.num_last_layers
+    layers = jax.tree.map(
+        lambda old, new: jnp.concatenate([old[:-number], new.astype(old.dtype)]),
+        reference["layers"],
+        actor["layers"],
+    )
+    return reference | {"layers": layers, "norm": actor["norm"]}
+
+
 def make(
     architecture: Architecture,
     max_tokens: int,
@@ -107,17 +130,7 @@ def make(
         return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
 
     def whole(actor: Any, frozen: Any) -> Any:
-        """All parameters of the decoder, in the precision of the arithmetic."""
-        if part == "lora":
-            return cast(lora.merge(frozen, actor, training.alpha))
-        if part == "full":
-            return cast(actor)
-        layers = jax.tree.map(
-            lambda old, new: jnp.concatenate([old[:-last], new.astype(old.dtype)]),
-            frozen["layers"],
-            actor["layers"],
-        )
-        return cast(frozen | {"layers": layers, "norm": actor["norm"]})
+        return cast(merge(training, actor, frozen))
 
     def init(key: Array, frozen: Any, critic: bool) -> Any:
         actor_key, critic_key = jax.random.split(key)

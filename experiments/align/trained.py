@@ -1,0 +1,66 @@
+"""What an earlier alignment run learnt, read back from its folder."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from envs.language.text import TextWorld
+from experiments.align import building, text_building
+from experiments.align.plan import Plan, read_plan
+from experiments.cli.flags import BadInput
+from experiments.record.run_folder import CHECKPOINTS, CONFIG
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+
+
+class Trained(NamedTuple):
+    """A model that was trained.
+
+    Attributes:
+      plan: what the run was told to do.
+      text: its world, the model as it was before among it.
+      params: {"actor": ..., ...}, of the newest checkpoint that is whole.
+      updates: number of updates behind them.
+    """
+
+    plan: Plan
+    text: TextWorld
+    params: Any
+    updates: int
+
+
+def load(folder: str, flag: str) -> Trained:
+    """Reads the model of a run, and what it has learnt.
+
+    Args:
+      folder: of the run.
+      flag: with which it was given, for messages.
+
+    Raises:
+      BadInput: there is no such run, its model is not here, or no checkpoint can be read.
+    """
+    path = Path(folder).expanduser()
+    if not (path / CONFIG).exists():
+        raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
+    try:
+        plan = read_plan(["--config", str(path / CONFIG)])
+    except BadInput as error:
+        raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
+    if plan.is_exact:
+        raise BadInput(f"{flag} {folder}: the world {plan.options.world} has no language")
+    text = text_building.load_world(plan.options)
+    agent = building.make_agent(plan, text.world)
+    frozen = text.world.frozen
+    like = jax.eval_shape(
+        lambda key: agent.learner.init(key, frozen, agent.learner.hyperparameters),
+        jax.random.key(0),
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    try:
+        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)
+    except CheckpointError as error:
+        raise BadInput(f"{flag} {folder}: {error}") from None
+    if restored is None:
+        raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    return Trained(plan, text, restored.parts["learner"].params, restored.updates)
