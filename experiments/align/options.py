@@ -15,6 +15,18 @@ WorldName = Literal["bandit", "tree", "tiny", "smollm2", "model"]
 WORLDS: tuple[str, ...] = get_args(WorldName)
 EXACT_WORLDS = ("bandit", "tree", "tiny")
 TEXT_WORLDS = ("smollm2", "model")
+# In which worlds a setting is read, if not in all.
+_READ_IN = {
+    "problem": EXACT_WORLDS,
+    **dict.fromkeys(
+        (
+            *("model", "prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
+            *("train", "num_last_layers", "lora_rank", "lora_alpha", "critic", "dtype", "remat"),
+            "eval_answers",
+        ),
+        TEXT_WORLDS,
+    ),
+}
 _METHOD_HELP = (
     f"One of {', '.join(methods.NAMES)}. The agent options below are those of the method you name."
 )
@@ -80,11 +92,30 @@ class Options(RunOptions, _What):  # the fields of the last come first
     def __post_init__(self) -> None:
         super().__post_init__()
         flags.check_path("model", self.model)
+        flags.check_path("prompts", self.prompts)
         if self.world == "model" and self.model is None:
             raise ConfigError("world", "model: needs one too: --model PATH|NAME")
-        if self.world in EXACT_WORLDS and self.model is not None:
-            raise ConfigError("model", f"{self.model}: goes with --world smollm2 or model")
         if self.world in TEXT_WORLDS and self.num_seeds > 1:
             raise ConfigError("num_seeds", f"{self.num_seeds}: expected 1 with world {self.world}")
         if not 0 < self.held_out < 1:
             raise ConfigError("held_out", f"{self.held_out}: expected a share between 0 and 1")
+        self._refuse_what_nothing_reads()
+
+    def _refuse_what_nothing_reads(self) -> None:
+        for name, worlds in _READ_IN.items():
+            if self.world not in worlds and self._is_given(name):
+                accepted = f"goes with --world {' or '.join(worlds)}"
+                raise ConfigError(name, f"{getattr(self, name)}: {accepted}")
+        for name, field, value in (
+            ("num_last_layers", "train", "last_layers"),
+            ("lora_rank", "train", "lora"),
+            ("lora_alpha", "train", "lora"),
+            ("critic", "method", "ppo"),
+        ):
+            if getattr(self, field) != value and self._is_given(name):
+                raise ConfigError(name, f"{getattr(self, name)}: goes with {field} {value}")
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a setting is another than the default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return bool(getattr(self, name) != defaults[name])

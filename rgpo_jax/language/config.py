@@ -116,6 +116,10 @@ class Config(Checked):
                 f"{self.aggregation}: expected one of tokens with baseline value, whose advantages "
                 "differ from token to token",
             )
+        if self.length_constant != 1.0 and self.aggregation != "token_sum":
+            raise ConfigError(
+                "length_constant", f"{self.length_constant}: goes with aggregation token_sum"
+            )
         if self.baseline == "value" and self.scale == "group":
             raise ConfigError("scale", "group: expected none or batch with baseline value")
         if self.baseline == "value" and self.drop_equal_groups:

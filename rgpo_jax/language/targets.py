@@ -123,6 +123,8 @@ def stationary_policy(
     beta = config.kl_coefficient
     if beta == 0 or config.entropy_coefficient or config.kl_target is not None:
         return None
+    if config.missing_end is not None or config.overlong_buffer:  # other rewards than these
+        return None
     reference, reward = np.asarray(reference, np.float64), np.asarray(reward, np.float64)
     reference = reference / reference.sum(axis=-1, keepdims=True)
     if config.kl == "reward":
