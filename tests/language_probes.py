@@ -18,8 +18,8 @@ import optax
 from agents.language import load
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.learner import Batch
 from rgpo_jax.language.policy import Policy
+from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import World, all_log_probs
 
 # Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.

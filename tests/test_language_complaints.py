@@ -25,7 +25,7 @@ from rgpo_jax.language import agent as agents
 from rgpo_jax.language import kl, objective
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.config import Config
-from rgpo_jax.language.learner import Batch, shape_reward, token_rewards
+from rgpo_jax.language.samples import Batch, shape_reward, token_rewards
 from rgpo_jax.language.world import expectations
 
 MASK = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)

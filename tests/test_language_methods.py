@@ -30,7 +30,7 @@ from agents.language import NAMES, dapo, gspo, load, rgpo
 from envs.language import bandit, tree
 from rgpo_jax.gates import weight
 from rgpo_jax.language import advantages, objective, tabular, targets
-from rgpo_jax.language.learner import Batch
+from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import Enumeration, World, all_log_probs, expectations
 
 BETA = 0.5

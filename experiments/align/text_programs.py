@@ -21,7 +21,7 @@ from experiments.training.programs import Programs, empty_progress, memory_of
 from rgpo_jax.language import kl
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.learner import Batch
+from rgpo_jax.language.samples import Batch
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.train import Progress
 

@@ -12,7 +12,8 @@ from rgpo_jax.language import decoder, decoder_policy
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.decoder import Architecture
 from rgpo_jax.language.decoder_policy import Prompts, Training
-from rgpo_jax.language.learner import Batch, LearnerState
+from rgpo_jax.language.samples import Batch
+from rgpo_jax.language.state import LearnerState
 
 SMOLLM2 = Architecture(49152, 576, 1536, 30, 9, 3, 64, 1e5)
 TINY = Architecture(64, 32, 64, 2, 4, 2, 8)

@@ -12,8 +12,10 @@ from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.config import Config
-from rgpo_jax.language.learner import Batch, Learner, LearnerState
+from rgpo_jax.language.learner import Learner
 from rgpo_jax.language.policy import Policy
+from rgpo_jax.language.samples import Batch
+from rgpo_jax.language.state import LearnerState
 from rgpo_jax.metrics import Metrics
 
 Array = jax.Array

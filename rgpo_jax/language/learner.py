@@ -1,6 +1,5 @@
 """The update step of answers: advantages, then the same descent over minibatches as control's."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,11 +9,11 @@ import optax
 
 from rgpo_jax import descent, diagnostics
 from rgpo_jax.gates import DUAL_CONSTRUCTORS, Gate
-from rgpo_jax.hyperparameters import TracedNumbers
-from rgpo_jax.language import advantages, kl, objective
-from rgpo_jax.language.answers import Answers
+from rgpo_jax.language import objective, samples
 from rgpo_jax.language.config import Config
-from rgpo_jax.language.policy import Policy, Prediction
+from rgpo_jax.language.policy import Policy
+from rgpo_jax.language.samples import Batch, Sample
+from rgpo_jax.language.state import Hyperparameters, LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.penalties import clipped_value_excess
 from rgpo_jax.tunable import Tunable, as_tunable
@@ -23,65 +22,6 @@ Array = jax.Array
 
 _LARGEST_CHANGE = 0.2  # of the adaptive coefficient, as a share of n / horizon (Ziegler et al.)
 _DUAL_FORMULAS = {constructor().function for constructor in DUAL_CONSTRUCTORS.values()}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters(TracedNumbers):
-    """The traced numbers of an update, as `Config` explains them; scalars, or batched by vmap.
-
-    Those of a critic are None where there is none.
-    """
-
-    learning_rate: Any
-    max_grad_norm: Any
-    target_kl: Any
-    entropy_coefficient: Any
-    temperature: Any
-    kl_coefficient: Any
-    kl_target: Any
-    kl_horizon: Any
-    length_constant: Any
-    missing_end: Any
-    annealing: Any
-    gate: Tunable
-    value_coefficient: Any = None
-    value_clip: Any = None
-    gae_lambda: Any = None
-
-
-class LearnerState(NamedTuple):
-    """What an update changes, and what it needs to go on.
-
-    Attributes:
-      params: {"actor": ..., "critic": ...}; what is trained.
-      optimizer_state: of the optimiser.
-      key: typed key, for shuffling.
-      updates: number of updates so far, int32 [].
-      kl_coefficient: beta now; it moves where it adapts.
-      hyperparameters: traced numbers; replaced freely between updates.
-    """
-
-    params: Any
-    optimizer_state: Any
-    key: Array
-    updates: Array
-    kl_coefficient: Array
-    hyperparameters: Hyperparameters
-
-
-class Batch(NamedTuple):
-    """What an update learns from: G answers to each of P prompts, a prompt's answers in a row.
-
-    Attributes:
-      prompts: arrays [P * G, ...].
-      answers: [P * G, T].
-      reward: of each answer, as the world or a reward model gave it [P * G].
-    """
-
-    prompts: Any
-    answers: Answers
-    reward: Array
 
 
 class Learner(NamedTuple):
@@ -98,18 +38,6 @@ class Learner(NamedTuple):
     hyperparameters: Hyperparameters
 
 
-class _Sample(NamedTuple):
-    """What is shuffled into minibatches: answers, their first axis that of them all."""
-
-    prompts: Any  # encoded
-    answers: Answers
-    counts: Array  # which tokens do [n, T]
-    log_prob_ref: Array
-    advantage: Array
-    target: Array | None
-    old_value: Array | None
-
-
 def adam(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTransformation:
     """Adam with clipped gradients, with the epsilon that is usual for language models."""
     return optax.chain(
@@ -119,45 +47,9 @@ def adam(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTran
     )
 
 
-def shape_reward(
-    reward: Array, answers: Answers, missing_end: Any = None, overlong_buffer: int = 0
-) -> Array:
-    """The rewards of whole answers [n], by the rules for those that are too long.
-
-    Args:
-      reward: as it was given [n].
-      answers: [n, T].
-      missing_end: takes the place of the reward where an answer has no end token; None: nothing.
-      overlong_buffer: over so many tokens before T a penalty rises from 0 to 1; an answer without
-        an end token has all of it.
-    """
-    if missing_end is not None:
-        reward = jnp.where(answers.ended, reward, missing_end)
-    if overlong_buffer:
-        limit = answers.mask.shape[-1]
-        length = jnp.where(answers.ended, jnp.sum(answers.mask, axis=-1), limit)
-        reward -= jnp.clip((length - (limit - overlong_buffer)) / overlong_buffer, 0.0, 1.0)
-    return reward
-
-
-def token_rewards(reward: Array, mask: Array, penalty: Array) -> Array:
-    """Rewards of tokens [n, T]: minus the penalty of each, and at an answer's last its reward."""
-    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    return jnp.where(last, reward[:, None], 0.0) - jnp.where(mask, penalty, 0.0)
-
-
 def is_dual(gate: Tunable) -> bool:
     """Whether a gate is one of two ratios."""
     return gate.function in _DUAL_FORMULAS
-
-
-def _in_parts(function: Callable[[Any], Any], tree: Any, size: int | None) -> Any:
-    """A function of samples [n, ...], run on so many of them at a time; None: on all."""
-    n = descent.num_samples(tree)
-    if size is None or size >= n or n % size:
-        return function(tree)
-    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
-    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), jax.lax.map(function, parts))
 
 
 def make(
@@ -201,75 +93,11 @@ def make(
             hyperparameters,
         )
 
-    def predict(state: LearnerState, frozen: Any, params: Any, sample: _Sample) -> Prediction:
-        temperature = state.hyperparameters.temperature
-        return _in_parts(
-            lambda part: policy.predict(params, frozen, part[0], part[1], temperature),
-            (sample.prompts, sample.answers),
-            config.microbatch_size,
-        )
-
-    def prepare(state: LearnerState, frozen: Any, batch: Batch) -> tuple[_Sample, Metrics]:
-        hyperparameters, answers = state.hyperparameters, batch.answers
-        mask, grouped = answers.mask, (config.num_prompts, config.group_size)
-        prompts = _in_parts(
-            lambda part: policy.encode(frozen, *part),
-            (batch.prompts, answers),
-            config.microbatch_size,
-        )
-        log_prob_ref = _in_parts(
-            lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),
-            (prompts, answers),
-            config.microbatch_size,
-        )
-        log_ratio_ref = jnp.where(mask, answers.log_prob - log_prob_ref, 0.0)
-        reward = shape_reward(
-            batch.reward, answers, hyperparameters.missing_end, config.overlong_buffer
-        )
-        penalty = jnp.zeros_like(log_ratio_ref)
-        if config.kl == "reward":
-            penalty = state.kl_coefficient * kl.ESTIMATORS[config.kl_estimator](log_ratio_ref)
-        rewards = token_rewards(reward, mask, penalty)
-        sample = _Sample(prompts, answers, mask, log_prob_ref, rewards, None, None)
-        if has_critic:
-            value = predict(state, frozen, state.params, sample).value
-            assert value is not None
-            advantage, target = advantages.token_advantages(
-                rewards, value, mask, hyperparameters.gae_lambda
-            )
-            if config.scale == "batch":
-                advantage = advantages.whiten(advantage, mask)
-            sample = sample._replace(advantage=advantage, target=target, old_value=value)
-        else:
-            total = jnp.sum(rewards, axis=-1).reshape(grouped)
-            assert config.baseline != "value"
-            by_answer = advantages.group_advantages(total, config.baseline, config.scale)
-            by_token = jnp.broadcast_to(by_answer.reshape(-1, 1), mask.shape)
-            sample = sample._replace(advantage=jnp.where(mask, by_token, 0.0))
-        differs = advantages.has_spread(reward.reshape(grouped))
-        if config.drop_equal_groups:
-            kept = jnp.broadcast_to(differs, grouped).reshape(-1, 1)
-            sample = sample._replace(counts=mask & kept)
-        length = jnp.sum(mask, axis=-1)
-        metrics = means(
-            {
-                "sampled_reward": jnp.mean(batch.reward),
-                "kl_ref_k1": jnp.mean(jnp.sum(log_ratio_ref, axis=-1)),
-                "kl_ref_k3": jnp.mean(jnp.sum(jnp.where(mask, kl.k3(log_ratio_ref), 0), axis=-1)),
-                "kl_coefficient": state.kl_coefficient,
-                "answer_length": jnp.mean(length),
-                "answers_ended": jnp.mean(answers.ended),
-                "equal_groups": 1.0 - jnp.mean(differs),
-                "advantage_std": jnp.std(sample.advantage, where=sample.counts),
-            }
-        )
-        return sample, metrics
-
     def make_loss(state: LearnerState, frozen: Any) -> descent.Loss:
         hyperparameters = state.hyperparameters
         constant = hyperparameters.length_constant
 
-        def loss(params: Any, sample: _Sample) -> tuple[Array, dict[str, Array]]:
+        def loss(params: Any, sample: Sample) -> tuple[Array, dict[str, Array]]:
             answers, counts = sample.answers, sample.counts
             predicted = policy.predict(
                 params, frozen, sample.prompts, answers, hyperparameters.temperature
@@ -307,7 +135,7 @@ def make(
 
     def update(state: LearnerState, frozen: Any, batch: Batch) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
-        sample, metrics = prepare(state, frozen, batch)
+        sample, metrics = samples.prepare(policy, config, state, frozen, batch)
         remaining = 1.0 - state.updates * hyperparameters.annealing
         step_size = hyperparameters.learning_rate * jnp.maximum(remaining, 0.0)
 
@@ -315,7 +143,7 @@ def make(
             log_ratio, mask = terms["log_ratio"].ravel(), terms["mask"].ravel()
             return diagnostics.kl_k3(log_ratio, mask) <= hyperparameters.target_kl
 
-        def weigh(part: _Sample) -> Array:
+        def weigh(part: Sample) -> Array:
             return objective.weight(config.aggregation, part.counts).astype(jnp.float32)
 
         key, shuffle_key = jax.random.split(state.key)
@@ -333,7 +161,7 @@ def make(
             weigh=weigh if weighs else None,
             goes_on=None if hyperparameters.target_kl is None else is_near,
         )
-        predicted = predict(state, frozen, params, sample)
+        predicted = samples.predict(policy, config, state, frozen, params, sample)
         parts = objective.terms(
             config.aggregation,
             predicted.log_prob,
