@@ -69,18 +69,20 @@ def gate_diagnostics(
     # One reduction for all: a dozen would take longer, to compile above all.
     stacked = jnp.stack([x.astype(jnp.float32) for x in sampled.values()])
     averages = jnp.mean(stacked, axis=-1, where=where)
-    metrics = means(dict(zip(sampled, averages, strict=True)))
+    some = None if where is None else jnp.any(where)  # of none nothing is known
+    metrics = means(dict(zip(sampled, averages, strict=True)), some)
     approx_kl = metrics["approx_kl"]
-    metrics |= means({"effective_sample_size": effective_sample_size(w, where)})
+    metrics |= means({"effective_sample_size": effective_sample_size(w, where)}, some)
     metrics |= maxima(
         {
             "first_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(met_log_ratio[0, 0]))),
             "approx_kl_max": jnp.maximum(approx_kl, jnp.max(kl_k3(met_log_ratio, met_where))),
             "weight_max": jnp.max(w),
-        }
+        },
+        some,
     )
     spikes = {f"kl_spike_rate_{x}": approx_kl > x for x in KL_SPIKE_THRESHOLDS}
-    return metrics | means({name: x.astype(jnp.float32) for name, x in spikes.items()})
+    return metrics | means({name: x.astype(jnp.float32) for name, x in spikes.items()}, some)
 
 
 def k3(log_ratio: Array) -> Array:

@@ -31,7 +31,13 @@ class ChunkReport(NamedTuple):
     broken_at: Array
 
 
+_MANY = 10_000_000  # parameters
+
+
 def _is_finite(params: Any) -> Array:
+    leaves = jax.tree.leaves(params)
+    if sum(x.size for x in leaves) > _MANY:  # a copy of them all would be dear
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
     # One vector: an operation or two per layer would be slower, and take longer to compile.
     return jnp.all(jnp.isfinite(ravel_pytree(params)[0]))
 

@@ -30,7 +30,7 @@ def read(path: str | Path) -> list[str]:
     """
     path = Path(path).expanduser()
     found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         if path.suffix != ".jsonl":

@@ -57,6 +57,7 @@ def make(
     model: Model,
     prompts: Sequence[str],
     held_out: float,
+    eval_prompts: int,
     max_tokens: int,
     max_prompt_tokens: int,
     training: Training,
@@ -68,12 +69,13 @@ def make(
       model: decoder and tokeniser.
       prompts: texts, at least two.
       held_out: share of them that is not trained on.
+      eval_prompts: how many of those are kept for evaluation.
       max_tokens: of the longest answer.
       max_prompt_tokens: of the longest prompt, template included.
       training: what of the model is trained.
 
     Raises:
-      ValueError: a prompt is too long.
+      ValueError: a prompt is too long, or with an answer too long for the model.
     """
     tokenizer = Tokenizer.load(model.tokenizer_source)
     rows = [tokenizer.chat(prompt) for prompt in prompts]
@@ -83,6 +85,11 @@ def make(
             raise ValueError(f"a prompt of {len(row)} tokens: {limit}: {prompt[:60]!r}")
     longest = max(map(len, rows))
     longest += -longest % _MULTIPLE
+    if model.max_length is not None and longest + max_tokens > model.max_length:
+        raise ValueError(
+            f"{longest} tokens of a prompt and {max_tokens} of an answer: the model was made for "
+            f"{model.max_length}"
+        )
     train, rest = split(prompts, held_out)
 
     def padded(part: list[list[int]]) -> Prompts:
@@ -94,5 +101,6 @@ def make(
     )
     frozen = policy.freeze(model.params)
     world = World(name, padded(rows[: len(train)]), policy, frozen, None)
-    rest_rows = padded(rows[len(train) :])
+    rest = rest[:eval_prompts]
+    rest_rows = padded(rows[len(train) : len(train) + len(rest)])
     return TextWorld(world, tokenizer, train, rest, rest_rows, model, training)

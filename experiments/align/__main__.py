@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.align import building
+from experiments.align import building, page
 from experiments.align.plan import PROG, Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
@@ -46,6 +46,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     found = f": finished already, in {folder}" if finished else f" -> {folder}"
     Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
     if finished:
+        page.write_missing(folder, plan.curve_title)  # of a run that was killed at its very end
         return 0
     opened = _open(plan, folder)
     with opened.recorder:
@@ -96,6 +97,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
 
 def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
     """Trains, from the start or from where the run was; returns the exit status."""
+    from experiments.align import text_programs
     from experiments.record.run_folder import CHECKPOINTS
     from experiments.training.loop import Broken, Training
     from experiments.training.subject import Cell
@@ -119,6 +121,9 @@ def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
     except BadInput as error:
         flags.refuse(error)
     except Broken:
+        return EXIT_BROKEN
+    except text_programs.RewardFailed as error:
+        recorder.say(f"error: {error}; {go_on}")
         return EXIT_BROKEN
     except Interrupted as interrupted:
         recorder.say(f"stopped; {go_on}")

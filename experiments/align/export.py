@@ -54,6 +54,8 @@ def _save(args: Sequence[str]) -> int:
     params = decoder_policy.merge(text.training, loaded.params["actor"], model.params)
     try:
         weights.save(folder, model.architecture, params, model, dtype=options.dtype)
+    except ImportError as error:
+        raise BadInput(str(error)) from None
     except OSError as error:
         print(f"error: {folder}: {error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_KEPT

@@ -18,11 +18,12 @@ TEXT_WORLDS = ("smollm2", "model")
 # In which worlds a setting is read, if not in all.
 _READ_IN = {
     "problem": EXACT_WORLDS,
+    "model": ("model",),
     **dict.fromkeys(
         (
-            *("model", "prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
+            *("prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
             *("train", "num_last_layers", "lora_rank", "lora_alpha", "critic", "dtype", "remat"),
-            "eval_answers",
+            *("eval_prompts", "eval_answers"),
         ),
         TEXT_WORLDS,
     ),
@@ -51,7 +52,7 @@ class Options(RunOptions, _What):  # the fields of the last come first
     """Which problem of the world bandit, tree or tiny; seeds do not change it."""
     model: Annotated[str | None, tyro.conf.arg(metavar="PATH|NAME")] = None
     """A folder with safetensors, a GGUF file, or a repository in your hub cache, such as
-    Qwen/Qwen2.5-1.5B-Instruct. None: that of the world smollm2. Nothing is downloaded."""
+    Qwen/Qwen2.5-1.5B-Instruct, with world model. Nothing is downloaded."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Prompts, one a line, or JSON lines with a "prompt"; None: "Write one sentence about ...", of
     40 subjects. Some are held out, for evaluation."""
@@ -86,8 +87,10 @@ class Options(RunOptions, _What):  # the fields of the last come first
     """Answers (of one seed) between two lines of metrics; None: a hundredth of all."""
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="ANSWERS")] = None
     """Answers (of one seed) between two evaluations; None: a tenth of all."""
+    eval_prompts: Count = 32
+    """Held-out prompts of an evaluation, the first so many of them."""
     eval_answers: Count = 4
-    """Answers to each held-out prompt at an evaluation."""
+    """Answers to each of them at an evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,6 +63,12 @@ def _summary(folder: Path) -> dict[str, Any]:
     return content
 
 
+def write_missing(folder: Path, title: str) -> None:
+    """Writes the page of a finished run that has answers, if it is not there."""
+    if not (folder / ANSWERS_PAGE).exists() and answer_log.read(folder):
+        write(folder, title, "")
+
+
 def write(folder: Path, title: str, description: str) -> None:
     """Writes `answers.html` into the folder of a run that is finished."""
     write_atomically(folder / ANSWERS_PAGE, render(title, description, folder).encode())

@@ -47,7 +47,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_prompts": 8,
         "group_size": 4,
         "num_minibatches": 2,
-        "learning_rate": 1e-4,
     },
     "model": {"num_updates": 200, "num_prompts": 16, "group_size": 4, "microbatch_size": 4},
 }
@@ -151,15 +150,42 @@ def _method(name: str) -> Any:
         raise BadInput(f"--method {name}: unknown method; {error}") from None
 
 
-def _defaults(config_class: Any, world: str) -> Config:
-    """A method's defaults in a world: its own where they differ from the common ones."""
+# World -> part that is trained -> step size: the fewer parameters, the larger.
+_RATES = {
+    "smollm2": {"full": 1e-5, "last_layers": 1e-4, "lora": 1e-3},
+    "model": {"full": 1e-6, "last_layers": 1e-5, "lora": 1e-4},
+}
+
+
+def _own_settings(config_class: Any) -> dict[str, Any]:
+    """In what a method's defaults differ from the common ones."""
     common, own = Config(), config_class()
-    of_world = {
-        name: value
-        for name, value in DEFAULTS[world].items()
-        if getattr(own, name) == getattr(common, name)
+    return {
+        field.name: getattr(own, field.name)
+        for field in dataclasses.fields(common)
+        if getattr(own, field.name) != getattr(common, field.name)
     }
+
+
+def _defaults(config_class: Any, world: str, part: str) -> Config:
+    """A method's defaults in a world: its own where they differ from the common ones."""
+    own = config_class()
+    wanted = dict(DEFAULTS[world])
+    if world in _RATES:
+        wanted["learning_rate"] = _RATES[world].get(part, own.learning_rate)
+    of_world = {k: x for k, x in wanted.items() if k not in _own_settings(config_class)}
     return dataclasses.replace(own, **of_world)
+
+
+def _with_whole_paths(options: Options) -> Options:
+    """The options as they hold from another folder, too."""
+    paths = {name: getattr(options, name) for name in ("model", "prompts")}
+    found = {
+        name: str(Path(path).expanduser().resolve())
+        for name, path in paths.items()
+        if path is not None and Path(path).expanduser().exists()
+    }
+    return dataclasses.replace(options, **found)
 
 
 def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Plan:
@@ -184,7 +210,15 @@ def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Pl
         return value
 
     method, world = chosen("method", "rgpo"), chosen("world", "bandit")
+    part = chosen("train", "last_layers")
     config_class = _method(method).Config
+    stored_method = from_file.get("method", method)
+    if isinstance(stored_method, str) and stored_method.replace("-", "_") != method.replace(
+        "-", "_"
+    ):
+        # What makes a method what it is does not come from another's run.
+        made_of = {name for m in methods.NAMES for name in _own_settings(_method(m).Config)}
+        from_file = {name: x for name, x in from_file.items() if name not in made_of}
     if world not in WORLDS:
         raise BadInput(f"--world {world}: expected one of {', '.join(WORLDS)}")
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
@@ -192,8 +226,9 @@ def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Pl
     elsewhere = {f.name for m in methods.NAMES for f in dataclasses.fields(_method(m).Config)}
     file_args = flags.as_arguments(from_file, source, known, elsewhere)
     what = "Align a language model, or a small one whose every answer is known."
-    default = _defaults(config_class, world)
-    plan = Plan(*flags.read_pair(Options(), default, [*file_args, *args], PROG, what))
+    default = _defaults(config_class, world, part)
+    options, config = flags.read_pair(Options(), default, [*file_args, *args], PROG, what)
+    plan = Plan(_with_whole_paths(options), config)
     if stored:
         folder = Path(str(plan.options.out)).expanduser()
         refuse_other_settings(stored, plan.options, plan.config, folder)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.align import trained
+from experiments.cli.flags import BadInput
 from rgpo_jax.language import decoder_policy, sampler
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder_policy import Prompts
@@ -36,7 +37,10 @@ def answer(
     loaded = trained.load(folder, "--run")
     text, options = loaded.text, loaded.plan.options
     model, tokenizer = text.model, text.tokenizer
-    rows, masks = tokenizer.pad_left([tokenizer.chat(prompt) for prompt in prompts])
+    try:
+        rows, masks = tokenizer.pad_left([tokenizer.chat(prompt) for prompt in prompts])
+    except ValueError as error:
+        raise BadInput(f"--prompt: {error}") from None
     asked = Prompts(jnp.asarray(rows), jnp.asarray(masks))
     if stochastic:
         asked = jax.tree.map(lambda x: jnp.repeat(x, num_answers, axis=0), asked)

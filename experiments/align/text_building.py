@@ -1,6 +1,7 @@
 """Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,21 @@ class Prepared:
         page.write(self.folder, self.plan.curve_title, self.description)
 
 
-def load_world(options: Options) -> TextWorld:
-    """The model that the options name, with its prompts.
+def read_prompts(options: Options) -> list[str]:
+    """The prompts that the options name; BadInput where they cannot be read."""
+    file = options.prompts
+    try:
+        return prompts.standard() if file is None else prompts.read(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"--prompts {file}: {reason}") from None
+
+
+def load_world(options: Options, texts: Sequence[str]) -> TextWorld:
+    """The model that the options name, with prompts.
 
     Raises:
-      BadInput: model or prompts cannot be read.
+      BadInput: the model cannot be read, or a prompt is too long for it.
     """
     import jax
 
@@ -80,13 +91,9 @@ def load_world(options: Options) -> TextWorld:
         None if on_cpu else 1024,
         options.remat,
         dtype,
+        # What two programs compute in TF32 or bfloat16 is not equal to the digit.
+        recompute=not on_cpu,
     )
-    try:
-        file = options.prompts
-        texts = prompts.standard() if file is None else prompts.read(file)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"--prompts {options.prompts}: {reason}") from None
     try:
         path = weights.find_smollm2() if options.model is None else weights.find(options.model)
         # What is not trained is kept in the precision of the arithmetic.
@@ -96,6 +103,7 @@ def load_world(options: Options) -> TextWorld:
             model,
             texts,
             options.held_out,
+            options.eval_prompts,
             options.max_tokens,
             options.max_prompt_tokens,
             training,
@@ -127,13 +135,17 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
     """
     import jax
 
-    from experiments.align.text_programs import Judge
+    from experiments.align.text_programs import Judge, RewardFailed
 
     options = plan.options
     judge = Judge(options.reward, _reward(options.reward, "--reward"))
     if options.gold is not None:
         judge = judge._replace(gold_name=options.gold, gold=_reward(options.gold, "--gold"))
-    world = load_world(options)
+    try:
+        judge.score(["Say hello."], ["Hello!"])  # now rather than after the model is compiled
+    except RewardFailed as error:
+        raise BadInput(str(error)) from None
+    world = load_world(options, read_prompts(options))
     agent = building.make_agent(plan, world.world)
     frozen, init = world.world.frozen, world.world.policy.init
     has_critic = plan.config.baseline == "value"

@@ -14,18 +14,22 @@ from envs.language.rewards import TextReward
 from envs.language.text import TextWorld
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
-from experiments.cli.flags import BadInput
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout
 from experiments.training.programs import Programs, empty_progress, memory_of
-from rgpo_jax.language import kl
+from rgpo_jax.language import kl, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.samples import Batch
+from rgpo_jax.language.state import LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.train import Progress
 
 _EVALUATION_STREAM = 0xE7A1  # folded into the seed's key: evaluation shares no key with training
+
+
+class RewardFailed(Exception):
+    """A user's reward raised something, or gave what is no reward."""
 
 
 class Judge(NamedTuple):
@@ -47,7 +51,7 @@ class Judge(NamedTuple):
         """Rewards and gold rewards [n].
 
         Raises:
-          BadInput: one of them does not give n numbers.
+          RewardFailed: one of them does not give n numbers.
         """
         try:
             scores = rewards.score(f"--reward {self.name}", self.reward, prompts, answers)
@@ -55,7 +59,7 @@ class Judge(NamedTuple):
                 return scores, None
             return scores, rewards.score(f"--gold {self.gold_name}", self.gold, prompts, answers)
         except ValueError as error:
-            raise BadInput(str(error)) from None
+            raise RewardFailed(str(error)) from None
 
 
 class _Evaluated(NamedTuple):
@@ -102,14 +106,14 @@ class TextPrograms(Programs):
         init = jax.jit(agent.init).trace(key, shapes[0])
         self._init_key, state = key, init.out_info
 
-        def sample(state: AgentState, frozen: Any, prompts: Any) -> Any:
+        def sample(learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any) -> Any:
+            # It returns nothing that it was given, which would be a copy of the parameters.
+            state = AgentState(LearnerState(**learner), prompt_key, key)
             which = prompts_of_update(
-                state.prompt_key,
-                state.learner.updates,
-                agent.config.num_prompts,
-                len(text.prompts),
+                prompt_key, state.learner.updates, agent.config.num_prompts, len(text.prompts)
             )
-            return agent.sample(state, frozen, prompts), which
+            after, asked, answers = agent.sample(state, frozen, prompts)
+            return after.key, asked, answers, which
 
         def update(
             state: AgentState, frozen: Any, batch: Batch, progress: Progress, host: Any
@@ -120,8 +124,8 @@ class TextPrograms(Programs):
             one = one.take(updates, state.learner.params, metrics | means(host))
             return state, jax.tree.map(lambda x: x[None], one)
 
-        sampling = jax.jit(sample).lower(state, *shapes)
-        (_, asked, answers), _ = sampling.out_info
+        sampling = jax.jit(sample).lower(*self._sampled_with(state), *shapes)
+        _, asked, answers, _ = sampling.out_info
         scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
         batch = Batch(asked, answers, scores)
         names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
@@ -145,15 +149,22 @@ class TextPrograms(Programs):
         policy, learner = self._agent.policy, state.learner
         temperature = learner.hyperparameters.temperature
         answers = policy.sample(learner.params, frozen, prompts, key, temperature)
-        encoded = policy.encode(frozen, prompts, answers)
-        predicted = policy.predict(learner.params, frozen, encoded, answers, temperature)
-        reference = policy.reference(frozen, encoded, answers, temperature)
-        m = jnp.where(answers.mask, predicted.log_prob - reference, 0.0)
+
+        def judged(part: tuple) -> tuple:
+            encoded = policy.encode(frozen, *part)
+            predicted = policy.predict(learner.params, frozen, encoded, part[1], temperature)
+            reference = policy.reference(frozen, encoded, part[1], temperature)
+            return predicted.log_prob, predicted.entropy, reference
+
+        log_prob, entropy, reference = samples.in_parts(
+            judged, (prompts, answers), self._agent.config.microbatch_size
+        )
+        m = jnp.where(answers.mask, log_prob - reference, 0.0)
         return _Evaluated(
             answers,
             jnp.sum(kl.k1(m), axis=-1),
             jnp.sum(jnp.where(answers.mask, kl.k3(m), 0.0), axis=-1),
-            jnp.mean(predicted.entropy, axis=-1, where=answers.mask),
+            jnp.mean(entropy, axis=-1, where=answers.mask),
         )
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
@@ -163,14 +174,21 @@ class TextPrograms(Programs):
             memory_of(program.result()) for program in (self._update, self._sample)
         )
 
+    @staticmethod
+    def _sampled_with(state: AgentState) -> tuple[dict[str, Any], Any, Any]:
+        """What sampling reads of a state: not the optimiser's, which is twice the parameters."""
+        return {**state.learner._asdict(), "optimizer_state": None}, state.prompt_key, state.key
+
     def advance(
         self, states: AgentState, progress: Progress, num_updates: int
     ) -> tuple[AgentState, Progress]:
+        self.initial_states = None  # its memory is the update's to reuse
         for _ in range(num_updates):
             begun = time.perf_counter()
-            (states, asked, answers), which = self._sample.result()(
-                states, self._frozen, self._prompts
+            key, asked, answers, which = self._sample.result()(
+                *self._sampled_with(states), self._frozen, self._prompts
             )
+            states = states._replace(key=key)
             number = int(jnp.sum(answers.mask))
             rate = number / (time.perf_counter() - begun)
             self.remark = f"{rate:,.0f} tokens/s sampled"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from envs.language import prompts
 from envs.language.text import TextWorld
 from experiments.align import building, text_building
 from experiments.align.plan import Plan, read_plan
@@ -48,7 +49,8 @@ def load(folder: str, flag: str) -> Trained:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
     if plan.is_exact:
         raise BadInput(f"{flag} {folder}: the world {plan.options.world} has no language")
-    text = text_building.load_world(plan.options)
+    # Which prompts it was trained on is of no concern to who asks it others.
+    text = text_building.load_world(plan.options, prompts.standard())
     agent = building.make_agent(plan, text.world)
     frozen = text.world.frozen
     like = jax.eval_shape(

@@ -55,10 +55,11 @@ class Config(Checked):
     """Weight of the KL to the reference (beta)."""
     kl: Literal["reward", "published", "direct"] = "reward"
     """Where it enters. reward: each token's reward is reduced by it, of the policy that sampled;
-    with k1 the gradient is that of KL(pi || ref), exactly. published: in the loss, as GRPO
-    published it; with k3 its gradient is that of KL(ref || pi), with k2 that of KL(pi || ref), and
-    with k1 it is 0 on average. direct: in the loss, times the ratio to the policy that sampled;
-    with k1 and k3 its gradient is that of KL(pi || ref)."""
+    with k1 the gradient is that of KL(pi || ref) of whole answers, exactly. published: in the loss,
+    as GRPO published it; with k3 its gradient is that of KL(ref || pi), with k2 that of KL(pi ||
+    ref), and with k1 it is 0 on average. direct: in the loss, times the ratio to the policy that
+    sampled; with k1 and k3 its gradient is that of KL(pi || ref). In the loss these are of whole
+    answers where there is one ratio an answer; else of each token, where it was chosen."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of a token, with d = log ref - log pi. k1: -d. k2: d^2 / 2. k3: e^d - 1 - d. In the reward,
     k2 and k3 have the gradient of no divergence."""
@@ -120,6 +121,12 @@ class Config(Checked):
             raise ConfigError(
                 "length_constant", f"{self.length_constant}: goes with aggregation token_sum"
             )
+        if self.baseline == "value" and not hasattr(self, "gae_lambda"):
+            raise ConfigError("baseline", "value: goes with a method that has a critic, ppo")
+        if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
+            raise ConfigError("kl_horizon", f"{self.kl_horizon}: goes with kl_target")
+        if self.kl_target is not None:
+            self._check_adaptation()
         if self.baseline == "value" and self.scale == "group":
             raise ConfigError("scale", "group: expected none or batch with baseline value")
         if self.baseline == "value" and self.drop_equal_groups:
@@ -127,6 +134,17 @@ class Config(Checked):
         if self.num_updates * self.batch_size >= 2**31:
             raise ConfigError(
                 "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
+            )
+
+    def _check_adaptation(self) -> None:
+        if self.kl_coefficient == 0:
+            raise ConfigError(
+                "kl_target", f"{self.kl_target}: expected None with kl_coefficient 0, which stays 0"
+            )
+        if self.kl_horizon < self.batch_size:
+            raise ConfigError(
+                "kl_horizon",
+                f"{self.kl_horizon}: expected at least an update's {self.batch_size} answers",
             )
 
     def _why_groups(self) -> str:

@@ -55,7 +55,9 @@ class Training:
         model of its own, of which the same part is trained ("separate").
       chunk_size: tokens whose logits exist at a time; None: of all.
       remat: compute the activations of layers anew for their gradient.
-      dtype: of the arithmetic; what is trained stays in float32.
+      dtype: of the arithmetic; what is trained stays in float32. Changes of a parameter that are
+        below the resolution of its type have no effect yet.
+      recompute: see `Policy.recomputes`; in float32 on a CPU there is no need.
     """
 
     part: Literal["full", "last_layers", "lora"] = "full"
@@ -66,6 +68,7 @@ class Training:
     chunk_size: int | None = None
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    recompute: bool = False
 
 
 def merge(training: Training, actor: Any, reference: Any) -> Any:
@@ -227,5 +230,6 @@ def make(
             )
         return read_out(frozen, states, answers, temperature)[0]
 
-    policy = Policy(init, sample, predict, reference, max_tokens)
+    again = training.recompute or training.dtype != "float32"
+    policy = Policy(init, sample, predict, reference, max_tokens, recomputes=again)
     return policy._replace(encode=encode, freeze=freeze) if part == "last_layers" else policy

@@ -12,6 +12,10 @@ GRPO, arXiv 2402.03300, has k3 with the gradient of the reverse KL):
     k2         of no divergence       KL(pi || ref)         E_pi[d^2 / 2]
     k3         KL(pi||ref)-KL(ref||pi)  KL(ref || pi)       KL(pi || ref)
     =========  =====================  ====================  =========================
+
+In the reward these are divergences of whole answers. In the loss they are where there is one ratio
+an answer; with a ratio a token they are those of each token's distribution, at the states that were
+visited: what a token does to later states is not in them.
 """
 
 import jax

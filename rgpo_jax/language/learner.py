@@ -1,5 +1,6 @@
 """The update step of answers: advantages, then the same descent over minibatches as control's."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rgpo_jax import descent, diagnostics
-from rgpo_jax.gates import DUAL_CONSTRUCTORS, Gate
+from rgpo_jax.gates import Gate
 from rgpo_jax.language import objective, samples
 from rgpo_jax.language.config import Config
 from rgpo_jax.language.policy import Policy
@@ -21,7 +22,6 @@ from rgpo_jax.tunable import Tunable, as_tunable
 Array = jax.Array
 
 _LARGEST_CHANGE = 0.2  # of the adaptive coefficient, as a share of n / horizon (Ziegler et al.)
-_DUAL_FORMULAS = {constructor().function for constructor in DUAL_CONSTRUCTORS.values()}
 
 
 class Learner(NamedTuple):
@@ -48,8 +48,8 @@ def adam(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTran
 
 
 def is_dual(gate: Tunable) -> bool:
-    """Whether a gate is one of two ratios."""
-    return gate.function in _DUAL_FORMULAS
+    """Whether a gate is one of two ratios: it has an argument `log_ratio_ref`."""
+    return "log_ratio_ref" in inspect.signature(gate.function).parameters
 
 
 def make(
@@ -57,7 +57,6 @@ def make(
     config: Config,
     gate: Gate,
     optimizer: Callable[[Hyperparameters, Any], optax.GradientTransformation] = adam,
-    is_dual_gate: bool | None = None,
 ) -> Learner:
     """Builds the update step of answers.
 
@@ -69,13 +68,12 @@ def make(
     Args:
       policy: what answers.
       config: settings.
-      gate: function (log_ratio, advantage) -> g, or a dual gate, (log_ratio, advantage,
-        log_ratio_ref) -> g.
+      gate: function (log_ratio, advantage) -> g, or of two ratios, (log_ratio, advantage,
+        log_ratio_ref) -> g; which it is, the name of its third argument says.
       optimizer: (hyper-parameters, step size) -> optax's transformation.
-      is_dual_gate: whether the gate is of two ratios; None: whether it is one of `gates`'.
     """
     gate = as_tunable(gate)
-    dual = is_dual(gate) if is_dual_gate is None else is_dual_gate
+    dual = is_dual(gate)
     has_critic = config.baseline == "value"
     # Where answers may differ in weight: else a mean over minibatches of equal size is exact.
     weighs = config.aggregation == "token_mean" or config.drop_equal_groups

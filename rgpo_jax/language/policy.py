@@ -60,6 +60,8 @@ class Policy(NamedTuple):
       encode: (frozen, prompts, answers) -> encoded prompts, arrays [n, ...]: what policy and
         reference have in common, computed once an update, such as the states of a trunk that is
         not trained.
+      recomputes: whether `predict` says the old log-probabilities anew, since the sampler's are not
+        equal to them, as in low precision; by how much they differ is then a metric.
       freeze: reference parameters -> `frozen`: with what sampling reads of them, if that is laid
         out in another way; called once a run.
     """
@@ -71,3 +73,4 @@ class Policy(NamedTuple):
     max_tokens: int
     encode: Callable[[Any, Any, Answers], Any] = prompts_as_they_are
     freeze: Callable[[Any], Any] = freeze_as_it_is
+    recomputes: bool = False

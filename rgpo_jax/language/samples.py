@@ -12,7 +12,7 @@ from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.config import Config
 from rgpo_jax.language.policy import Policy, Prediction
 from rgpo_jax.language.state import LearnerState
-from rgpo_jax.metrics import Metrics, means
+from rgpo_jax.metrics import Metrics, maxima, means
 
 Array = jax.Array
 
@@ -128,6 +128,20 @@ def prepare(
         (batch.prompts, answers),
         config.microbatch_size,
     )
+    metrics = means({})
+    if policy.recomputes:
+        said = in_parts(
+            lambda part: (
+                policy.predict(
+                    state.params, frozen, part[0], part[1], hyperparameters.temperature
+                ).log_prob
+            ),
+            (prompts, answers),
+            config.microbatch_size,
+        )
+        deviation = jnp.abs(jnp.expm1(jnp.where(mask, said - answers.log_prob, 0.0)))
+        metrics |= maxima({"sampler_ratio_deviation": jnp.max(deviation)})
+        answers = answers._replace(log_prob=jnp.where(mask, said, 0.0))
     log_prob_ref = in_parts(
         lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),
         (prompts, answers),
@@ -161,7 +175,7 @@ def prepare(
         kept = jnp.broadcast_to(differs, grouped).reshape(-1, 1)
         sample = sample._replace(counts=mask & kept)
     length = jnp.sum(mask, axis=-1)
-    metrics = means(
+    metrics |= means(
         {
             "sampled_reward": jnp.mean(batch.reward),
             "kl_ref_k1": jnp.mean(jnp.sum(log_ratio_ref, axis=-1)),
@@ -170,7 +184,8 @@ def prepare(
             "answer_length": jnp.mean(length),
             "answers_ended": jnp.mean(answers.ended),
             "equal_groups": 1.0 - jnp.mean(differs),
-            "advantage_std": jnp.std(sample.advantage, where=sample.counts),
         }
     )
+    spread = jnp.std(sample.advantage, where=sample.counts)
+    metrics |= means({"advantage_std": spread}, weight=jnp.any(sample.counts))
     return sample, metrics

@@ -50,7 +50,7 @@ def make(vocabulary: int, length: int, end_id: int | None = None) -> Policy:
     def init(key: Array, frozen: Any, critic: bool) -> Any:
         del key
         logits = frozen["logits"]
-        params = {"actor": logits}
+        params = {"actor": jnp.array(logits)}  # a copy: who donates it keeps the reference
         return params | {"critic": jnp.zeros(logits.shape[:-1])} if critic else params
 
     def sample(params: Any, frozen: Any, prompts: Array, key: Array, temperature: Any) -> Answers:

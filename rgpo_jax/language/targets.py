@@ -11,6 +11,7 @@ KL(pi || q), and 1 - q / pi for KL(q || pi), which is what GRPO's published loss
 float64; nothing here is shared with the update step but the gate.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -45,8 +46,23 @@ def expected_group_advantage(policy: np.ndarray, reward: np.ndarray, group_size:
       ValueError: there are too many such cases.
     """
     levels, which = np.unique(reward, return_inverse=True)
+    counts, ways, advantage = _groups(tuple(levels.tolist()), group_size)
     mass = np.bincount(which, weights=policy, minlength=len(levels))
-    others = group_size - 1
+    probability = ways * np.prod(np.power(mass, counts), axis=1)
+    return (probability @ advantage)[which]
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(
+    levels: tuple[float, ...], group_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rewards the others of a group may have.
+
+    Returns:
+      How many of them have each [cases, levels]; in how many ways [cases]; and the advantage that
+      an answer of each reward then has [cases, levels].
+    """
+    others, own = group_size - 1, np.array(levels)
     if math.comb(others + len(levels) - 1, others) > _MOST_COMPOSITIONS:
         raise ValueError(f"groups of {group_size} with {len(levels)} rewards are too many cases")
     counts = np.array(
@@ -57,16 +73,11 @@ def expected_group_advantage(policy: np.ndarray, reward: np.ndarray, group_size:
     ).reshape(-1, len(levels))
     factorials = np.array([math.factorial(i) for i in range(group_size)], np.float64)
     ways = factorials[others] / factorials[counts].prod(axis=1)
-    probability = ways * np.prod(np.power(mass, counts), axis=1)
-    expected = np.empty(len(levels))
-    for level, own in enumerate(levels):
-        total = counts.copy()
-        total[:, level] += 1
-        mean = total @ levels / group_size
-        variance = np.maximum(total @ np.square(levels) / group_size - np.square(mean), 0.0)
-        std = np.sqrt(np.where(variance > 1e-14, variance, np.inf))
-        expected[level] = probability @ ((own - mean) / std)
-    return expected[which]
+    mean = ((counts @ own)[:, None] + own) / group_size
+    squares = ((counts @ np.square(own))[:, None] + np.square(own)) / group_size
+    variance = np.maximum(squares - np.square(mean), 0.0)
+    std = np.sqrt(np.where(variance > 1e-14, variance, np.inf))
+    return counts, ways, (own - mean) / std
 
 
 def settle(
@@ -105,8 +116,9 @@ def stationary_policy(
 ) -> np.ndarray | None:
     """Where a method settles in an enumerated world; None where that is not known.
 
-    With the KL in the reward, an answer's advantage is 0 for all answers at q exp(R / beta) / Z,
-    so that every gate and every scale stands still there. Without a KL there is no interior
+    With the KL in the reward, an answer's advantage is the same for all answers at
+    q exp(R / beta) / Z, and 0 with a baseline of the prompt, so that every gate and every scale
+    stands still there. Without a KL there is no interior
     policy to settle at. With the KL in the loss it is worked out for methods with one ratio an
     answer (or one token an answer).
 
@@ -128,7 +140,9 @@ def stationary_policy(
     reference, reward = np.asarray(reference, np.float64), np.asarray(reward, np.float64)
     reference = reference / reference.sum(axis=-1, keepdims=True)
     if config.kl == "reward":
-        return gibbs(reference, reward, beta) if config.kl_estimator == "k1" else None
+        # Else advantages there are the same for all answers, but not 0, and the gate weighs them.
+        rests = not is_dual or config.baseline not in ("none", "batch")
+        return gibbs(reference, reward, beta) if config.kl_estimator == "k1" and rests else None
     if config.drop_equal_groups or (config.scale == "batch" and config.baseline != "none"):
         return None
     reversed_kl = (config.kl, config.kl_estimator) == ("published", "k3")
@@ -158,7 +172,7 @@ def stationary_policy(
     try:
         with jax.enable_x64(True):
             settled = [of_prompt(q, r) for q, r in zip(reference, reward, strict=True)]
-    except ValueError:
+    except (ValueError, ArithmeticError):
         return None
     return np.stack(settled)
 
