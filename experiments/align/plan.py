@@ -41,7 +41,7 @@ _EXACT = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bandit": {**_EXACT, "kl_coefficient": 1.0},
     "tree": {**_EXACT, "kl_coefficient": 0.2},
-    "tiny": {**_EXACT, "num_updates": 500, "learning_rate": 5e-4, "kl_coefficient": 0.2},
+    "tiny": {**_EXACT, "num_updates": 200, "learning_rate": 1e-4, "kl_coefficient": 0.5},
     "smollm2": {
         "num_updates": 30,
         "num_prompts": 8,
@@ -180,7 +180,7 @@ def _defaults(config_class: Any, world: str, part: str) -> Config:
 def _with_whole_paths(options: Options) -> Options:
     """The options as they hold from another folder, too."""
     paths = {name: getattr(options, name) for name in ("model", "prompts")}
-    found = {
+    found: dict[str, Any] = {
         name: str(Path(path).expanduser().resolve())
         for name, path in paths.items()
         if path is not None and Path(path).expanduser().exists()
