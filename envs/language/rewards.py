@@ -61,7 +61,8 @@ def score(
     try:
         scores = np.asarray(reward(list(prompts), list(answers)), np.float32)
     except Exception as error:
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())  # of one line
+        raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error
     if scores.shape != (len(answers),) or not np.all(np.isfinite(scores)):
         shape = f"shape {scores.shape}" if scores.shape != (len(answers),) else "NaN or infinity"
         raise ValueError(f"{name}: expected {len(answers)} finite numbers, got {shape}")

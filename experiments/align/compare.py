@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,9 +69,9 @@ ROWS: dict[str, tuple[str, ...]] = {
 # Flags that each row has by itself, or that this program gives.
 _OWN = ("--method", "--out", "--overwrite", "--resume")
 # World -> evaluations of a row: points of its line. They are exact, and cost most in tiny.
-_EVALUATIONS = {"bandit": 100, "tree": 100, "tiny": 25}
+_EVALUATIONS = {"bandit": 1000, "tree": 1000, "tiny": 10}
 _SIZE = 2**24  # bytes of what is written beside the rows, at most
-_NO_TARGET, _UNKNOWN = "no interior target", "not known"
+_NO_TARGET, _UNKNOWN = "no interior target", "not known"  # of the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> int:
         except BadInput as error:
             flags.refuse(error)
         except Interrupted as interrupted:
-            print("stopped; the same command with --out goes on", file=sys.stderr)
+            print("stopped; what was trained is kept: the same --out goes on", file=sys.stderr)
             return interrupted.exit_status
 
 
@@ -161,6 +162,11 @@ def _compare(
                     broken.append(row)
                     continue
                 if status != 0:
+                    say(
+                        f"{heading}: stopped, see its run.log; go on with: {PROG} "
+                        f"{shlex.join(_go_on(args, folder))}",
+                        markup=False,
+                    )
                     return status
             results.append(read_result(folder / row, row, plan.config.kl_coefficient > 0))
             took = "finished already" if finished else f"{time.monotonic() - begun:.0f} s"
@@ -234,6 +240,11 @@ def _train(row: str, options: Options, passed: Sequence[str], folder: Path) -> i
         return program.main(_arguments(row, options, passed, folder))
 
 
+def _go_on(args: Sequence[str], folder: Path) -> list[str]:
+    """The flags, with the folder if they did not name it."""
+    return [*args, *(["--out", str(folder)] if flags.peek("--out", args) is None else [])]
+
+
 def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
 
@@ -266,7 +277,8 @@ class Result:
     def describe(self) -> str:
         reward, kl = self.reward[-1].mean(), self.kl[-1].mean()
         if self.distance is None:
-            return f"reward {reward:.3f}, KL {kl:.3f}, target {self.target}"
+            target = "target not known" if self.has_kl else _NO_TARGET
+            return f"reward {reward:.3f}, KL {kl:.3f}, {target}"
         return f"reward {reward:.3f}, KL {kl:.3f}, target distance {self.distance.mean():.4f}"
 
 
@@ -508,59 +520,102 @@ def draw(results: Sequence[Result], frontier: Frontier, world: str) -> bytes:
     from experiments.record.curve import png
 
     number = results[0].reward.shape[1]
-    figure = Figure(figsize=(12.5, 5.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 5.4), dpi=100, layout="constrained")
     whole, missing = figure.subplots(1, 2)
-    largest = max(float(result.kl.max()) for result in results)
-    inverse = np.exp(np.linspace(-12, 16, 2000))
-    kl, reward = frontier.at(inverse)
+    largest = 1.05 * max(float(result.kl.max()) for result in results)
+    kl, reward = frontier.at(np.exp(np.linspace(-12, 16, 2000)))
     end_kl, end_reward = frontier.end
-    whole.plot(
-        [0, *kl, end_kl, max(largest, end_kl)],
-        [frontier.origin, *reward, *[end_reward] * 2],
-        color="black",
-        linewidth=2.2,
-        zorder=1,
-    )
-    handles = [Line2D([], [], color="black", linewidth=2.2, label="exact frontier")]
+    x = [0, *kl, end_kl, max(largest, end_kl)]
+    y = [frontier.origin, *reward, end_reward, end_reward]
+    black: Any = {"color": "black", "linewidth": 2.2}
+    whole.plot(x, y, zorder=1, **black)
+    handles = [Line2D([], [], label="exact frontier", **black)]
+    ends = []
     for result in results:
         look = _look(result)
-        # Each row begins at the reference.
-        kls = np.vstack([np.zeros(number), np.maximum(result.kl, 0.0)])
-        rewards = np.vstack([np.full(number, frontier.origin), result.reward])
-        gaps = np.maximum(frontier.reward_at(kls) - rewards, _SMALLEST_GAP)
-        for axes, values, first in ((whole, rewards, 0), (missing, gaps, 1)):
-            axes.plot(kls[first:], values[first:], linewidth=0.5, alpha=0.3, **look)
-            mean_kl, mean = kls[first:].mean(axis=1), values[first:].mean(axis=1)
-            axes.plot(mean_kl, mean, linewidth=1.5, alpha=0.9, **look)
-            axes.plot(
-                mean_kl[-1:],
-                mean[-1:],
-                marker=_marker(result),
-                markersize=7,
-                markeredgecolor="white",
-                markeredgewidth=0.8,
-                zorder=5,
-                **look,
-            )
-        handles.append(Line2D([], [], marker=_marker(result), label=result.row, **look))
+        kls = np.maximum(result.kl, 0.0)
+        gaps = np.maximum(frontier.reward_at(kls) - result.reward, 0.0)  # rewards are in float32
+        whole.plot(kls, result.reward, linewidth=0.4, alpha=0.25, **look)
+        for axes, values in ((whole, result.reward), (missing, gaps)):
+            mean_kl, mean = kls.mean(axis=1), values.mean(axis=1)
+            axes.plot(mean_kl, mean, linewidth=1.4, alpha=0.9, **look)
+            axes.plot(mean_kl[-1:], mean[-1:], zorder=5, **_mark(result), **look)
+        ends.append((result.row, kls[-1].mean(), result.reward[-1].mean()))
+        handles.append(Line2D([], [], label=result.row, **_mark(result), **look))
     for axes in (whole, missing):
         axes.set_xscale("function", functions=(_root, np.square))
-        axes.set_xlim(0, largest * 1.05)
-        axes.set_xticks([tick for tick in _TICKS if tick <= largest * 1.05])
+        axes.set_xlim(0, largest)
+        ticks = [tick for tick in _TICKS if tick <= largest]
+        ticks = [b for a, b in zip([-1, *ticks], ticks, strict=False) if _are_apart(a, b, largest)]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("KL(pi || ref) of whole answers, nats (square root scale)")
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-    missing.set_yscale("log")
+    missing.set_yscale("symlog", linthresh=_LINEAR, linscale=0.4)
+    missing.set_ylim(bottom=-_LINEAR / 20)
+    whole.set_ylim(top=float(frontier.reward_at(largest)) + 0.03 * (end_reward - frontier.origin))
     whole.set_ylabel("expected reward")
     missing.set_ylabel("reward below the frontier at the same KL")
-    figure.suptitle(f"{world}: {_seeds(number)}")
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    each = "the seed" if number == 1 else f"thick: mean over {number} seeds, thin: each of them"
+    whole.set_title(f"{each}; marked: the end of training", fontsize=9)
+    missing.set_title(f"what is missing; linear below {_LINEAR:g}", fontsize=9)
+    figure.suptitle(f"Alignment methods on {world}; dashed: without a KL term", fontsize=12)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    _label(whole, ends)
     return png(figure)
 
 
-_SMALLEST_GAP = 1e-6  # of reward in float32
+_LINEAR = 1e-3  # of reward: smaller ones are drawn on a linear scale, down to 0
 _TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30)
 _MARKERS = "osD"
+_NEAR = 0.03  # of the panel: ends so near to each other share a label
+
+
+def _label(axes: Any, ends: Sequence[tuple[str, float, float]]) -> None:
+    """Names of rows at the ends of their lines, those of neighbours together, below the lines."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    to_panel = axes.transData + axes.transAxes.inverted()
+    groups: list[tuple[np.ndarray, list[str]]] = []
+    for row, x, y in sorted(ends, key=lambda end: end[1]):
+        place = to_panel.transform((x, y))
+        for where, names in groups:
+            if np.hypot(*(place - where)) < _NEAR:
+                names.append(row)
+                break
+        else:
+            groups.append((place, [row]))
+    taken: list[Any] = []
+    look: Any = {"transform": axes.transAxes, "zorder": 6}
+    for place, names in reversed(groups):  # from the right, where there is room below
+        is_right = place[0] > 0.8
+        x, y = place + ((0.0, -0.2) if is_right else (0.11, -0.08))
+        lines, side = (
+            "\n".join(textwrap.wrap(_together(names), 24)),
+            "right" if is_right else "left",
+        )
+        text = axes.text(x, y, lines, ha=side, va="top", fontsize=7.5, **look)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0})
+        while any(text.get_window_extent().overlaps(box) for box in taken) and y > 0.05:
+            y -= 0.015
+            text.set_position((x, y))
+        taken.append(text.get_window_extent())
+        axes.plot([place[0], x], [place[1], y], color="#606060", linewidth=0.5, **look)
+    figure.set_layout_engine("none")  # labels stay where they were put
+
+
+def _together(names: Sequence[str]) -> str:
+    """Names in a list; all five of RGPO's are one."""
+    duals = [row for row in ROWS if row.startswith("rgpo")]
+    if set(duals) <= set(names):
+        order = sorted({*names} - {*duals}, key=[*ROWS].index)
+        return ", ".join([*order, "rgpo (all five)"])
+    return ", ".join(sorted(names, key=[*ROWS].index))
+
+
+def _are_apart(a: float, b: float, largest: float) -> bool:
+    """Whether two ticks have room for their numbers."""
+    return a < 0 or math.sqrt(b / largest) - math.sqrt(a / largest) > 0.045
 
 
 def _root(x: np.ndarray) -> np.ndarray:
@@ -574,8 +629,10 @@ def _look(result: Result) -> Mapping[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": "-" if result.has_kl else "--"}
 
 
-def _marker(result: Result) -> str:
-    return _MARKERS[[*ROWS].index(result.row) // 7]
+def _mark(result: Result) -> Mapping[str, Any]:
+    """Of the last point."""
+    marker = _MARKERS[[*ROWS].index(result.row) // 7]
+    return {"marker": marker, "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.8}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ def render(title: str, description: str, folder: Path) -> str:
         _mean([answers[number] for answers in by_prompt.values() if number in answers])
         for number in shown
     ]
+    rewards = [row.reward for row in rows if row.updates in shown]
+    # Those that are sentiments are shown as such; of others nothing is known but these.
+    low, high = min(-1.0, *rewards), max(1.0, *rewards)
     curve = folder / CURVE
     picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None
     source = importlib.resources.files(__package__).joinpath("answers.html").read_text()
@@ -49,6 +52,8 @@ def render(title: str, description: str, folder: Path) -> str:
             (prompt, [answers.get(number) for number in shown])
             for prompt, answers in by_prompt.items()
         ],
+        low=low,
+        high=high,
         summary=_summary(folder),
         picture=picture,
     )

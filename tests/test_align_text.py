@@ -1,0 +1,461 @@
+"""Alignment of a model that is read from disk: answers, rewards, prompts, resume, the page."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from language_models import write_tokenizer
+from probes import RUN_FILES, assert_refused
+
+from envs.language import prompts as prompt_files
+from envs.language import rewards
+from experiments.align import __main__ as align
+from experiments.align import answer_log, page, text_building
+from experiments.align.answer_log import Answered
+from experiments.training import compiling, loop
+from rgpo_jax.checkpoint import Checkpoints
+from rgpo_jax.language import decoder, weights
+
+pytest.importorskip("jinja2", reason="needs the extra `align`")
+
+PROMPTS = [
+    *("the cat", "the <b>hat</b> & more", "the user", "the assistant and the cat", "a hat"),
+    *("and", "the cat and the hat", "<script>alert('held')</script>"),
+]
+ARCHITECTURE = decoder.Architecture(  # a Qwen2
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    attention_bias=True,
+)
+REWARDS = """
+asked = []
+
+
+def vowels(prompts, answers):
+    asked.append(list(prompts))
+    return [sum(letter in "aeiou" for letter in a) / max(1, len(a)) for a in answers]
+
+
+def length(prompts, answers):
+    return [float(len(answer)) for answer in answers]
+
+
+def raises(prompts, answers):
+    raise RuntimeError("no judge\\nat home")
+
+
+def none(prompts, answers):
+    return []
+
+
+def later(prompts, answers):
+    if prompts != ["Say hello."] and len(asked) == 2:
+        raise RuntimeError("gone home")
+    return vowels(prompts, answers)
+
+
+def nan(prompts, answers):
+    return [float("nan")] * len(answers)
+
+
+def texts(prompts, answers):
+    return ["good"] * len(answers)
+
+
+number = 3
+"""
+SMALL = [
+    *("--world", "model", "--model", "model", "--prompts", "prompts.txt", "--seed", "3"),
+    *("--reward", "my_rewards:vowels", "--held-out", "0.25", "--eval-answers", "2"),
+    *("--max-tokens", "5"),
+    *("--num-updates", "4", "--num-prompts", "2", "--group-size", "2", "--num-epochs", "1"),
+    *("--num-minibatches", "1", "--learning-rate", "0.003", "--eval-every", "8"),
+    *("--log-every", "4", "--checkpoint-every", "0"),
+]
+LAST = ["--num-last-layers", "1"]
+TRAINED = [
+    *(*SMALL, *LAST, "--method", "rgpo", "--gold", "my_rewards:length", "--kl-target", "0.01")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_ready_soon():
+    """Code that is not optimised, and one program for runs that differ in their rewards alone."""
+    make, kept = text_building.Prepared.make_programs, {}
+
+    def make_or_find(prepared):
+        settings = prepared.plan.settings()
+        settings |= dict.fromkeys(("reward", "gold"), prepared.judge.gold is not None)
+        key = json.dumps(settings, sort_keys=True)
+        if key not in kept:
+            kept[key] = make(prepared)
+        kept[key]._judge, kept[key]._folder = prepared.judge, prepared.folder
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_building.Prepared, "make_programs", make_or_find)
+        patch.setattr(compiling, "options", lambda often: {"xla_backend_optimization_level": 0})
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, prompts and a module of rewards."""
+    folder = tmp_path_factory.mktemp("place")
+    params = decoder.init(jax.random.key(0), ARCHITECTURE, 0.3)
+    weights.save(folder / "model", ARCHITECTURE, params)
+    write_tokenizer(folder / "model")
+    (folder / "my_rewards.py").write_text(REWARDS)
+    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    """Runs begin in that folder."""
+    monkeypatch.chdir(place)
+    yield
+    sys.modules.pop("my_rewards", None)
+
+
+def records(folder):
+    """Lines of metrics without what the clock says."""
+    times = ("wall_seconds", "tokens_per_second")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+
+
+def asked_for():
+    """The prompts that were judged, call by call, without the trial at the start."""
+    return [prompts for prompts in sys.modules["my_rewards"].asked if prompts != ["Say hello."]]
+
+
+@pytest.fixture(scope="module")
+def whole(place, tmp_path_factory):
+    """The run that nothing cut off, and the prompts that were judged."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert align.main([*TRAINED, "--out", str(folder)]) == 0
+        return folder, asked_for()
+
+
+# A whole run.
+
+
+def test_a_run_leaves_its_answers_beside_all_else(whole):
+    folder, _ = whole
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted([*RUN_FILES, "answers.html", "answers.jsonl"])
+    log = (folder / "run.log").read_text()
+    assert "8 prompts" not in log and "6 prompts, 2 held out" in log
+    config = json.loads((folder / "config.json").read_text())
+    model = config["model"]
+    assert Path(model["name"]).name == "model"
+    assert 0 < model["trained"] < model["parameters"]
+
+
+def test_the_summary_and_the_metrics_are_those_of_held_out_prompts(whole):
+    folder, _ = whole
+    summary, lines = json.loads((folder / "summary.json").read_text()), records(folder)
+    assert [line["answers"] for line in lines] == [0, 4, 8, 12, 16]
+    assert summary["reward"] == lines[-1]["reward"][0]
+    assert summary["kl_ref"] == lines[-1]["kl_ref"][0]
+    assert summary["target_distance"] is None
+    assert 0 <= summary["first_ratio_deviation"] < 1e-5
+    assert (summary["method"], summary["world"]) == ("rgpo", "model")
+    evaluated = {"reward", "gold", "kl_ref", "kl_ref_by_k3", "length", "ended"}
+    assert [line.keys() >= evaluated for line in lines] == [True, False, True, False, True]
+    for line in lines[1:]:
+        assert line.keys() >= {"sampled_reward", "gold_reward", "kl_ref_k1", "answers_ended"}
+    assert lines[0]["kl_ref"] == pytest.approx([0.0], abs=1e-5)
+    assert lines[-1]["kl_ref_by_k3"][0] > 0
+    assert lines[-1]["kl_coefficient"] != lines[1]["kl_coefficient"]  # it adapts
+
+
+def test_tokens_a_second_are_told(whole):
+    folder, _ = whole
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["tokens_per_second"][0] > 0 for line in lines[1:])
+
+
+def test_all_prompts_come_in_turn_and_none_that_is_held_out(whole):
+    _, asked = whole
+    training = [prompts[::2] for prompts in asked if len(prompts) == 4 and prompts[0] == prompts[1]]
+    training = [prompts for prompts in training if prompts[0] not in PROMPTS[-2:]]
+    assert len(training) == 4
+    first_round = [prompt for prompts in training[:3] for prompt in prompts]
+    assert sorted(first_round) == sorted(PROMPTS[:6])
+
+
+def test_answers_are_kept_from_before_to_after(whole):
+    folder, _ = whole
+    rows = answer_log.read(folder)
+    assert [row.updates for row in rows] == [0, 0, 2, 2, 4, 4]
+    assert [row.prompt for row in rows] == PROMPTS[-2:] * 3
+    for row in rows:
+        assert row.reward == pytest.approx(
+            sum(x in "aeiou" for x in row.answer) / max(1, len(row.answer)), abs=1e-6
+        )
+        assert row.gold == len(row.answer)  # in place of what is trained on
+    assert not all(row.ended for row in rows)
+
+
+def test_the_page_shows_them(whole):
+    folder, _ = whole
+    text = (folder / "answers.html").read_text()
+    for name in ("before training", "midway", "after training", "rgpo-geometric on model"):
+        assert name in text
+    assert text.index("before training") < text.index("midway") < text.index("after training")
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(&#39;held&#39;)&lt;/script&gt;" in text
+    assert 'src="data:image/png;base64,' in text
+    assert "http" not in text
+
+
+def test_the_page_escapes_what_the_model_says(whole, tmp_path):
+    folder, _ = whole
+    (tmp_path / "summary.json").write_bytes((folder / "summary.json").read_bytes())
+    said = '<img src=x onerror=alert(1)> & "quotes" </td>\n\nnew line'
+    rows = [
+        Answered(updates, f"<i>{i}</i>", said, 0.25, None, True)
+        for updates in (0, 1, 9)
+        for i in range(2)
+    ]
+    answer_log.append(tmp_path, rows)
+    text = page.render("<u>title</u>", "a < b", tmp_path)
+    for tag in ("<img src=x", "<i>", "<u>"):
+        assert tag not in text
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; &#34;quotes&#34; &lt;/td&gt;" in text
+    assert "1 updates" not in text and "1 update" in text
+
+
+def test_milestones():
+    def of(*updates):
+        return page.milestones([Answered(n, "", "", 0.0, None, True) for n in updates])
+
+    assert of(0) == [0]
+    assert of(0, 30, 0, 30) == [0, 30]
+    assert of(0, 3, 6, 9, 12, 30) == [0, 12, 30]
+
+
+# Going on.
+
+
+class Killed(BaseException):
+    """What no handler of ours knows: it stands for kill -9."""
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
+    folder, made = tmp_path / "cut", []
+    save = Checkpoints.save
+
+    def dying(self, *args):
+        if len(made) == saves:
+            raise Killed  # at the next one: an evaluation may have come after the last
+        save(self, *args)
+        made.append(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
+        patch.setattr(Checkpoints, "save", dying)
+        align.main([*TRAINED, "--out", str(folder)])
+    before = len(asked_for())
+    assert align.main(["--out", str(folder), "--resume"]) == 0
+    reference, asked = whole
+    assert records(folder) == records(reference)
+    assert (folder / "answers.jsonl").read_bytes() == (reference / "answers.jsonl").read_bytes()
+    # The same prompts in the same order as from there on without a cut.
+    later = asked_for()[before:]
+    assert later == asked[-len(later) :]
+    assert (folder / "answers.html").exists()
+
+
+def test_a_finished_run_stays_as_it_is(whole, capsys):
+    folder, _ = whole
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert align.main(["--out", str(folder), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+# What is trained.
+
+
+def trained(tmp_path, *args):
+    folder = tmp_path / "run"
+    once = ["--num-updates", "1", "--eval-every", "4", "--out", str(folder)]
+    assert align.main([*SMALL, *once, *args]) == 0
+    return records(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "critic"),
+    [
+        (["--train", "full"], "trunk"),
+        (["--train", "last_layers", *LAST], "separate"),
+        (["--train", "lora", "--lora-rank", "2"], "trunk"),
+    ],
+)
+def test_ppo_trains_each_part_with_a_critic(part, critic, tmp_path):
+    settings = ["--missing-end", "-2", "--gae-lambda", "0.9", "--kl-coefficient", "0"]
+    lines = trained(tmp_path, "--method", "ppo", *settings, *part, "--critic", critic)
+    assert lines[-1]["first_ratio_deviation"][0] < 1e-5
+    # All were cut. The critic says 0, and is told of -2 at the last token, whatever was given.
+    assert lines[-1]["answers_ended"] == [0.0]
+    assert 0 <= lines[-1]["sampled_reward"][0] <= 1
+    errors = [(2 * 0.9**behind) ** 2 for behind in range(5)]
+    assert lines[-1]["value_loss"][0] == pytest.approx(0.5 * sum(errors) / 5)
+    assert lines[-1]["kl_ref_by_k3"][0] > 0  # it moved
+    assert lines[0]["kl_ref"] == pytest.approx([0.0], abs=1e-5)
+
+
+# Rewards.
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--reward", "my_rewards:raises"],
+            "--reward my_rewards:raises: RuntimeError: no judge at home",
+        ),
+        (["--reward", "my_rewards:none"], "--reward my_rewards:none: expected 1 finite number"),
+        (["--reward", "my_rewards:nan"], "--reward my_rewards:nan: expected 1 finite number"),
+        (["--reward", "my_rewards:texts"], "--reward my_rewards:texts: ValueError: "),
+        (["--gold", "my_rewards:nan"], "--gold my_rewards:nan: expected 1 finite number"),
+        (["--reward", "my_rewards:nobody"], "--reward my_rewards:nobody: AttributeError"),
+        (["--reward", "my_rewards:number"], "--reward my_rewards:number: "),
+        (["--reward", "nowhere:reward"], "--reward nowhere:reward: no module named 'nowhere'"),
+        (["--reward", "vade"], "--reward vade: expected vader, textblob, or MODULE:FUNCTION"),
+        (["--gold", "vade"], "--gold vade: expected vader, textblob, or MODULE:FUNCTION"),
+    ],
+)
+def test_what_is_no_reward_is_refused(args, message, tmp_path, capsys):
+    args = [*SMALL, *LAST, "--num-updates", "1", *args, "--out", str(tmp_path / "run")]
+    assert_refused(align.main, args, message, capsys)
+
+
+def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    args = [*TRAINED, "--reward", "my_rewards:later", "--out", str(folder)]
+    assert align.main(args) == 3
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        "error: --reward my_rewards:later: RuntimeError: gone home; go on with: "
+    )
+    sys.modules["my_rewards"].asked.append(["at home again"])
+    assert align.main(["--out", str(folder), "--resume"]) == 0
+    assert records(folder) == records(whole[0])
+
+
+def test_rewards_are_held_to_their_form():
+    found = rewards.score("r", lambda prompts, answers: np.arange(2), ["a", "b"], ["c", "d"])
+    assert found.dtype == np.float32
+    for result in (None, [1.0], [[1.0, 2.0]], [1.0, np.inf], 3.0, ["a", "b"], [None, 1.0]):
+        with pytest.raises(ValueError, match=r"^r: ") as error:
+            rewards.score("r", lambda prompts, answers, x=result: x, ["a", "b"], ["c", "d"])
+        assert "\n" not in str(error.value)
+
+    def fail(prompts, answers):
+        raise KeyError("of\ntwo lines")
+
+    with pytest.raises(ValueError, match=r"^r: KeyError: 'of\\ntwo lines'$"):
+        rewards.score("r", fail, ["a"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("vader", "vaderSentiment.vaderSentiment", "vaderSentiment"),
+        ("textblob", "textblob.en", "textblob"),
+    ],
+)
+def test_sentiments_come_with_the_extra(name, module, package, tmp_path, monkeypatch, capsys):
+    pytest.importorskip(package)
+    scores = rewards.score(name, rewards.BUILT_IN[name](), ["", ""], ["It is wonderful.", "Awful!"])
+    assert -1 <= scores[1] < 0 < scores[0] <= 1
+    find = importlib.import_module
+
+    def missing(asked, *args):
+        if asked == module:
+            raise ImportError(f"No module named {asked!r}")
+        return find(asked, *args)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    args = [*SMALL, *LAST, "--reward", name, "--out", str(tmp_path / "run")]
+    message = f"--reward {name}: {package} is not installed; it comes with the extra: "
+    assert_refused(align.main, args, message + "pip install 'rgpo-jax[align]'", capsys)
+
+
+# Prompts and models.
+
+
+def test_prompts_are_read_from_lines_and_from_json(tmp_path):
+    lines = tmp_path / "a.txt"
+    lines.write_text("  one  \n\ntwo\n")
+    assert prompt_files.read(lines) == ["one", "two"]
+    rows = tmp_path / "b.jsonl"
+    rows.write_text('{"prompt": "one\\ntwo", "more": 1}\n\n{"prompt": "three"}\n')
+    assert prompt_files.read(rows) == ["one\ntwo", "three"]
+    assert len(set(prompt_files.standard())) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": 3}\n',
+            ', line 2: expected a JSON object with a "pr',
+        ),
+        ("p.jsonl", '{"prompt": "a"}\n\n{"prompt"\n', ", line 3: expected a JSON object"),
+        ("p.jsonl", '["prompt"]\n', ", line 1: expected a JSON object"),
+        ("p.jsonl", '{"prompt": " "}\n', ", line 1: expected a JSON object"),
+        ("p.txt", "only one\n", ": expected at least 2 prompts, of which some are held out"),
+        ("p.txt", "", ": expected at least 2 prompts"),
+        ("p.txt", None, ": No such file or directory"),
+        ("p.txt", b"\xff\xfe\x00", ": "),
+        ("p.txt", "short\n" + "long " * 400, "a prompt of "),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_refused(name, content, message, tmp_path, capsys):
+    file = tmp_path / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        file.write_text(content)
+    args = [*SMALL, *LAST, "--prompts", str(file), "--out", str(tmp_path / "run")]
+    assert_refused(align.main, args, message, capsys)
+    align_folder = tmp_path / "run"
+    assert not align_folder.exists() or list(align_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere: nowhere: no such file or folder"),
+        (["--num-last-layers", "4"], "num_last_layers 4: expected 1 to 2"),
+        (["--max-prompt-tokens", "4"], "expected at most 4"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(args, message, tmp_path, capsys):
+    assert_refused(
+        align.main, [*SMALL, *LAST, *args, "--out", str(tmp_path / "run")], message, capsys
+    )
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    message = "tokenizers is not installed: pip install 'rgpo-jax[align]'"
+    assert_refused(align.main, [*SMALL, *LAST, "--out", str(tmp_path / "run")], message, capsys)
