@@ -39,10 +39,10 @@ def programs_are_ready_soon():
     """Code that is not optimised, and one program for all runs that have the same settings."""
     make, kept = building.make_programs, {}
 
-    def make_or_find(plan, *parts):
-        key = json.dumps(plan.settings(), sort_keys=True)
+    def make_or_find(plans, *parts):
+        key = json.dumps([plan.settings() for plan in plans], sort_keys=True)
         if key not in kept:
-            kept[key] = make(plan, *parts)
+            kept[key] = make(plans, *parts)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -32,17 +32,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
-    from experiments.record.run_folder import choose_folder, is_finished
+    from experiments.record.run_folder import SWEEP, choose_folder, is_finished
 
     try:
         plan = read_plan(args)
         options = plan.options
-        building.use_all_cores(plan)
+        building.use_all_cores(plan, options.num_seeds)
         loggers.require(options.loggers)
         folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
     except BadInput as error:
         flags.refuse(error)
     finished = options.resume and is_finished(folder)
+    if options.resume and not finished and (folder.parent / SWEEP).exists():
+        # Its checkpoints are those of all cells that are trained with it.
+        flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
     found = f": finished already, in {folder}" if finished else f" -> {folder}"
     Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
     if finished:
@@ -78,7 +81,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
             return _Opened(prepared.plan, recorder, prepared.make_programs, prepared.finish)
         world = building.make_world(plan)
         agent = building.make_agent(plan, world)
-        target = building.target_of(plan, world, agent)
+        (target,) = building.targets_of([plan], world, [agent])
         plan = building.with_entries(plan, agent)
         recorder = Recorder(folder, options.overwrite, options.resume, log_to=options.loggers)
         recorder.say(building.describe_target(plan, target))
@@ -90,7 +93,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
     return _Opened(
         plan,
         recorder,
-        lambda: building.make_programs(plan, world, agent, target),
+        lambda: building.make_programs([plan], world, agent, [target]),
         lambda: None,
     )
 

@@ -2,26 +2,27 @@
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents import language as methods
 from experiments.align.plan import Plan
 from experiments.training import devices
+from experiments.training.building import describe_gate, members_of
 from experiments.training.devices import Layout
 
 if TYPE_CHECKING:
     import numpy as np
 
     from experiments.align.programs import ExactPrograms
-    from experiments.training.programs import Members
     from rgpo_jax.language.agent import Agent
     from rgpo_jax.language.world import World
 
 
-def use_all_cores(plan: Plan) -> None:
-    """Makes devices of the cores, over which seeds are spread; before JAX is loaded."""
+def use_all_cores(plan: Plan, num_members: int) -> None:
+    """Makes devices of the cores, over which members are spread; before JAX is loaded."""
     if plan.is_exact:
-        layout = devices.seeds_alone(len(plan.seeds), devices.num_cores())
+        layout = devices.seeds_alone(num_members, devices.num_cores())
         devices.make_devices(layout.num_devices)
     else:  # one model, whose large operations use all cores by themselves
         devices.make_devices(1)
@@ -40,31 +41,36 @@ def make_agent(plan: Plan, world: "World") -> "Agent":
     return agent
 
 
-def members_of(plan: Plan) -> "Members":
-    """Its seeds, with the numbers of its Config."""
-    from experiments.training.programs import Members
+def targets_of(
+    plans: Sequence[Plan], world: "World", agents: "Sequence[Agent]"
+) -> "list[np.ndarray | None]":
+    """Where each plan's method settles in its exact world [N, answers]; None where not known.
 
-    # All numbers are arguments, so that other ones find the same program in the cache.
-    names = (*plan.config.traced(), "annealing")
-    numbers = {name: (getattr(plan.config, name),) * len(plan.seeds) for name in names}
-    return Members(tuple(plan.seeds), numbers)
-
-
-def target_of(plan: Plan, world: "World", agent: "Agent") -> "np.ndarray | None":
-    """Where the method settles in an exact world [N, answers]; None where that is not known."""
+    Args:
+      plans: in the same world.
+      world: theirs.
+      agents: one for each, whose gate has the plan's numbers.
+    """
     import numpy as np
 
     from rgpo_jax.language import learner, targets
     from rgpo_jax.language.world import all_log_probs
 
     assert world.enumeration is not None
-    if not targets.has_sequence_targets(plan.config, world.policy.max_tokens):
-        return None
-    gate = agent.learner.hyperparameters.gate
-    temperature = plan.config.temperature
-    reference = np.exp(np.asarray(all_log_probs(world, None, world.frozen, temperature)))
     reward = np.asarray(world.enumeration.reward)
-    return targets.stationary_policy(plan.config, gate, learner.is_dual(gate), reference, reward)
+    references: dict[float, np.ndarray] = {}  # temperature -> of all answers
+
+    def of_one(plan: Plan, agent: "Agent") -> "np.ndarray | None":
+        if not targets.has_sequence_targets(plan.config, world.policy.max_tokens):
+            return None
+        temperature, gate = plan.config.temperature, agent.learner.hyperparameters.gate
+        if temperature not in references:
+            log_probs = all_log_probs(world, None, world.frozen, temperature)
+            references[temperature] = np.exp(np.asarray(log_probs))
+        dual, reference = learner.is_dual(gate), references[temperature]
+        return targets.stationary_policy(plan.config, gate, dual, reference, reward)
+
+    return [of_one(plan, agent) for plan, agent in zip(plans, agents, strict=True)]
 
 
 def describe_target(plan: Plan, target: "np.ndarray | None") -> str:
@@ -80,27 +86,38 @@ def describe_target(plan: Plan, target: "np.ndarray | None") -> str:
 
 
 def make_programs(
-    plan: Plan, world: "World", agent: "Agent", target: "np.ndarray | None"
+    plans: Sequence[Plan],
+    world: "World",
+    agent: "Agent",
+    targets: "Sequence[np.ndarray | None]",
 ) -> "ExactPrograms":
-    """Of an exact world, over the devices that JAX has."""
+    """Of plans that differ in seeds and traced numbers alone, over the devices that JAX has.
+
+    Args:
+      plans: in an exact world.
+      world: theirs.
+      agent: of any of them.
+      targets: where each settles [N, answers]; None where that is not known.
+    """
     import jax
     import numpy as np
 
     from experiments.align.programs import ExactPrograms
 
     assert world.enumeration is not None
-    number = len(plan.seeds)
-    if target is None:
-        target = np.full(world.enumeration.reward.shape, np.nan)
-    layout: Layout = devices.seeds_alone(number, jax.local_device_count())
-    targets = np.broadcast_to(target, (number, *target.shape))
-    return ExactPrograms(world, agent, layout, members_of(plan), targets)
+    members = members_of(plans)
+    unknown = np.full(world.enumeration.reward.shape, np.nan)
+    by_member = [
+        unknown if target is None else target
+        for plan, target in zip(plans, targets, strict=True)
+        for _ in plan.seeds
+    ]
+    layout: Layout = devices.seeds_alone(len(members.seeds), jax.local_device_count())
+    return ExactPrograms(world, agent, layout, members, np.stack(by_member))
 
 
 def with_entries(plan: Plan, agent: "Agent", **more: Any) -> Plan:
     """The plan with what config.json says of gate and subject, and more."""
-    from experiments.training.building import describe_gate
-
     entries = {
         "gate": describe_gate(agent.learner.hyperparameters.gate, plan.config),
         "subject": plan.subject(),

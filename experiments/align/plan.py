@@ -143,11 +143,16 @@ class Plan:
         return {"agent": self.label, "env": self.options.world, "total": total}
 
 
-def _method(name: str) -> Any:
+def _config_class(method: str, where: str = "--method") -> Any:
     try:
-        return methods.load(name)
+        return methods.load(method).Config
     except ValueError as error:
-        raise BadInput(f"--method {name}: unknown method; {error}") from None
+        raise BadInput(f"{where} {method}: unknown method; {error}") from None
+
+
+def settings_of_methods(names: Sequence[str] = methods.NAMES, where: str = "--method") -> set[str]:
+    """The names of the settings that any of these methods has; BadInput for one that is none."""
+    return {f.name for name in names for f in dataclasses.fields(_config_class(name, where))}
 
 
 # World -> part that is trained -> step size: the fewer parameters, the larger.
@@ -188,15 +193,27 @@ def _with_whole_paths(options: Options) -> Options:
     return dataclasses.replace(options, **found)
 
 
-def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Plan:
+def read_plan(
+    args: Sequence[str],
+    prog: str = PROG,
+    given: Mapping[str, Any] | None = None,
+    source: str = "",
+) -> Plan:
     """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
+
+    Args:
+      args: flags of the command line.
+      prog: the program that they were given to.
+      given: settings from elsewhere, which flags override.
+      source: where those come from, for messages.
 
     Raises:
       BadInput: anything that the user should type otherwise.
     """
     stored = settings_to_resume(args)
     file = flags.peek("--config", args)
-    source = "" if file is None else f"--config {file}"
+    if file is not None:
+        source = f"--config {file}"
     from_file = {
         **stored,
         **(given or {}),
@@ -211,23 +228,22 @@ def read_plan(args: Sequence[str], given: Mapping[str, Any] | None = None) -> Pl
 
     method, world = chosen("method", "rgpo"), chosen("world", "bandit")
     part = chosen("train", "last_layers")
-    config_class = _method(method).Config
+    config_class = _config_class(method)
     stored_method = from_file.get("method", method)
     if isinstance(stored_method, str) and stored_method.replace("-", "_") != method.replace(
         "-", "_"
     ):
         # What makes a method what it is does not come from another's run.
-        made_of = {name for m in methods.NAMES for name in _own_settings(_method(m).Config)}
+        made_of = {name for m in methods.NAMES for name in _own_settings(_config_class(m))}
         from_file = {name: x for name, x in from_file.items() if name not in made_of}
     if world not in WORLDS:
         raise BadInput(f"--world {world}: expected one of {', '.join(WORLDS)}")
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
-    elsewhere = {f.name for m in methods.NAMES for f in dataclasses.fields(_method(m).Config)}
-    file_args = flags.as_arguments(from_file, source, known, elsewhere)
+    file_args = flags.as_arguments(from_file, source, known, settings_of_methods())
     what = "Align a language model, or a small one whose every answer is known."
     default = _defaults(config_class, world, part)
-    options, config = flags.read_pair(Options(), default, [*file_args, *args], PROG, what)
+    options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
     plan = Plan(_with_whole_paths(options), config)
     if stored:
         folder = Path(str(plan.options.out)).expanduser()

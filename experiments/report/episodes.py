@@ -38,8 +38,8 @@ def find(run: Run) -> Episode | None:
 
 
 def is_playable(run: Run) -> bool:
-    """Whether a run has kept a policy of which an episode can be rendered."""
-    return any((run.folder / CHECKPOINTS).glob("*/checksums.json"))
+    """Whether a run has kept a policy of which an episode can be rendered: one of control."""
+    return "env" in run.settings and any((run.folder / CHECKPOINTS).glob("*/checksums.json"))
 
 
 def command(run: Run) -> list[str]:

@@ -23,11 +23,10 @@ from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
-from experiments.plan.options import Options as RunOptions
-from experiments.plan.reading import read_plan, refuse_other_settings, with_defaults
+from experiments.plan.reading import refuse_other_settings, with_defaults
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import to_json, write_atomically
-from experiments.record.headline import CONTROL, Headline
+from experiments.record.headline import CONTROL, Headline, Unit
 from experiments.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -39,6 +38,7 @@ from experiments.record.run_folder import (
 )
 from experiments.sweep import grid, launchers, worker
 from experiments.sweep.grid import Cell
+from experiments.sweep.kinds import KINDS
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
 
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
 PROG = "python -m experiments.sweep"
 PROGRAMS, LOG = "programs", "sweep.log"
 _POLL = 0.2  # seconds
-# Launcher -> options that it alone reads.
-_OF_LAUNCHERS = {"local": ("jobs",), "ray": ("address", "program_cpus", "program_gpus")}
+# Option -> choice -> options that are read with it alone.
+_GOES_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    "program": {kind.program: kind.axes for kind in KINDS.values()},
+    "launcher": {"local": ("jobs",), "ray": ("address", "program_cpus", "program_gpus")},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,18 +61,28 @@ class Options(Checked):
 
     Flags of `experiments.run` hold for all cells: --num-seeds 10 --total-steps 100000. Cells that
     differ only in seeds and real numbers are one vmapped program. The same command again continues
-    the sweep: finished cells are skipped, and others resume from their last checkpoint.
+    the sweep: finished cells are skipped, and others resume from their last checkpoint. With
+    --program align it is every alignment method in every exact world, and flags are those of
+    `experiments.align`: --program align --methods rgpo rloo --worlds bandit tree --num-seeds 5.
     """
 
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the sweep, in which each cell has its own; None: a new one under sweeps/."""
+    program: Literal["run", "align"] = "run"
+    """Whose runs the cells are: experiments.run, agents x envs; or experiments.align, methods x
+    worlds."""
     agents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Agents; none: those of the file, or rgpo."""
     envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Environments; none: those of the file, or CartPole-v1."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Alignment methods, with --program align; none: those of the file, or rgpo."""
+    worlds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Of bandit, tree and tiny, with --program align; none: those of the file, or bandit."""
     file: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML or JSON: agents, envs and any setting; a list is a grid (sharpness: [1, 2, 4]),
-    {log_uniform: [low, high]}, {uniform: ...} and {choice: [...]} are drawn `draws` times."""
+    """YAML or JSON: agents and envs (methods and worlds), and any setting; a list is a grid
+    (sharpness: [1, 2, 4]), {log_uniform: [low, high]}, {uniform: ...} and {choice: [...]} are drawn
+    `draws` times."""
     dry_run: bool = False
     """Only print the plan: programs, cells, seeds, and memory and time, for which each program is
     compiled and run for a moment."""
@@ -93,11 +106,17 @@ class Options(Checked):
         super().__post_init__()
         for field in ("out", "compilation_cache"):
             flags.check_path(field, getattr(self, field))
-        for launcher, names in _OF_LAUNCHERS.items():
-            for name in names:
-                value, default = getattr(self, name), getattr(type(self), name)
-                if launcher != self.launcher and value != default:
-                    raise ConfigError(name, f"{value}: expected --launcher {launcher} with it")
+        for option, choices in _GOES_WITH.items():
+            for choice, names in choices.items():
+                if choice != getattr(self, option):
+                    self._refuse(names, f"expected --{option} {choice} with it")
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        for name in names:
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                shown = " ".join(value) if isinstance(value, tuple) else value
+                raise ConfigError(name, f"{shown}: {why}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +144,7 @@ class Program:
 
     @property
     def steps(self) -> int:
-        """Environment steps of one member."""
+        """Of one member, in the unit of the headline."""
         config = self.cells[0].plan.config
         return config.num_updates * config.batch_size
 
@@ -155,15 +174,21 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
 
     Names tell the settings in which a sweep's cells differ, and a sweep that grows has more.
     """
-    options = [(cell.plan.options, type(cell.plan.config)) for cell in cells]
-    kinds = {(one.agent, str(one.gate)): kind for one, kind in options}
+    kind = cells[0].kind
+    configs = {
+        tuple(str(getattr(cell.plan.options, name)) for name in kind.choosing): type(
+            cell.plan.config
+        )
+        for cell in cells
+    }
     there = {}
     for path in sorted(out.glob(f"*/{CONFIG}")):
         with contextlib.suppress(BadInput):
             settings = flags.settings_from_file(str(path))
-            kind = kinds.get((str(settings.get("agent")), str(settings.get("gate"))))
-            if kind is not None:
-                there[_identity(with_defaults(settings, RunOptions, kind))] = path.parent.name
+            config = configs.get(tuple(str(settings.get(name)) for name in kind.choosing))
+            if config is not None:
+                identity = _identity(with_defaults(settings, kind.options, config))
+                there[identity] = path.parent.name
     found = []
     for cell in cells:
         settings = flags.as_settings(cell.plan.options, cell.plan.config)
@@ -184,10 +209,12 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
     found = []
     for spec in sorted((out / PROGRAMS).glob("*.json")):
         names = _settings_in(spec)
-        if not (unfinished.keys() & names) or not all(_has_metrics(out / name) for name in names):
+        ours = [unfinished[name] for name in names if name in unfinished]
+        if not ours or not all(_has_metrics(out / name) for name in names):
             continue
+        kind = ours[0].kind
         dropped = [
-            Cell(name, {}, read_plan([], given=settings))
+            Cell(name, {}, kind.read_plan([], given=settings), kind)
             for name, settings in names.items()
             if name not in by_name
         ]
@@ -229,7 +256,7 @@ def _can_go_on(cell: Cell, out: Path) -> bool:
     """Whether a cell's folder is empty, or holds a run with the cell's settings."""
     settings = json.loads(to_json(flags.as_settings(cell.plan.options, cell.plan.config)))
     try:
-        read_plan(["--out", str(out / cell.name), "--resume"], given=settings)
+        cell.kind.read_plan(["--out", str(out / cell.name), "--resume"], given=settings)
     except BadInput:
         return False
     return True
@@ -263,8 +290,8 @@ class Screen:
                 Console(file=file, width=160).print(line, markup=False)
 
     @contextlib.contextmanager
-    def bar(self, total: int) -> Iterator[Any]:
-        """Yields (steps done, rate, what is under way) -> None."""
+    def bar(self, total: int, unit: Unit) -> Iterator[Any]:
+        """Yields (steps done, rate, what is under way) -> None; steps are those of a unit."""
         from rich.progress import (
             BarColumn,
             Progress,
@@ -286,7 +313,7 @@ class Screen:
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("", total=total, rate="", status="")
             yield lambda done, rate, status: progress.update(
-                task, completed=done, rate=f"{rate / 1e3:,.0f}k steps/s", status=status
+                task, completed=done, rate=unit.a_second(rate), status=status
             )
 
 
@@ -297,7 +324,8 @@ def _estimate(programs: Sequence[Program], out: Path, screen: Screen, cache: str
     from rich.progress import track
     from rich.table import Table
 
-    table = Table("cells", "seeds", "steps a seed", "memory", "time", "program")
+    unit = _unit(programs)
+    table = Table("cells", "seeds", f"{unit.name} a seed", "memory", "time", "program")
     seconds, failed = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for program in track(programs, "measuring", console=screen._console, transient=True):
@@ -325,6 +353,11 @@ def _estimate(programs: Sequence[Program], out: Path, screen: Screen, cache: str
         + (f"; {failed} cannot be run" if failed else "")
         + f"; results would go to {out}"
     )
+
+
+def _unit(programs: Sequence[Program]) -> Unit:
+    """What their progress is counted in."""
+    return programs[0].cells[0].kind.headline.unit if programs else CONTROL.unit
 
 
 def _duration(seconds: float) -> str:
@@ -360,7 +393,7 @@ def _run(
     failed: set[str] = set()
     finished_steps = 0
     try:
-        with screen.bar(sum(p.steps * p.members for p in programs)) as show:
+        with screen.bar(sum(p.steps * p.members for p in programs), _unit(programs)) as show:
             while waiting or running:
                 while waiting and launcher.has_room():
                     spec = waiting.pop(0)
@@ -458,10 +491,12 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts, contextlib.ExitStack() as stack:
         try:
             options, others = flags.read_some(Options, Options(), given, PROG)
-            for field in ("agents", "envs"):
+            kind = KINDS[options.program]
+            for field in kind.axes:
                 if flags.flag(field) in given and not getattr(options, field):
                     raise BadInput(f"{flags.flag(field)}: expected at least one name")
-            cells = grid.expand(options.agents, options.envs, others, options.file, PROG)
+            subjects, places = (getattr(options, field) for field in kind.axes)
+            cells = grid.expand(subjects, places, others, options.file, PROG, kind)
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path(options.out or f"sweeps/{stamp}").expanduser()
             cells = keep_names(cells, out)

@@ -1,4 +1,4 @@
-"""A sweep as a list of cells: agents x environments x settings, from flags and a file. No JAX."""
+"""A sweep as a list of cells: subjects x places x settings, from flags and a file. No JAX."""
 
 import dataclasses
 import difflib
@@ -14,29 +14,30 @@ import yaml
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan.options import Options
-from experiments.plan.reading import Plan, read_plan, settings_of_agents
-from rgpo_jax.config import Config, ConfigError
+from experiments.sweep.kinds import KINDS, RUN, Kind
+from experiments.training.subject import Planned
+from rgpo_jax.config import ConfigError
 
-# Of a sweep file, beside settings: whose product is taken, and how many draws.
-_AXES = ("agents", "envs")
+# Of a sweep file, beside settings and what the product is taken of: how many draws.
 _DRAWING = ("draws", "draw_seed")
 _LONGEST_SUFFIX = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One agent on one environment with one choice of settings.
+    """One subject in one place with one choice of settings: in control, an agent on an environment.
 
     Attributes:
       name: of its folder.
       settings: by which it is one of the sweep's.
       plan: of the run.
+      kind: the program whose run it is.
     """
 
     name: str
     settings: dict[str, Any]
-    plan: Plan
+    plan: Planned
+    kind: Kind = RUN
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -84,15 +85,15 @@ def _is_grid(name: str, value: Any, lists: frozenset[str]) -> bool:
     return name not in lists or any(isinstance(item, list) for item in value)
 
 
-def _combinations(content: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterator[dict[str, Any]]:
     """Every combination of the lists, once for every draw."""
     lists = frozenset(
         field.name
-        for settings in (Config(), Options())
+        for settings in (kind.config(), kind.options())
         for field in dataclasses.fields(settings)
         if isinstance(getattr(settings, field.name), tuple)
     )
-    settings = {k: v for k, v in content.items() if k not in (*_AXES, *_DRAWING)}
+    settings = {k: v for k, v in content.items() if k not in (*kind.axes, *_DRAWING)}
     drawn = {k: v for k, v in settings.items() if isinstance(v, dict)}
     listed = {k: v for k, v in settings.items() if _is_grid(k, v, lists)}
     for name, values in listed.items():
@@ -128,30 +129,33 @@ def _names_in(content: Mapping[str, Any], key: str, source: str) -> list[str] | 
 
 
 def expand(
-    agents: Sequence[str] | None,
-    envs: Sequence[str] | None,
+    subjects: Sequence[str] | None,
+    places: Sequence[str] | None,
     arguments: Sequence[str],
     file: str | None,
     prog: str,
+    kind: Kind = RUN,
 ) -> list[Cell]:
     """The cells of a sweep, in order; those that come out the same are one.
 
     Args:
-      agents: names; None: those of the file, or rgpo.
-      envs: names; None: those of the file, or CartPole-v1.
-      arguments: flags of `experiments.run`, for all cells; they override the file.
+      subjects: names, such as agents; None: those of the file, or the kind's default.
+      places: names, such as environments; None: those of the file, or the kind's default.
+      arguments: flags of the kind's program, for all cells; they override the file.
       file: path of a sweep file.
       prog: the program that they were given to.
+      kind: whose runs the cells are.
 
     Raises:
-      BadInput: an unknown name, a setting that no agent has, a value out of range ...
+      BadInput: an unknown name, a setting that no subject has, a value out of range ...
     """
     content = read_file(file) if file is not None else {}
     source = f"--file {file}"
-    agents_of_file = _names_in(content, "agents", source)
-    agents = agents or agents_of_file or ["rgpo"]
-    envs = envs or _names_in(content, "envs", source) or ["CartPole-v1"]
-    fixed = ("agent", "env", *flags.NOT_IN_FILES)
+    of_subjects, of_places = kind.subjects, kind.places
+    subjects_of_file = _names_in(content, of_subjects.field, source)
+    subjects = subjects or subjects_of_file or [of_subjects.default]
+    places = places or _names_in(content, of_places.field, source) or [of_places.default]
+    fixed = (of_subjects.setting, of_places.setting, *flags.NOT_IN_FILES)
     for name in fixed:
         flag = flags.flag(name)
         if any(arg == flag or arg.startswith(flag + "=") for arg in arguments):
@@ -159,30 +163,34 @@ def expand(
     for name, value in content.items():
         if isinstance(value, list | dict) and flags.peek(flags.flag(name), arguments):
             raise BadInput(f"{flags.flag(name)}: {file} has a list of it; give one of both")
-    known = {f.name for f in dataclasses.fields(Options)} - set(fixed)
-    # Flags may choose among the agents of a file, and what the others have is no mistake then.
-    mentioned: Sequence[str] = agents
-    if agents_of_file and set(agents) <= set(agents_of_file):
-        mentioned = agents_of_file
-    where = "--agents" if mentioned is agents else f"{source}: agents"
-    known |= settings_of_agents(mentioned, where)
+    known = {f.name for f in dataclasses.fields(kind.options)} - set(fixed)
+    # Flags may choose among the subjects of a file, and what the others have is no mistake then.
+    mentioned: Sequence[str] = subjects
+    if subjects_of_file and set(subjects) <= set(subjects_of_file):
+        mentioned = subjects_of_file
+    flag, in_file = flags.flag(of_subjects.field), f"{source}: {of_subjects.field}"
+    known |= kind.settings_of(mentioned, flag if mentioned is subjects else in_file)
     for name in content:
-        if name not in (*known, *_AXES, *_DRAWING):
-            nearest = difflib.get_close_matches(name, [*known, *_AXES, *_DRAWING], n=1)
+        if name not in (*known, *kind.axes, *_DRAWING):
+            for other in KINDS.values():
+                if name in other.axes:
+                    raise BadInput(f"{source}: {name}: expected --program {other.program} with it")
+            nearest = difflib.get_close_matches(name, [*known, *kind.axes, *_DRAWING], n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise BadInput(f"{source}: {name}: none of {', '.join(mentioned)} has it{hint}")
-    cells: dict[str, tuple[dict[str, Any], Plan]] = {}
-    for env, agent, settings in itertools.product(envs, agents, _combinations(content, source)):
-        given = {"agent": agent, "env": env, **settings}
-        cell = read_plan(arguments, prog, given, source)
+    cells: dict[str, tuple[dict[str, Any], Planned]] = {}
+    combinations = _combinations(content, source, kind)
+    for place, subject, settings in itertools.product(places, subjects, combinations):
+        given = {of_subjects.setting: subject, of_places.setting: place, **settings}
+        cell = kind.read_plan(arguments, prog, given, source)
         everything = flags.as_settings(cell.options, cell.config)
         cells.setdefault(json.dumps(everything, sort_keys=True), (everything, cell))
-    return _named(list(cells.values()))
+    return _named(list(cells.values()), kind)
 
 
-def _named(found: list[tuple[dict[str, Any], Plan]]) -> list[Cell]:
-    """Names the cells by environment, agent and the settings in which those differ."""
-    groups: dict[str, list[tuple[dict[str, Any], Plan]]] = {}
+def _named(found: list[tuple[dict[str, Any], Planned]], kind: Kind) -> list[Cell]:
+    """Names the cells by place, subject and the settings in which those differ."""
+    groups: dict[str, list[tuple[dict[str, Any], Planned]]] = {}
     for settings, cell in found:
         groups.setdefault(cell.name, []).append((settings, cell))
     cells: dict[str, Cell] = {}
@@ -197,7 +205,7 @@ def _named(found: list[tuple[dict[str, Any], Plan]]) -> list[Cell]:
             safe = "".join(c if c.isalnum() or c in "-+_.=" else "-" for c in name + suffix)
             if safe in cells:  # they differ in what a name does not show
                 safe += "-" + hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
-            cells[safe] = Cell(safe, {key: settings[key] for key in differing}, cell)
+            cells[safe] = Cell(safe, {key: settings[key] for key in differing}, cell, kind)
     return list(cells.values())
 
 

@@ -5,7 +5,6 @@ The spec is a JSON file; beside it, in a folder of its name, are checkpoints and
 
 import contextlib
 import ctypes
-import functools
 import json
 import os
 import signal
@@ -19,13 +18,13 @@ from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.plan.reading import Plan, read_plan
 from experiments.record import loggers
 from experiments.record.files import to_json, write_atomically
 from experiments.record.recorder import Recorder
 from experiments.record.run_folder import CHECKPOINTS
 from experiments.sweep import grid
-from experiments.training import building, compiling
+from experiments.sweep.kinds import KINDS, RUN, Prepared
+from experiments.training import compiling
 from experiments.training.every import Every
 
 PROGRESS = "progress.json"
@@ -52,9 +51,11 @@ def write_spec(
         }
         for cell in cells
     ]
-    write_atomically(
-        path, to_json({"cells": settings, "compilation_cache": compilation_cache}, indent=1)
-    )
+    content = {"cells": settings, "compilation_cache": compilation_cache}
+    kind = cells[0].kind
+    if kind is not RUN:
+        content["program"] = kind.program
+    write_atomically(path, to_json(content, indent=1))
 
 
 def read_spec(path: Path) -> dict[str, dict[str, Any]]:
@@ -77,21 +78,19 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts:
         try:
             content = json.loads(path.read_text())
-            cells = content["cells"]
+            cells, kind = content["cells"], KINDS[content.get("program", RUN.program)]
             plans = [
-                read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
+                kind.read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
                 for cell in cells
             ]
-            options = plans[0].options
-            loggers.require(options.loggers)
-            num_members = sum(p.options.num_seeds for p in plans)
-            building.use_all_cores(plans[0], num_members)
+            loggers.require(plans[0].options.loggers)
+            kind.use_all_cores(plans[0], sum(len(plan.seeds) for plan in plans))
             compiling.keep_programs(content.get("compilation_cache"))
-            agent, layout = building.make_spread_agent(plans[0], num_members)
+            prepared = kind.prepare(plans)
             if "--probe" in arguments:
-                print(json.dumps(_probe(plans, agent, layout)))
+                print(json.dumps(_probe(prepared)))
                 return 0
-            return _train(path, plans, agent, layout, interrupts)
+            return _train(path, prepared, interrupts)
         except BadInput as error:
             flags.refuse(error)
         except Interrupted as interrupted:
@@ -109,22 +108,18 @@ def _end_with(parent: int) -> None:
         sys.exit(f"error: process {parent}, which started this one, is gone")
 
 
-def _train(
-    path: Path, plans: Sequence[Plan], agent: Any, layout: Any, interrupts: Interrupts
-) -> int:
-    from experiments.training import trained
+def _train(path: Path, prepared: Prepared, interrupts: Interrupts) -> int:
     from experiments.training.loop import Broken, Training
     from experiments.training.subject import Cell
     from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
-    start = plans[0].options.init_from
     begun = Checkpoints(folder / CHECKPOINTS).begun()
-    learners = trained.load_start(start, agent) if start is not None and not begun else None
+    learners = prepared.load_start() if prepared.load_start is not None and not begun else None
     cells = [
         Cell(
-            building.with_gate(p, agent),
+            p,
             Recorder(
                 Path(str(p.options.out)),
                 resume=True,
@@ -133,7 +128,7 @@ def _train(
                 log_to=p.options.loggers,
             ),
         )
-        for p in plans
+        for p in prepared.plans
     ]
     written = 0.0
 
@@ -145,8 +140,9 @@ def _train(
             written = time.monotonic()
 
     try:
-        make_programs = functools.partial(building.make_programs, agent, layout, plans)
-        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show)
+        for cell, remark in zip(cells, prepared.remarks, strict=False):
+            cell.recorder.say(remark)
+        run = Training(cells, prepared.make_programs, folder / CHECKPOINTS, interrupts, show)
         if learners is not None:
             run.start_from(learners)
         run.resume()
@@ -166,11 +162,11 @@ def _train(
     return 0
 
 
-def _probe(plans: Sequence[Plan], agent: Any, layout: Any) -> dict[str, float]:
+def _probe(prepared: Prepared) -> dict[str, float]:
     """Compiles, trains for a moment, evaluates once; returns seconds and bytes."""
-    plan = plans[0]
+    plan = prepared.plans[0]
     begun = time.perf_counter()
-    programs = building.make_programs(agent, layout, plans)
+    programs = prepared.make_programs()
     programs.ready()
     states = programs.initial_states
     compile_seconds = time.perf_counter() - begun

@@ -12,6 +12,7 @@ from experiments.plan import own
 from experiments.plan.reading import Plan
 from experiments.training import devices
 from experiments.training.every import Every
+from experiments.training.subject import Planned
 from rgpo_jax.config import Config
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def with_gate(plan: Plan, agent: "Agent") -> Plan:
     return dataclasses.replace(plan, entries={**plan.entries, "gate": description})
 
 
-def members_of(plans: Sequence[Plan]) -> "Members":
+def members_of(plans: Sequence[Planned]) -> "Members":
     """The members of plans that differ in seeds and in traced numbers alone."""
     from experiments.training.programs import Members
 

@@ -57,6 +57,22 @@ class Subject(Protocol):
         """With what its summary begins."""
 
 
+class Planned(Subject, Protocol):
+    """A subject that was read from flags, as programs that train several side by side see it."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, where the settings do not tell it from others."""
+
+    @property
+    def options(self) -> Any:
+        """The options of its run."""
+
+    @property
+    def config(self) -> Any:
+        """The settings of what is trained."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """A part of what is trained side by side, with a folder of its own: one agent's seeds."""
