@@ -233,7 +233,7 @@ def test_a_run_that_breaks_says_where(tmp_path, capsys):
             "--num-minibatches 4: expected a divisor of num_prompts * group_size = 3 * 3 = 9",
         ),
         (["--microbatch-size", "5"], "--microbatch-size 5: expected a divisor of a minibatch's"),
-        (["--model", "x"], "--model x: goes with --world smollm2 or model"),
+        (["--model", "x"], "--model x: goes with --world model"),
         (["--world", "model"], "--world model: needs one too: --model PATH|NAME"),
         (
             ["--world", "smollm2", "--num-seeds", "2"],
@@ -286,7 +286,7 @@ def test_a_row_without_a_kl_term_says_that_it_has_no_target(tmp_path, capsys):
 def test_every_row_says_whether_it_has_a_target(method):
     plan = read_plan(["--method", method])
     world = building.make_world(plan)
-    target = building.target_of(plan, world, building.make_agent(plan, world))
+    (target,) = building.targets_of([plan], world, [building.make_agent(plan, world)])
     has_kl = method not in ("dapo", "gspo", "cispo", "sapo")
     assert (target is not None) == has_kl
     assert building.describe_target(plan, target).startswith("target: " if has_kl else NO_TARGET)
