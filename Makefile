@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
 
-VERSIONS := compiling envs host processes run train
+VERSIONS := align compiling envs host processes run train
 
 .PHONY: cartpole test versions slow check benchmark clean
 

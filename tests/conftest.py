@@ -26,6 +26,7 @@ for _name, _value in {
 _SLOW_FIRST = (
     *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
     *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
+    *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
 )
 
 

@@ -14,8 +14,9 @@ from probes import RUN_FILES, assert_refused
 from envs.language import prompts as prompt_files
 from envs.language import rewards
 from experiments.align import __main__ as align
-from experiments.align import answer_log, page, text_building
+from experiments.align import answer_log, export, page, text_building, text_programs
 from experiments.align.answer_log import Answered
+from experiments.play import __main__ as play
 from experiments.training import compiling, loop
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.language import decoder, weights
@@ -279,6 +280,56 @@ def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
     later = asked_for()[before:]
     assert later == asked[-len(later) :]
     assert (folder / "answers.html").exists()
+
+
+def test_the_trained_model_talks_and_so_does_the_one_before(whole, capsys, monkeypatch, tmp_path):
+    folder, _ = whole
+    monkeypatch.chdir(tmp_path)  # neither prompts nor rewards of the run are needed
+    asked = ["--run", str(folder), "--prompt", "the cat", "a hat", "--max-steps", "3"]
+    assert play.main(asked) == 0
+    said = capsys.readouterr().out
+    assert play.main(asked) == 0
+    assert capsys.readouterr().out == said
+    lines = said.split("\n")
+    assert [line for line in lines if line and not line.startswith("  ")] == ["the cat", "a hat"]
+    assert len([line for line in lines if line.startswith("  before: ")]) == 2
+    assert len([line for line in lines if line.startswith("  after 4 updates: ")]) == 2
+
+
+def test_a_run_without_language_does_not_talk(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"world": "bandit"}}))
+    with pytest.raises(SystemExit) as refused:
+        play.main(["--run", str(tmp_path), "--prompt", "x"])
+    assert refused.value.code == 2
+    assert "the world bandit has no language" in capsys.readouterr().err
+
+
+def test_the_trained_model_is_taken_elsewhere(whole, tmp_path, capsys):
+    folder, _ = whole
+    out = tmp_path / "model"
+    args = ["--run", str(folder), "--out", str(out), "--dtype", "float32"]
+    assert export.main(args) == 0
+    saved, before = weights.load(out), weights.load("model")
+    layers = [np.asarray(model.params["layers"]["gate"]) for model in (saved, before)]
+    assert np.array_equal(layers[0][0], layers[1][0])  # only the last one was trained
+    assert not np.array_equal(layers[0][1], layers[1][1])
+    with pytest.raises(SystemExit) as refused:
+        export.main(args)
+    assert refused.value.code == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_an_update_takes_the_memory_of_the_state_before(whole, monkeypatch, tmp_path):
+    entered = []
+    advance = text_programs.TextPrograms.advance
+
+    def look(self, states, progress, number):
+        after = advance(self, states, progress, number)
+        entered.append(all(x.is_deleted() for x in jax.tree.leaves(states.learner.params)))
+        return after
+
+    monkeypatch.setattr(text_programs.TextPrograms, "advance", look)
+    assert align.main([*TRAINED, "--out", str(tmp_path / "again")]) == 0
+    assert entered and all(entered)
 
 
 def test_a_finished_run_stays_as_it_is(whole, capsys):
