@@ -29,6 +29,7 @@ from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.record.files import require_space, to_json, write_atomically
 from experiments.record.run_folder import (
+    CONFIG,
     METRICS,
     SUMMARY,
     choose_page_folder,
@@ -405,7 +406,10 @@ class Line:
     @classmethod
     def of(cls, result: Result, frontier: Frontier) -> "Line":
         reward, kl = result.reward[-1], result.kl[-1]
-        distance = None if result.distance is None else Interval.of(result.distance)
+        distance = None
+        if result.distance is not None:
+            distance = Interval.of(result.distance)
+            distance = distance._replace(low=max(distance.low, 0.0))  # NaN stays
         share = Interval.of(frontier.share(kl, reward))
         return cls(result, Interval.of(reward), Interval.of(kl), share, distance)
 
@@ -472,7 +476,7 @@ def write(
     broken: Sequence[str] = (),
 ) -> None:
     """Writes tables, figure and, last, the page; each file is replaced atomically."""
-    from experiments.record.provenance import provenance, short_commit
+    from experiments.record.provenance import short_commit
 
     lines = [Line.of(result, frontier) for result in results]
     shown = table(lines)
@@ -481,7 +485,7 @@ def write(
     writer = csv.DictWriter(content, numbers[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(numbers)
-    where = provenance()
+    where = json.loads((folder / results[0].row / CONFIG).read_text())  # of when it was trained
     versions = where["versions"]
     commit = short_commit(where["git_commit"])
     names = ("rgpo-jax", "jax", "numpy", "python")
