@@ -32,7 +32,7 @@ def test_each_row_has_a_run_and_the_table_says_what_it_came_to(written):
     assert [row["row"] for row in rows] == ["rloo", "dapo"]
     for row in rows:
         summary = json.loads((written / row["row"] / "summary.json").read_text())
-        assert summary["total_answers"] == 40 * 256
+        assert summary["total_answers"] == 40 * 512
         for name in ("reward", "kl_ref"):
             assert float(row[name]) == pytest.approx(summary[name], abs=1e-12)
             assert float(row[f"{name}_low"]) < float(row[name]) < float(row[f"{name}_high"])
