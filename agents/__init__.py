@@ -10,6 +10,7 @@ any other, is made of the gate's row in `rgpo_jax.gate_table`.
 import difflib
 import importlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 from agents import gated
@@ -22,18 +23,27 @@ OTHER_AGENTS = ("a2c", "trpo", "awr")
 NAMES = GATE_AGENTS + OTHER_AGENTS
 
 
-def load(name: str, among: tuple[str, ...] = NAMES) -> ModuleType:
-    """Imports an agent's module by name; hyphens may stand for underscores.
+def module_name(name: str, among: Sequence[str]) -> str:
+    """The module that a name means; hyphens may stand for underscores.
 
     Raises:
-      ValueError: no agent has this name; the message has the nearest.
+      ValueError: it is none of these; the message has the nearest.
     """
     module = name.replace("-", "_")
     if module not in among:
         nearest = difflib.get_close_matches(module, among, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
         raise ValueError(f"{hint}known are {', '.join(among)}")
-    return importlib.import_module(f"agents.{module}")
+    return module
+
+
+def load(name: str, among: tuple[str, ...] = NAMES) -> ModuleType:
+    """Imports an agent's module by name; hyphens may stand for underscores.
+
+    Raises:
+      ValueError: no agent has this name; the message has the nearest.
+    """
+    return importlib.import_module(f"agents.{module_name(name, among)}")
 
 
 # `import agents.rgpo` and what was pickled there find the module here, after this one.

@@ -2,20 +2,17 @@
 
 import contextlib
 import functools
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.cli import flags
-from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.cli.terminal import Terminal
 from experiments.plan.reading import PROG, Plan, read_plan
 from experiments.record import loggers
-from experiments.training import building, compiling
+from experiments.training import building, compiling, ending
 
 if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
@@ -66,18 +63,10 @@ def _prepare(args: Sequence[str]) -> _Prepared | None:
         options = plan.options
         building.use_all_cores(plan, options.num_seeds)
         loggers.require(options.loggers)
-        from experiments.record.run_folder import SWEEP, is_finished
-
         folder, speaks = _choose_folder(plan)
     except BadInput as error:
         flags.refuse(error)
-    finished = options.resume and is_finished(folder)
-    if options.resume and not finished and (folder.parent / SWEEP).exists():
-        # Its checkpoints are those of all cells that are trained with it.
-        flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
-    if speaks:
-        found = f": finished already, in {folder}" if finished else f" -> {folder}"
-        Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
+    finished = ending.announce(plan.title, folder, options.resume, speaks)
     return None if finished else _Prepared(plan, folder, speaks)
 
 
@@ -116,15 +105,13 @@ def _open(prepared: _Prepared) -> _Opened:
 def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
     """Trains, from the start or from where the run was; returns the exit status."""
     from experiments.record.run_folder import CHECKPOINTS
-    from experiments.training.loop import Broken, Training
+    from experiments.training.loop import Training
     from experiments.training.subject import Cell
-    from rgpo_jax import processes
-    from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
 
     plan, folder, _ = prepared
     agent, layout, start, recorder = opened
-    go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
-    try:
+
+    def train() -> None:
         cells = [Cell(building.with_gate(plan, agent), recorder)]
         make_programs = functools.partial(building.make_programs, agent, layout, [plan])
         show = recorder.advance_progress
@@ -135,20 +122,8 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
             run.resume()
         recorder.start_progress(plan.num_updates * plan.batch_size)
         run.run()
-    except (BadInput, processes.ProcessFailed) as error:
-        flags.refuse(error)
-    except Broken:
-        return EXIT_BROKEN
-    except Interrupted as interrupted:
-        recorder.say(f"stopped; {go_on}")
-        return interrupted.exit_status
-    except UnreadableCheckpoint as error:
-        flags.refuse(f"--resume: {error}; start in another folder, or here again with --overwrite")
-    except (CheckpointError, OSError) as error:
-        with contextlib.suppress(OSError):
-            recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
-        return EXIT_NOT_KEPT
-    return 0
+
+    return ending.status_of(train, recorder, PROG, folder)
 
 
 def _remove_empty(folder: Path) -> None:

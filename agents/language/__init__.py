@@ -6,9 +6,10 @@ world = bandit.make()
 agent = rgpo.make(world, rgpo.Config(dual="geometric"))
 """
 
-import difflib
 import importlib
 from types import ModuleType
+
+from agents import module_name
 
 NAMES = (
     "reinforce",
@@ -30,9 +31,4 @@ def load(name: str) -> ModuleType:
     Raises:
       ValueError: no method has this name; the message has the nearest.
     """
-    module = name.replace("-", "_")
-    if module not in NAMES:
-        nearest = difflib.get_close_matches(module, NAMES, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
-        raise ValueError(f"{hint}known are {', '.join(NAMES)}")
-    return importlib.import_module(f"agents.language.{module}")
+    return importlib.import_module(f"agents.language.{module_name(name, NAMES)}")

@@ -1,7 +1,6 @@
 """Aligns a language model, or a small exact one: `python -m experiments.align --help`."""
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from experiments.align import building, page
 from experiments.align.plan import PROG, Plan, read_plan
 from experiments.cli import flags
-from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.cli.terminal import Terminal
 from experiments.record import loggers
-from experiments.training import compiling
+from experiments.training import compiling, ending
 
 if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
@@ -32,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
-    from experiments.record.run_folder import SWEEP, choose_folder, is_finished
+    from experiments.record.run_folder import choose_folder
 
     try:
         plan = read_plan(args)
@@ -42,13 +39,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
     except BadInput as error:
         flags.refuse(error)
-    finished = options.resume and is_finished(folder)
-    if options.resume and not finished and (folder.parent / SWEEP).exists():
-        # Its checkpoints are those of all cells that are trained with it.
-        flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
-    found = f": finished already, in {folder}" if finished else f" -> {folder}"
-    Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
-    if finished:
+    if ending.announce(plan.title, folder, options.resume):
         page.write_missing(folder, plan.curve_title)  # of a run that was killed at its very end
         return 0
     opened = _open(plan, folder)
@@ -77,7 +68,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
 
             prepared = text_building.prepare(plan, folder)
             recorder = Recorder(folder, options.overwrite, options.resume, log_to=options.loggers)
-            recorder.say(prepared.describe())
+            recorder.say(prepared.description)
             return _Opened(prepared.plan, recorder, prepared.make_programs, prepared.finish)
         world = building.make_world(plan)
         agent = building.make_agent(plan, world)
@@ -100,15 +91,14 @@ def _open(plan: Plan, folder: Path) -> _Opened:
 
 def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
     """Trains, from the start or from where the run was; returns the exit status."""
-    from experiments.align import text_programs
+    from experiments.align.text_programs import RewardFailed
     from experiments.record.run_folder import CHECKPOINTS
     from experiments.training.loop import Broken, Training
     from experiments.training.subject import Cell
-    from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
 
     plan, recorder = opened.plan, opened.recorder
-    go_on = f"go on with: {PROG} --out {shlex.quote(str(folder))} --resume"
-    try:
+
+    def train() -> None:
         run = Training(
             [Cell(plan, recorder)],
             opened.make_programs,
@@ -119,25 +109,14 @@ def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
         if plan.options.resume:
             run.resume()
         recorder.start_progress(plan.num_updates * plan.batch_size)
-        run.run()
+        try:
+            run.run()
+        except RewardFailed as error:
+            recorder.say(f"error: {error}; {ending.go_on_with(PROG, folder)}")
+            raise Broken from error
         opened.finish()
-    except BadInput as error:
-        flags.refuse(error)
-    except Broken:
-        return EXIT_BROKEN
-    except text_programs.RewardFailed as error:
-        recorder.say(f"error: {error}; {go_on}")
-        return EXIT_BROKEN
-    except Interrupted as interrupted:
-        recorder.say(f"stopped; {go_on}")
-        return interrupted.exit_status
-    except UnreadableCheckpoint as error:
-        flags.refuse(f"--resume: {error}; start in another folder, or here again with --overwrite")
-    except (CheckpointError, OSError) as error:
-        with contextlib.suppress(OSError):
-            recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
-        return EXIT_NOT_KEPT
-    return 0
+
+    return ending.status_of(train, recorder, PROG, folder)
 
 
 if __name__ == "__main__":

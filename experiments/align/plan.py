@@ -1,6 +1,7 @@
 """Reads the flags of an alignment run, and checks them, before JAX is loaded."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from agents import language as methods
 from experiments.align.options import EXACT_WORLDS, WORLDS, Options
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan.reading import refuse_other_settings, settings_to_resume
+from experiments.plan.reading import KnownBefore, refuse_other_settings
 from experiments.record.headline import Curve, Headline, Unit
 from rgpo_jax.language.config import Config
 
@@ -211,22 +212,9 @@ def read_plan(
     Raises:
       BadInput: anything that the user should type otherwise.
     """
-    stored = settings_to_resume(args)
-    file = flags.peek("--config", args)
-    if file is not None:
-        source = f"--config {file}"
-    from_file = {
-        **stored,
-        **(given or {}),
-        **(flags.settings_from_file(file) if file is not None else {}),
-    }
-
-    def chosen(name: str, default: str) -> str:
-        value = flags.peek(f"--{name}", args) or from_file.get(name, default)
-        if not isinstance(value, str):
-            raise BadInput(f"{source}: {name} = {value}: expected a name")
-        return value
-
+    known_before = KnownBefore.find(args, given, source)
+    stored, from_file, source = known_before
+    chosen = functools.partial(known_before.choose, args)
     method, world = chosen("method", "rgpo"), chosen("world", "bandit")
     part = chosen("train", "last_layers")
     config_class = _config_class(method)

@@ -1,6 +1,5 @@
 """The compiled programs of exact worlds: members side by side, judged by sums over all answers."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,8 +70,8 @@ class ExactPrograms(Programs):
         self._empty = empty_progress(metrics, self._mesh, num_members)
 
         def advance(state: AgentState, progress: Progress, number: Any, shared: Any) -> Any:
-            step = functools.partial(_step, agent, shared)
-            return library.make_advance(_Stepping(step))(state, progress, number)
+            stepping = _Stepping(lambda state: agent.step(state, *shared))
+            return library.make_advance(stepping)(state, progress, number)
 
         specs = (SEEDS, SEEDS, _SHARED, _SHARED)
         program = over_seeds(advance, layout, specs, (SEEDS, SEEDS))
@@ -103,7 +102,3 @@ class ExactPrograms(Programs):
         """Expected reward, KL, entropy, and distance to the target, without sampling."""
         exact = processes.fetch(self._evaluate.result()(states, self._target, self._shared))
         return {name: values.tolist() for name, values in exact._asdict().items()}
-
-
-def _step(agent: Agent, shared: Any, state: AgentState) -> Any:
-    return agent.step(state, *shared)

@@ -38,9 +38,6 @@ class Prepared:
     folder: Path
     description: str
 
-    def describe(self) -> str:
-        return self.description
-
     def make_programs(self) -> Any:
         from experiments.align.text_programs import TextPrograms
 

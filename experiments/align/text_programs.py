@@ -16,7 +16,12 @@ from experiments.align import answer_log
 from experiments.align.answer_log import Answered
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout
-from experiments.training.programs import Programs, empty_progress, memory_of
+from experiments.training.programs import (
+    EVALUATION_STREAM,
+    Programs,
+    empty_progress,
+    memory_of,
+)
 from rgpo_jax.language import kl, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
@@ -24,8 +29,6 @@ from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.state import LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.train import Progress
-
-_EVALUATION_STREAM = 0xE7A1  # folded into the seed's key: evaluation shares no key with training
 
 
 class RewardFailed(Exception):
@@ -99,7 +102,7 @@ class TextPrograms(Programs):
             lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
         )
         key = jax.random.key(seed)
-        self._eval_key = jax.random.fold_in(key, _EVALUATION_STREAM)
+        self._eval_key = jax.random.fold_in(key, EVALUATION_STREAM)
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self._frozen, self._prompts)
         )

@@ -1,6 +1,5 @@
 """What an earlier alignment run learnt, read back from its folder."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,7 @@ from envs.language.text import TextWorld
 from experiments.align import building, text_building
 from experiments.align.plan import Plan, read_plan
 from experiments.cli.flags import BadInput
-from experiments.record.run_folder import CHECKPOINTS, CONFIG
-from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+from experiments.training.trained import config_of, restore_learner
 
 
 class Trained(NamedTuple):
@@ -40,11 +38,9 @@ def load(folder: str, flag: str) -> Trained:
     Raises:
       BadInput: there is no such run, its model is not here, or no checkpoint can be read.
     """
-    path = Path(folder).expanduser()
-    if not (path / CONFIG).exists():
-        raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
+    path = config_of(folder, flag)
     try:
-        plan = read_plan(["--config", str(path / CONFIG)])
+        plan = read_plan(["--config", str(path)])
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
     if plan.is_exact:
@@ -59,10 +55,5 @@ def load(folder: str, flag: str) -> Trained:
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    try:
-        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)
-    except CheckpointError as error:
-        raise BadInput(f"{flag} {folder}: {error}") from None
-    if restored is None:
-        raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    restored = restore_learner(folder, flag, like)
     return Trained(plan, text, restored.parts["learner"].params, restored.updates)

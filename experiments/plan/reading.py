@@ -1,10 +1,11 @@
 """Reads a run's flags and files, and checks them, before JAX is loaded."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import agents
 import envs
@@ -113,6 +114,40 @@ def _config_class(agent: str, gate: str | None) -> type[Config]:
     )
 
 
+class KnownBefore(NamedTuple):
+    """Settings that are known before the flags are read as a whole.
+
+    Attributes:
+      stored: of the run that is to go on; empty where there is none.
+      settings: these, those given from elsewhere, and those of a config file.
+      source: where settings come from, for messages.
+    """
+
+    stored: dict[str, Any]
+    settings: dict[str, Any]
+    source: str
+
+    @classmethod
+    def find(
+        cls, args: Sequence[str], given: Mapping[str, Any] | None, source: str
+    ) -> "KnownBefore":
+        """Looks for them; see `read_plan`."""
+        stored = settings_to_resume(args)
+        file = flags.peek("--config", args)
+        from_file = flags.settings_from_file(file) if file is not None else {}
+        source = source if file is None else f"--config {file}"
+        return cls(stored, {**stored, **(given or {}), **from_file}, source)
+
+    def choose(self, args: Sequence[str], name: str, default: str | None) -> Any:
+        """A name on which it depends which flags there are; None only where that is the default."""
+        value = flags.peek(f"--{name}", args)
+        if value is None:
+            value = self.settings.get(name, default)
+        if not isinstance(value, str) and not (value is None and default is None):
+            raise BadInput(f"{self.source}: {name} = {value}: expected a name")
+        return value
+
+
 def read_plan(
     args: Sequence[str],
     prog: str = PROG,
@@ -130,24 +165,9 @@ def read_plan(
     Raises:
       BadInput: anything that the user should type otherwise.
     """
-    stored = settings_to_resume(args)
-    file = flags.peek("--config", args)
-    if file is not None:
-        source = f"--config {file}"
-    from_file = {
-        **stored,
-        **(given or {}),
-        **(flags.settings_from_file(file) if file is not None else {}),
-    }
-
-    def chosen(name: str, default: Any) -> Any:
-        value = flags.peek(f"--{name}", args)
-        if value is None:
-            value = from_file.get(name, default)
-        if not isinstance(value, str) and not (value is None and default is None):
-            raise BadInput(f"{source}: {name} = {value}: expected a name")
-        return value
-
+    known_before = KnownBefore.find(args, given, source)
+    stored, from_file, source = known_before
+    chosen = functools.partial(known_before.choose, args)
     agent, gate, env = chosen("agent", "rgpo"), chosen("gate", None), chosen("env", "CartPole-v1")
     gate = None if gate == "None" else gate
     config_class = _config_class(agent, gate)

@@ -20,7 +20,7 @@ from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
 
-_EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
+EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
 
 # How a batch of states over seeds lies on the mesh of a `Layout`.
 SEEDS = PartitionSpec("seed")
@@ -278,7 +278,7 @@ class CompiledPrograms(EpisodePrograms):
         self._num_batches = episodes.at_the_end // episodes.while_training
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
-            return agent.init(key, **overrides), jax.random.fold_in(key, _EVALUATION_STREAM)
+            return agent.init(key, **overrides), jax.random.fold_in(key, EVALUATION_STREAM)
 
         traced_init, self._init_arguments, (states, eval_keys) = trace_init(
             init, layout, members, (STATES, SEEDS)

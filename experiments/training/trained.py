@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from experiments.plan.reading import Plan, read_plan
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
 from experiments.training.building import make_agent
 from rgpo_jax.agent import Agent
-from rgpo_jax.checkpoint import CheckpointError, Checkpoints
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints, Restored
 from rgpo_jax.learner import LearnerState
 
 # Settings without which a network's parameters mean something else, in the same shapes.
@@ -37,6 +37,35 @@ class Trained(NamedTuple):
     env_steps: int
 
 
+def config_of(folder: str, flag: str) -> Path:
+    """The settings of the run in a folder, which was given with a flag; BadInput if it has none."""
+    path = Path(folder).expanduser() / CONFIG
+    if not path.exists():
+        raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
+    return path
+
+
+def restore_learner(folder: str, flag: str, like: Any) -> Restored:
+    """Of the newest checkpoint that is whole the part "learner".
+
+    Args:
+      folder: of the run.
+      flag: with which it was given, for messages.
+      like: shapes and shardings of the learner.
+
+    Raises:
+      BadInput: there is no checkpoint, or none that can be read.
+    """
+    try:
+        checkpoints = Checkpoints(Path(folder).expanduser() / CHECKPOINTS)
+        restored = checkpoints.restore({"learner": like}, tidy=False)
+    except CheckpointError as error:
+        raise BadInput(f"{flag} {folder}: {error}") from None
+    if restored is None:
+        raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    return restored
+
+
 def load(folder: str, flag: str) -> Trained:
     """Reads a run's newest checkpoint that is whole.
 
@@ -47,11 +76,9 @@ def load(folder: str, flag: str) -> Trained:
     Raises:
       BadInput: there is no run, or it has no checkpoint that can be read.
     """
-    path = Path(folder).expanduser()
-    if not (path / CONFIG).exists():
-        raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
+    path = config_of(folder, flag)
     try:
-        read = read_plan(["--config", str(path / CONFIG)])
+        read = read_plan(["--config", str(path)])
         agent = make_agent(read)
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
@@ -73,12 +100,7 @@ def load(folder: str, flag: str) -> Trained:
     like = like._replace(
         hyperparameters=dataclasses.replace(like.hyperparameters, annealing=annealing)
     )
-    try:
-        restored = Checkpoints(path / CHECKPOINTS).restore({"learner": like}, tidy=False)
-    except CheckpointError as error:
-        raise BadInput(f"{flag} {folder}: {error}") from None
-    if restored is None:
-        raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    restored = restore_learner(folder, flag, like)
     env_steps = restored.updates * read.config.batch_size
     return Trained(read, agent, restored.parts["learner"], env_steps)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rgpo_jax.advantages import generalized_advantages
+from rgpo_jax.language.answers import last_tokens
 
 Array = jax.Array
 Baseline = Literal["none", "batch", "group", "leave_one_out"]
@@ -73,7 +74,7 @@ def token_advantages(
     Returns:
       Advantages and targets of the value function [n, T], 0 where masked.
     """
-    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    last = last_tokens(mask)
     value = jnp.where(mask, value, 0.0)
     following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
     advantage = generalized_advantages(

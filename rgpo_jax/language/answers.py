@@ -24,6 +24,12 @@ class Answers(NamedTuple):
     ended: Array
 
 
+def last_tokens(mask: Array) -> Array:
+    """Where answers have their last token, bool [..., T]; mask [..., T] is that of `Answers`."""
+    following = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
+    return mask & ~following
+
+
 def is_end(tokens: Array, end_ids: tuple[int, ...]) -> Array:
     """Where tokens [...] are end tokens, bool [...]."""
     return (tokens[..., None] == jnp.array(end_ids, jnp.int32)).any(-1)

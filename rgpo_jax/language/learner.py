@@ -159,7 +159,9 @@ def make(
             weigh=weigh if weighs else None,
             goes_on=None if hyperparameters.target_kl is None else is_near,
         )
-        predicted = samples.predict(policy, config, state, frozen, params, sample)
+        predicted = samples.predict(
+            policy, config, state, frozen, params, sample.prompts, sample.answers
+        )
         parts = objective.terms(
             config.aggregation,
             predicted.log_prob,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rgpo_jax import descent
 from rgpo_jax.language import advantages, kl
-from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.answers import Answers, last_tokens
 from rgpo_jax.language.config import Config
 from rgpo_jax.language.policy import Policy, Prediction
 from rgpo_jax.language.state import LearnerState
@@ -76,8 +76,7 @@ def shape_reward(
 
 def token_rewards(reward: Array, mask: Array, penalty: Array) -> Array:
     """Rewards of tokens [n, T]: minus the penalty of each, and at an answer's last its reward."""
-    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    return jnp.where(last, reward[:, None], 0.0) - jnp.where(mask, penalty, 0.0)
+    return jnp.where(last_tokens(mask), reward[:, None], 0.0) - jnp.where(mask, penalty, 0.0)
 
 
 def in_parts(function: Callable[[Any], Any], tree: Any, size: int | None) -> Any:
@@ -95,13 +94,14 @@ def predict(
     state: LearnerState,
     frozen: Any,
     params: Any,
-    sample: Sample,
+    prompts: Any,
+    answers: Answers,
 ) -> Prediction:
-    """What parameters say of all answers, as many at a time as are differentiated."""
+    """What parameters say of answers to encoded prompts, as many at a time as are learnt from."""
     temperature = state.hyperparameters.temperature
     return in_parts(
         lambda part: policy.predict(params, frozen, part[0], part[1], temperature),
-        (sample.prompts, sample.answers),
+        (prompts, answers),
         config.microbatch_size,
     )
 
@@ -129,19 +129,12 @@ def prepare(
         config.microbatch_size,
     )
     metrics = means({})
+    if policy.recomputes or config.baseline == "value":
+        before = predict(policy, config, state, frozen, state.params, prompts, answers)
     if policy.recomputes:
-        said = in_parts(
-            lambda part: (
-                policy.predict(
-                    state.params, frozen, part[0], part[1], hyperparameters.temperature
-                ).log_prob
-            ),
-            (prompts, answers),
-            config.microbatch_size,
-        )
-        deviation = jnp.abs(jnp.expm1(jnp.where(mask, said - answers.log_prob, 0.0)))
+        deviation = jnp.abs(jnp.expm1(jnp.where(mask, before.log_prob - answers.log_prob, 0.0)))
         metrics |= maxima({"sampler_ratio_deviation": jnp.max(deviation)})
-        answers = answers._replace(log_prob=jnp.where(mask, said, 0.0))
+        answers = answers._replace(log_prob=jnp.where(mask, before.log_prob, 0.0))
     log_prob_ref = in_parts(
         lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),
         (prompts, answers),
@@ -157,7 +150,7 @@ def prepare(
     rewards = token_rewards(reward, mask, penalty)
     sample = Sample(prompts, answers, mask, log_prob_ref, rewards, None, None)
     if config.baseline == "value":
-        value = predict(policy, config, state, frozen, state.params, sample).value
+        value = before.value
         assert value is not None
         advantage, target = advantages.token_advantages(
             rewards, value, mask, hyperparameters.gae_lambda

@@ -1,0 +1,66 @@
+"""How the programs that train begin in words, and with which exit status they end."""
+
+import contextlib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli import flags
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted
+from experiments.cli.terminal import Terminal
+from experiments.record.run_folder import SWEEP, is_finished
+
+if TYPE_CHECKING:
+    from experiments.record.recorder import Recorder
+
+
+def announce(title: str, folder: Path, resume: bool, speaks: bool = True) -> bool:
+    """Says what will run, and where; returns whether it has run already.
+
+    Args:
+      title: of the run.
+      folder: of the run.
+      resume: whether a run that is there is to go on; one that belongs to a sweep is refused.
+      speaks: whether to say it.
+    """
+    finished = resume and is_finished(folder)
+    if resume and not finished and (folder.parent / SWEEP).exists():
+        # Its checkpoints are those of all cells that are trained with it.
+        flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
+    if speaks:
+        found = f": finished already, in {folder}" if finished else f" -> {folder}"
+        Terminal(highlight=False, soft_wrap=True).print(f"{title}{found}", markup=False)
+    return finished
+
+
+def go_on_with(prog: str, folder: Path) -> str:
+    """The command by which a run that stopped goes on, in words."""
+    return f"go on with: {prog} --out {shlex.quote(str(folder))} --resume"
+
+
+def status_of(train: Callable[[], None], recorder: "Recorder", prog: str, folder: Path) -> int:
+    """Trains; returns the exit status, and says why where it is not 0."""
+    from experiments.training.loop import Broken
+    from rgpo_jax import processes
+    from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
+
+    go_on = go_on_with(prog, folder)
+    try:
+        train()
+    except (BadInput, processes.ProcessFailed) as error:
+        flags.refuse(error)
+    except Broken:
+        return EXIT_BROKEN
+    except Interrupted as interrupted:
+        recorder.say(f"stopped; {go_on}")
+        return interrupted.exit_status
+    except UnreadableCheckpoint as error:
+        flags.refuse(f"--resume: {error}; start in another folder, or here again with --overwrite")
+    except (CheckpointError, OSError) as error:
+        with contextlib.suppress(OSError):
+            recorder.say(f"error: {error}; what was kept before is whole; {go_on}")
+        return EXIT_NOT_KEPT
+    return 0
