@@ -25,7 +25,8 @@ class GradientSteps(NamedTuple):
     Attributes:
       terms: of the loss, before each step, a value per sample.
       grad_norm: of the gradient, before the optimiser changes it.
-      taken: whether early stopping let it count, and its minibatch had weight.
+      taken: whether early stopping let it count, its minibatch had weight, and the gradient was
+        finite where that is asked for.
     """
 
     terms: Any
@@ -124,6 +125,7 @@ def descend(
     flatten: bool = True,
     weigh: Callable[[Any], Array] | None = None,
     goes_on: Callable[[Any], Array] | None = None,
+    finite_only: bool = False,
     parallel: DataParallel = DataParallel(),
 ) -> tuple[Any, Any, GradientSteps]:
     """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
@@ -144,6 +146,7 @@ def descend(
       weigh: see `mean_gradient`.
       goes_on: early stopping: terms of a minibatch -> whether its step is to be taken. The first
         that is not, and all after it, change nothing. None: all are taken.
+      finite_only: a step whose gradient has a NaN or an infinity changes nothing.
       parallel: each device differentiates its share of every minibatch.
 
     Returns:
@@ -177,7 +180,9 @@ def descend(
         if goes_on is not None:
             taken &= goes_on(terms)
         counts = taken if weight is None else taken & (mean > 0)
-        if goes_on is not None or weight is not None:
+        if finite_only:
+            counts &= jnp.isfinite(norm)
+        if goes_on is not None or weight is not None or finite_only:
             after = jax.tree.map(lambda new, old: jnp.where(counts, new, old), after, before)
         return (after, taken), GradientSteps(terms, norm, counts)
 

@@ -23,8 +23,8 @@ class ChunkReport(NamedTuple):
 
     Attributes:
       metrics: name -> reduced over the chunk's updates; NaN where nothing was defined.
-      broken_at: index, from 0, of the first update that left a parameter NaN or infinite;
-        -1 if none did. int32.
+      broken_at: index, from 0, of the first update that left a parameter NaN or infinite, or was
+        said to be broken; -1 if none was. int32.
     """
 
     metrics: dict[str, Array]
@@ -58,11 +58,17 @@ class Progress(NamedTuple):
         """Of no update yet; metrics like these will come, of which the shapes alone will do."""
         return cls(empty(metrics), jnp.int32(NEVER))
 
-    def take(self, index: Array, params: Any, metrics: Metrics) -> "Progress":
-        """Takes in the update of this index, which left these parameters."""
-        broken_at = jnp.where(
-            _is_finite(params), self.broken_at, jnp.minimum(self.broken_at, index)
-        )
+    def take(
+        self, index: Array, params: Any, metrics: Metrics, broken: Array | None = None
+    ) -> "Progress":
+        """Takes in the update of this index, which left these parameters.
+
+        It is broken if one of them is NaN or infinite, or for another reason, if so said.
+        """
+        is_whole = _is_finite(params)
+        if broken is not None:
+            is_whole &= ~broken
+        broken_at = jnp.where(is_whole, self.broken_at, jnp.minimum(self.broken_at, index))
         return Progress(accumulate(self.metrics, metrics), broken_at)
 
     def finish(self) -> ChunkReport:
@@ -81,13 +87,17 @@ class Stepping(Protocol):
 
 
 def make_advance(
-    agent: Stepping,
+    agent: Stepping, is_broken: Callable[[Metrics], Array] | None = None
 ) -> Callable[[Any, Progress, Any], tuple[Any, Progress]]:
     """Returns (state, progress, number of updates) -> (state, progress), to be vmapped and jitted.
 
     The number of updates is traced: advances of all lengths are one program, and a long one gives
     what short ones in turn give, to the bit. Metrics are reduced as they come, so memory does not
     grow with the number.
+
+    Args:
+      agent: what trains.
+      is_broken: metrics of an update -> whether it is broken though its parameters are finite.
     """
 
     def advance(state: Any, progress: Progress, num_updates: Any) -> tuple[Any, Progress]:
@@ -95,7 +105,8 @@ def make_advance(
             state, progress = carry
             index = state.learner.updates
             state, metrics = agent.step(state)
-            return state, progress.take(index, state.learner.params, metrics)
+            broken = None if is_broken is None else is_broken(metrics)
+            return state, progress.take(index, state.learner.params, metrics, broken)
 
         return jax.lax.fori_loop(0, num_updates, body, (state, progress))
 

@@ -23,6 +23,7 @@ from rgpo_jax.config import ConfigError
 from rgpo_jax.gates import importance
 from rgpo_jax.language import agent as agents
 from rgpo_jax.language import kl, objective
+from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.config import Config
 from rgpo_jax.language.samples import Batch, shape_reward, token_rewards
@@ -87,6 +88,42 @@ def test_a_sampler_that_forgets_the_temperature_is_seen_in_the_first_ratio():
     state = agent.init(jax.random.key(0), world.frozen)
     _, metrics = agent.step(state, world.frozen, world.prompts)
     assert float(metrics["first_ratio_deviation"]) > 0.1
+
+
+def test_a_sampler_that_cuts_the_distribution_is_seen_in_the_first_ratio():
+    world = bandit.make()
+
+    def of_the_best_two(params, frozen, prompts, key, temperature):
+        logits = params["actor"][prompts, 0] / temperature
+        cut = jnp.where(logits >= jnp.sort(logits)[:, -2][:, None], logits, -jnp.inf)
+        tokens = jax.random.categorical(key, cut)[:, None]
+        mask = jnp.ones(tokens.shape, bool)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(cut), tokens, axis=1)
+        return Answers(tokens, mask, log_prob, mask[:, 0])
+
+    config = grpo.Config(num_prompts=4, group_size=4)
+    policy = world.policy._replace(sample=of_the_best_two)
+    agent = agents.make(policy, config, grpo.gate(config), world.reward)
+    state = agent.init(jax.random.key(0), world.frozen)
+    _, metrics = agent.step(state, world.frozen, world.prompts)
+    assert float(metrics["first_ratio_deviation"]) > 0.1
+
+
+def test_a_sampler_that_rounds_is_measured_and_not_believed():
+    world = bandit.make()
+
+    def rounding(params, frozen, prompts, key, temperature):
+        answers = world.policy.sample(params, frozen, prompts, key, temperature)
+        return answers._replace(log_prob=answers.log_prob + jnp.array([[0.1], [-0.02]] * 8))
+
+    config = grpo.Config(num_prompts=4, group_size=4)
+    policy = world.policy._replace(sample=rounding, recomputes=True)
+    agent = agents.make(policy, config, grpo.gate(config), world.reward)
+    state = agent.init(jax.random.key(0), world.frozen)
+    _, metrics = agent.step(state, world.frozen, world.prompts)
+    assert float(metrics["sampler_ratio_deviation"]) == pytest.approx(-math.expm1(-0.1), abs=1e-6)
+    assert float(metrics["sampler_log_ratio"]) == pytest.approx(0.06, abs=1e-6)
+    assert float(metrics["first_ratio_deviation"]) < 1e-6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, 0.0099, -1.0, math.nan])
@@ -311,6 +348,49 @@ def test_groups_of_equal_reward_are_counted_and_may_be_left_out(dropped):
         assert float(metrics["equal_groups"]) == share
         moved = largest(jax.tree.map(jnp.subtract, after.params, params)) > 0
         assert moved == (not dropped or share < 1)
+
+
+# Steps that are not finite
+
+
+def bad_at(bad):
+    """A policy that says NaN of the log-probabilities of these arms, wherever they are."""
+    world = bandit.make(num_prompts=1)
+
+    def predict(params, frozen, encoded, answers, temperature):
+        predicted = world.policy.predict(params, frozen, encoded, answers, temperature)
+        is_bad = jnp.isin(answers.tokens, jnp.array(bad))
+        return predicted._replace(log_prob=predicted.log_prob * jnp.where(is_bad, jnp.nan, 1.0))
+
+    return world, world.policy._replace(predict=predict)
+
+
+@pytest.mark.parametrize(("bad", "share"), [([], 0.0), ([4], 0.5), ([0, 4], 1.0)])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, share):
+    world, policy = bad_at(bad)
+    config = Config(
+        num_prompts=1,
+        group_size=2,
+        num_epochs=3,
+        num_minibatches=2,
+        learning_rate=0.1,
+        baseline="none",
+    )
+    learner = learners.make(policy, config, importance())
+    state = learner.init(jax.random.key(0), world.frozen, learner.hyperparameters)
+    answers = jax.tree.map(lambda x: x[jnp.array([0, 4])], world.enumeration.answers)
+    log_prob = world.policy.predict(state.params, world.frozen, jnp.zeros(2, int), answers, 1.0)
+    answers = answers._replace(log_prob=log_prob.log_prob)
+    batch = Batch(jnp.zeros(2, int), answers, jnp.array([1.0, 2.0]))
+    after, metrics = quick_jit(learner.update)(state, world.frozen, batch)
+    assert float(metrics["nonfinite_step_rate"]) == share
+    assert float(metrics["gradient_step_rate"]) == 1.0 - share
+    assert bool(learners.is_broken(metrics)) == (share == 1.0)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(after.params))
+    assert (largest(jax.tree.map(jnp.subtract, after.params, state.params)) > 0) == (share < 1)
+    # Adam has counted the steps that were taken, and no others.
+    counts = [x for x in jax.tree.leaves(after.optimizer_state) if x.dtype == jnp.int32]
+    assert counts and all(int(x) == round(6 * (1 - share)) for x in counts)
 
 
 # Sums over parts

@@ -21,7 +21,7 @@ import tyro
 
 from experiments.align import __main__ as program
 from experiments.align import building
-from experiments.align.plan import Plan, read_plan
+from experiments.align.plan import HEADLINE, Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN
 from experiments.cli.flags import BadInput
@@ -159,7 +159,7 @@ def _compare(
                 status = _train(row, options, passed, folder)
                 interrupts.check()
                 if status == EXIT_BROKEN:
-                    say(f"{heading}: parameters became NaN or infinite, see its run.log")
+                    say(f"{heading}: {HEADLINE.broken}, see its run.log")
                     broken.append(row)
                     continue
                 if status != 0:
@@ -505,7 +505,7 @@ def write(
         shown,
     ]
     if broken:
-        page += [f"Left out, as parameters became NaN or infinite: {', '.join(broken)}.", ""]
+        page += [f"Left out, as {HEADLINE.broken}: {', '.join(broken)}.", ""]
     write_atomically(folder / NUMBERS, content.getvalue().encode())
     write_atomically(folder / TABLE, shown.encode())
     write_atomically(folder / FIGURE, draw(results, frontier, options.world))

@@ -30,6 +30,8 @@ HEADLINE = Headline(
     manner="",
     digits=3,
     results=("target_distance", "reward", "kl_ref"),
+    broken="parameters, or all gradients of an update, became NaN or infinite",
+    skipped="nonfinite_step_rate",
 )
 
 # World -> settings in the place of the Config's own and of the method's: sizes of what is trained.

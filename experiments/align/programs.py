@@ -21,6 +21,7 @@ from experiments.training.programs import (
 from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.language.agent import Agent, AgentState
+from rgpo_jax.language.learner import is_broken
 from rgpo_jax.language.world import World, expectations
 from rgpo_jax.train import Progress
 
@@ -71,7 +72,7 @@ class ExactPrograms(Programs):
 
         def advance(state: AgentState, progress: Progress, number: Any, shared: Any) -> Any:
             stepping = _Stepping(lambda state: agent.step(state, *shared))
-            return library.make_advance(stepping)(state, progress, number)
+            return library.make_advance(stepping, is_broken)(state, progress, number)
 
         specs = (SEEDS, SEEDS, _SHARED, _SHARED)
         program = over_seeds(advance, layout, specs, (SEEDS, SEEDS))

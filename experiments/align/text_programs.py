@@ -25,6 +25,7 @@ from experiments.training.programs import (
 from rgpo_jax.language import kl, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.learner import is_broken
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.state import LearnerState
 from rgpo_jax.metrics import Metrics, means
@@ -124,7 +125,8 @@ class TextPrograms(Programs):
             updates = state.learner.updates
             state, metrics = agent.update(state, frozen, batch)
             one = jax.tree.map(lambda x: x[0], progress)
-            one = one.take(updates, state.learner.params, metrics | means(host))
+            broken = is_broken(metrics)
+            one = one.take(updates, state.learner.params, metrics | means(host), broken)
             return state, jax.tree.map(lambda x: x[None], one)
 
         sampling = jax.jit(sample).lower(*self._sampled_with(state), *shapes)

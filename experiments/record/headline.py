@@ -71,6 +71,9 @@ class Headline:
       sampled_manner: the same of `sampled`, and of its key in a summary.
       digits: after the point, of scores on a terminal.
       results: evaluation metrics of which a summary has the mean over seeds, each under its name.
+      broken: what happened where a seed could not go on.
+      skipped: a metric, the share of an update's gradient steps that were left out as they were not
+        finite; it is told where it is not 0. Empty: none are left out.
     """
 
     quantity: str
@@ -85,6 +88,8 @@ class Headline:
     sampled_manner: str = "stochastic"
     digits: int = 1
     results: tuple[str, ...] = ()
+    broken: str = "parameters became NaN or infinite"
+    skipped: str = ""
 
     @property
     def curves(self) -> tuple[Curve, ...]:

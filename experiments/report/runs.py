@@ -335,7 +335,7 @@ def gather(runs: Sequence[Run], waiting: int = 0, notes: Sequence[str] = ()) -> 
             where = ", ".join(
                 f"seed {entry['seed']} at update {entry['update']}" for entry in broken
             )
-            notes.append(f"{run.name} broke: parameters became NaN or infinite ({where}).")
+            notes.append(f"{run.name} broke: {run.headline.broken} ({where}).")
         elif run.status == INTERRUPTED:
             notes.append(f"{run.name} was interrupted at {run.progress:.0%}.")
     cells, more = _cells(runs)

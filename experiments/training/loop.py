@@ -204,7 +204,8 @@ class Training:
                 self._save()
             self._write_summaries()
         if position.broken:
-            raise Broken(describe_broken(position.broken, self._seeds, plan.num_updates))
+            what = self._headline.broken
+            raise Broken(describe_broken(what, position.broken, self._seeds, plan.num_updates))
 
     @property
     def _all_broken(self) -> bool:
@@ -233,10 +234,24 @@ class Training:
                     f"  {training.short} {describe(metrics[training.metric][part], digits)}"
                     f"  {unit.a_second(rate)}{remark}"
                 )
+        self._tell_skipped(metrics)
         self._log(metrics)
         current = describe(metrics[training.metric], digits, brief=True)
         self._show(self._steps, rate, f"{headline.quantity} {current}{remark}")
         self._progress = self._programs.start()
+
+    def _tell_skipped(self, metrics: dict[str, list[float]]) -> None:
+        """Warns of gradient steps since the last report that were not taken."""
+        name = self._headline.skipped
+        if not name:
+            return
+        for cell, part in zip(self._cells, self._parts, strict=True):
+            for seed, share in zip(cell.plan.seeds, metrics[name][part], strict=True):
+                if share > 0:
+                    cell.recorder.say(
+                        f"warning: {share:.1%} of the gradient steps up to {self._steps:,} "
+                        f"{self._headline.unit.name} were not finite and were skipped (seed {seed})"
+                    )
 
     def _log(self, metrics: dict[str, list[float]]) -> None:
         for cell, part in zip(self._cells, self._parts, strict=True):

@@ -34,10 +34,12 @@ def aggregate(scores: list[float]) -> dict[str, Any]:
     }
 
 
-def describe_broken(broken: Sequence[Sequence[int]], seeds: Sequence[int], num_updates: int) -> str:
-    """(member, update) in words."""
+def describe_broken(
+    what: str, broken: Sequence[Sequence[int]], seeds: Sequence[int], num_updates: int
+) -> str:
+    """What happened, and where: (member, update) in words."""
     where = ", ".join(f"seed {seeds[member]} at update {update}" for member, update in broken)
-    return f"parameters became NaN or infinite: {where} (of {num_updates})"
+    return f"{what}: {where} (of {num_updates})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,11 @@ def adam(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTran
     )
 
 
+def is_broken(metrics: Metrics) -> Array:
+    """Whether an update had no gradient that was finite: it changed nothing, nor will the next."""
+    return metrics["nonfinite_step_rate"] >= 1.0
+
+
 def is_dual(gate: Tunable) -> bool:
     """Whether a gate is one of two ratios: it has an argument `log_ratio_ref`."""
     return "log_ratio_ref" in inspect.signature(gate.function).parameters
@@ -63,7 +68,8 @@ def make(
     An update turns the rewards of a batch into advantages (`Config.baseline`, `scale`), then takes
     `num_epochs` passes over the answers in `num_minibatches` shuffled parts, each a step of the
     optimiser on the gated objective, aggregated as `Config.aggregation` says, with the KL to the
-    reference where `Config.kl` says.
+    reference where `Config.kl` says. A step whose gradient is not finite is skipped and counted
+    (`nonfinite_step_rate`).
 
     Args:
       policy: what answers.
@@ -158,6 +164,7 @@ def make(
             flatten=False,
             weigh=weigh if weighs else None,
             goes_on=None if hyperparameters.target_kl is None else is_near,
+            finite_only=True,
         )
         predicted = samples.predict(
             policy, config, state, frozen, params, sample.prompts, sample.answers
@@ -189,7 +196,14 @@ def make(
             tokens = jnp.mean(jnp.sum(sample.counts)) / config.num_minibatches
             taken["value_loss"] = 0.5 * jnp.mean(errors, where=steps.taken) / tokens
         metrics |= means(taken, weight=rate > 0)
-        metrics |= means({"gradient_step_rate": rate, "learning_rate": step_size})
+        undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
+        metrics |= means(
+            {
+                "gradient_step_rate": rate,
+                "nonfinite_step_rate": undefined,
+                "learning_rate": step_size,
+            }
+        )
         coefficient = state.kl_coefficient
         if hyperparameters.kl_target is not None:
             error = metrics["kl_ref_k1"] / hyperparameters.kl_target - 1.0

@@ -132,8 +132,9 @@ def prepare(
     if policy.recomputes or config.baseline == "value":
         before = predict(policy, config, state, frozen, state.params, prompts, answers)
     if policy.recomputes:
-        deviation = jnp.abs(jnp.expm1(jnp.where(mask, before.log_prob - answers.log_prob, 0.0)))
-        metrics |= maxima({"sampler_ratio_deviation": jnp.max(deviation)})
+        difference = jnp.where(mask, before.log_prob - answers.log_prob, 0.0)
+        metrics |= maxima({"sampler_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(difference)))})
+        metrics |= means({"sampler_log_ratio": jnp.mean(jnp.abs(difference), where=mask)})
         answers = answers._replace(log_prob=jnp.where(mask, before.log_prob, 0.0))
     log_prob_ref = in_parts(
         lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),
