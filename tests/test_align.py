@@ -207,7 +207,10 @@ def test_a_run_that_breaks_says_where(tmp_path, capsys):
     folder = tmp_path / "broken"
     args = [*TINY, "--learning-rate", "1e38", "--max-grad-norm", "1e38", "--out", str(folder)]
     assert align.main(args) == 3
-    assert "error: parameters became NaN or infinite: seed 3 at update" in capsys.readouterr().out
+    assert (
+        "error: parameters, or all gradients of an update, became NaN or infinite: seed 3"
+        in capsys.readouterr().out
+    )
     assert [entry["seed"] for entry in summary_of(folder)["broken"]] == [3, 4]
 
 

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -340,6 +342,74 @@ def test_a_finished_run_stays_as_it_is(whole, capsys):
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
+# Several devices.
+
+
+SPREAD = """
+import sys
+from experiments.align import __main__ as align
+from experiments.align.text_programs import TextPrograms
+from experiments.training import compiling
+from rgpo_jax.checkpoint import Checkpoints
+
+compiling.options = lambda often: {"xla_backend_optimization_level": 0}
+advance, save = TextPrograms.advance, Checkpoints.save
+
+
+def looking(self, states, progress, number):
+    states, progress = advance(self, states, progress, number)
+    learner = states.learner
+    for tree in (learner.params["actor"], learner.optimizer_state[1].mu["actor"]):
+        q = tree["layers"]["q"]  # [1, 32, 32]
+        assert q.addressable_shards[0].data.shape == (1, 16, 16), q.sharding
+    return states, progress
+
+
+def dying(self, updates, *args):
+    if updates == 3:
+        raise KeyboardInterrupt
+    return save(self, updates, *args)
+
+
+TextPrograms.advance, Checkpoints.save = looking, dying
+try:
+    align.main(sys.argv[1:])
+    raise AssertionError("it should have died")
+except KeyboardInterrupt:
+    pass
+Checkpoints.save = save
+assert align.main([*sys.argv[1:], "--resume"]) == 0
+"""
+
+
+def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_path):
+    folder = tmp_path / "spread"
+    args = [*TRAINED, "--fsdp", "2", "--tp", "2", "--out", str(folder)]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", SPREAD, *args],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "for 4 devices: fsdp 2, tp 2" in run.stdout
+    nan = float("nan")
+    for spread, alone in zip(records(folder), records(whole[0]), strict=True):
+        assert spread.keys() == alone.keys()
+        for name, values in alone.items():
+            found, expected = (
+                np.array([nan if x is None else x for x in np.atleast_1d(v)], float)
+                for v in (spread[name], values)
+            )
+            np.testing.assert_allclose(found, expected, rtol=5e-3, atol=2e-5, err_msg=name)
+    answers = [(f / "answers.jsonl").read_text().splitlines() for f in (folder, whole[0])]
+    texts = [[json.loads(line)["answer"] for line in lines] for lines in answers]
+    assert texts[0] == texts[1]
+
+
 # What is trained.
 
 
@@ -384,6 +454,8 @@ def test_ppo_trains_each_part_with_a_critic(part, critic, tmp_path):
         (["--reward", "my_rewards:none"], "--reward my_rewards:none: expected 1 finite number"),
         (["--reward", "my_rewards:nan"], "--reward my_rewards:nan: expected 1 finite number"),
         (["--reward", "my_rewards:texts"], "--reward my_rewards:texts: ValueError: "),
+        (["--fsdp", "3"], "--fsdp 3: expected a divisor of the 4 answers that are differentiated"),
+        (["--fsdp", "4", "--tp", "999"], "--fsdp 4 --tp 999: 3996 devices; there "),
         (["--gold", "my_rewards:nan"], "--gold my_rewards:nan: expected 1 finite number"),
         (["--reward", "my_rewards:nobody"], "--reward my_rewards:nobody: AttributeError"),
         (["--reward", "my_rewards:number"], "--reward my_rewards:number: "),

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from rgpo_jax.language import decoder_policy
+from rgpo_jax.language import decoder, decoder_policy
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder_policy import Prompts, Training
 from rgpo_jax.language.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ class TextWorld(NamedTuple):
       held_out_prompts: the same as tokens.
       model: decoder and tokeniser, as they were read.
       training: what of it is trained.
+      mesh: on which it lies; None: one device.
     """
 
     world: World
@@ -36,6 +38,7 @@ class TextWorld(NamedTuple):
     held_out_prompts: Prompts
     model: Model
     training: Training
+    mesh: Mesh | None = None
 
     def read(self, answers: Answers) -> list[str]:
         """The texts of answers [n, T]."""
@@ -61,6 +64,7 @@ def make(
     max_tokens: int,
     max_prompt_tokens: int,
     training: Training,
+    mesh: Mesh | None = None,
 ) -> TextWorld:
     """Builds the world.
 
@@ -73,6 +77,7 @@ def make(
       max_tokens: of the longest answer.
       max_prompt_tokens: of the longest prompt, template included.
       training: what of the model is trained.
+      mesh: with axes "fsdp" and "tp", over which the model is spread; None: one device.
 
     Raises:
       ValueError: a prompt is too long, or with an answer too long for the model.
@@ -97,10 +102,13 @@ def make(
         return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
 
     policy = decoder_policy.make(
-        model.architecture, max_tokens, model.end_ids, model.pad_id, training
+        model.architecture, max_tokens, model.end_ids, model.pad_id, training, mesh
     )
+    if mesh is not None:
+        params = decoder.shard(model.params, model.architecture, mesh)
+        model = model._replace(params=params)
     frozen = policy.freeze(model.params)
     world = World(name, padded(rows[: len(train)]), policy, frozen, None)
     rest = rest[:eval_prompts]
     rest_rows = padded(rows[len(train) : len(train) + len(rest)])
-    return TextWorld(world, tokenizer, train, rest, rest_rows, model, training)
+    return TextWorld(world, tokenizer, train, rest, rest_rows, model, training, mesh)

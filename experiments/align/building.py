@@ -25,7 +25,7 @@ def use_all_cores(plan: Plan, num_members: int) -> None:
         layout = devices.seeds_alone(num_members, devices.num_cores())
         devices.make_devices(layout.num_devices)
     else:  # one model, whose large operations use all cores by themselves
-        devices.make_devices(1)
+        devices.make_devices(plan.options.fsdp * plan.options.tp)
 
 
 def make_world(plan: Plan) -> "World":

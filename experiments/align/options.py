@@ -23,6 +23,7 @@ _READ_IN = {
         (
             *("prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
             *("train", "num_last_layers", "lora_rank", "lora_alpha", "critic", "dtype", "remat"),
+            *("fsdp", "tp"),
             *("eval_prompts", "eval_answers"),
         ),
         TEXT_WORLDS,
@@ -83,6 +84,12 @@ class Options(RunOptions, _What):  # the fields of the last come first
     stays in float32."""
     remat: bool = False
     """Compute the activations of layers anew for their gradient, to fit memory."""
+    fsdp: Count = 1
+    """Devices over which answers, and a share of every weight, are spread (fully sharded data
+    parallel)."""
+    tp: Count = 1
+    """Devices over which each of those spreads attention heads and the MLP's width (tensor
+    parallel); fsdp * tp devices are used. On CPUs such devices are made, to try it."""
     log_every: Annotated[Count | None, tyro.conf.arg(metavar="ANSWERS")] = None
     """Answers (of one seed) between two lines of metrics; None: a hundredth of all."""
     eval_every: Annotated[Count | None, tyro.conf.arg(metavar="ANSWERS")] = None

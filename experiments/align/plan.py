@@ -77,7 +77,8 @@ class Plan:
         """The method, with what distinguishes its forms where that is not the usual."""
         dual = getattr(self.config, "dual", None)
         forms = [] if dual is None else [dual]
-        if self.options.method.replace("-", "_") == "grpo":
+        usual = type(self.config)().kl
+        if self.options.method.replace("-", "_") == "grpo" or self.config.kl != usual:
             forms.append(self.config.kl)
         return "-".join([self.options.method, *forms])
 
@@ -235,6 +236,12 @@ def read_plan(
     what = "Align a language model, or a small one whose every answer is known."
     default = _defaults(config_class, world, part)
     options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
+    at_a_time = config.microbatch_size or config.batch_size // config.num_minibatches
+    if at_a_time % options.fsdp:
+        raise BadInput(
+            f"--fsdp {options.fsdp}: expected a divisor of the {at_a_time} answers that are "
+            "differentiated at a time"
+        )
     plan = Plan(_with_whole_paths(options), config)
     if stored:
         folder = Path(str(plan.options.out)).expanduser()

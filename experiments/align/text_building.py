@@ -1,5 +1,6 @@
 """Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from experiments.cli.flags import BadInput
 from experiments.plan import own
 
 if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
     from experiments.align.text_programs import Judge
     from rgpo_jax.language.agent import Agent
 
@@ -63,8 +67,33 @@ def read_prompts(options: Options) -> list[str]:
         raise BadInput(f"--prompts {file}: {reason}") from None
 
 
-def load_world(options: Options, texts: Sequence[str]) -> TextWorld:
-    """The model that the options name, with prompts.
+def _host() -> "jax.Device":
+    import jax
+
+    return jax.devices("cpu")[0]
+
+
+def _mesh_of(options: Options) -> "Mesh | None":
+    """The devices over which a model is spread; None for one.
+
+    Raises:
+      BadInput: there are not so many.
+    """
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    number, found = options.fsdp * options.tp, jax.devices()
+    if number > len(found):
+        there = "there is 1" if len(found) == 1 else f"there are {len(found)}"
+        raise BadInput(f"--fsdp {options.fsdp} --tp {options.tp}: {number} devices; {there}")
+    if number == 1:
+        return None
+    return Mesh(np.array(found[:number]).reshape(options.fsdp, options.tp), ("fsdp", "tp"))
+
+
+def load_world(options: Options, texts: Sequence[str], mesh: "Mesh | None" = None) -> TextWorld:
+    """The model that the options name, with prompts, on a mesh or on one device.
 
     Raises:
       BadInput: the model cannot be read, or a prompt is too long for it.
@@ -93,8 +122,11 @@ def load_world(options: Options, texts: Sequence[str]) -> TextWorld:
     )
     try:
         path = weights.find_smollm2() if options.model is None else weights.find(options.model)
-        # What is not trained is kept in the precision of the arithmetic.
-        model = weights.load(path, dtype)
+        # A device need not have room for a model that is spread over several.
+        at_first = contextlib.nullcontext() if mesh is None else jax.default_device(_host())
+        with at_first:
+            # What is not trained is kept in the precision of the arithmetic.
+            model = weights.load(path, dtype)
         return text.make(
             options.world,
             model,
@@ -104,6 +136,7 @@ def load_world(options: Options, texts: Sequence[str]) -> TextWorld:
             options.max_tokens,
             options.max_prompt_tokens,
             training,
+            mesh,
         )
     except (OSError, ValueError, ImportError) as error:
         named = f"--world {options.world}" if options.model is None else f"--model {options.model}"
@@ -142,7 +175,7 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
         judge.score(["Say hello."], ["Hello!"])  # now rather than after the model is compiled
     except RewardFailed as error:
         raise BadInput(str(error)) from None
-    world = load_world(options, read_prompts(options))
+    world = load_world(options, read_prompts(options), _mesh_of(options))
     agent = building.make_agent(plan, world.world)
     frozen, init = world.world.frozen, world.world.policy.init
     has_critic = plan.config.baseline == "value"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from envs.language import rewards
 from envs.language.rewards import TextReward
@@ -22,7 +23,7 @@ from experiments.training.programs import (
     empty_progress,
     memory_of,
 )
-from rgpo_jax.language import kl, samples
+from rgpo_jax.language import decoder, kl, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.learner import is_broken
@@ -98,17 +99,38 @@ class TextPrograms(Programs):
         self.compiler = Compiler()
         self._text, self._agent, self._judge, self._folder = text, agent, judge, folder
         self._num_eval_answers = eval_answers
-        self._frozen, self._prompts = text.world.frozen, text.world.prompts
-        self._eval_prompts = jax.tree.map(
+        eval_prompts = jax.tree.map(
             lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
         )
-        key = jax.random.key(seed)
-        self._eval_key = jax.random.fold_in(key, EVALUATION_STREAM)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self._frozen, self._prompts)
+        mesh = text.mesh
+        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        if mesh is not None:
+            self.spread = f"{mesh.size} devices: " + ", ".join(
+                f"{k} {n}" for k, n in mesh.shape.items()
+            )
+        self._frozen = text.world.frozen
+        self._prompts, self._eval_prompts = jax.device_put(
+            (text.world.prompts, eval_prompts), everywhere
         )
-        init = jax.jit(agent.init).trace(key, shapes[0])
-        self._init_key, state = key, init.out_info
+        key = jax.random.key(seed)
+        self._init_key, self._eval_key = key, jax.random.fold_in(key, EVALUATION_STREAM)
+
+        def shapes_of(tree: Any, shardings: Any) -> Any:
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+            if mesh is None:
+                return shapes
+            return jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
+
+        def at_once(tree: Any) -> Any:
+            return shapes_of(tree, jax.tree.map(lambda x: everywhere, tree))
+
+        frozen = shapes_of(self._frozen, jax.tree.map(lambda x: x.sharding, self._frozen))
+        state = jax.eval_shape(agent.init, key, frozen)
+        # Left to XLA, an optimiser's state would lie whole on every device.
+        placed = mesh and decoder.shardings(state, text.model.architecture, mesh)
+        state = shapes_of(state, placed)
+        shapes = (frozen, at_once(self._prompts))
+        init = jax.jit(agent.init, out_shardings=placed).trace(key, frozen)
 
         def sample(learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any) -> Any:
             # It returns nothing that it was given, which would be a copy of the parameters.
@@ -129,24 +151,27 @@ class TextPrograms(Programs):
             one = one.take(updates, state.learner.params, metrics | means(host), broken)
             return state, jax.tree.map(lambda x: x[None], one)
 
-        sampling = jax.jit(sample).lower(*self._sampled_with(state), *shapes)
+        sampling = jax.jit(sample, out_shardings=everywhere).lower(
+            *self._sampled_with(state), *shapes
+        )
         _, asked, answers, _ = sampling.out_info
         scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
-        batch = Batch(asked, answers, scores)
+        batch = at_once(Batch(asked, answers, scores))
         names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
         host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
-        metrics: Metrics = jax.eval_shape(agent.update, state, shapes[0], batch)[1]
+        metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
         self.metric_names = sorted(metrics)
-        self._empty = empty_progress(metrics, Layout().mesh(), 1)
-        updating = jax.jit(update, donate_argnums=0).lower(
-            state, shapes[0], batch, self._empty, host
+        self._empty = jax.device_put(empty_progress(metrics, Layout().mesh(), 1), everywhere)
+        shardings = None if mesh is None else (placed, everywhere)
+        updating = jax.jit(update, donate_argnums=0, out_shardings=shardings).lower(
+            state, frozen, batch, at_once(self._empty), host
         )
         self._update = self.compiler.start("update", updating)
         self._sample = self.compiler.start("sampling", sampling)
         self._init = self.compiler.start("initial states", init.lower(), often=False)
-        evaluating = jax.jit(self._evaluation).lower(
-            state, shapes[0], self._eval_prompts, jax.random.key(0)
+        evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
+            state, frozen, at_once(self._eval_prompts), jax.random.key(0)
         )
         self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
 
@@ -200,9 +225,9 @@ class TextPrograms(Programs):
             asked_texts = [self._text.prompts[i] for i in np.asarray(which)]
             texts = [text for text in asked_texts for _ in range(self._agent.config.group_size)]
             scores, gold = self._judge.score(texts, self._text.read(answers))
-            host = {"tokens_per_second": jnp.float32(rate)}
+            host = {"tokens_per_second": np.float32(rate)}
             if gold is not None:
-                host["gold_reward"] = jnp.float32(gold.mean())
+                host["gold_reward"] = np.float32(gold.mean())
             batch = Batch(asked, answers, jnp.asarray(scores))
             states, progress = self._update.result()(states, self._frozen, batch, progress, host)
         return states, progress

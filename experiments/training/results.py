@@ -77,7 +77,8 @@ class Outcome:
             ]
         cell.recorder.write_summary(summary, cell.plan.curve_title)
         if broken:
-            what = describe_broken(broken, self.seeds, cell.plan.num_updates)
+            number = cell.plan.num_updates
+            what = describe_broken(headline.broken, broken, self.seeds, number)
             cell.recorder.say(f"error: {what}; kept what was measured")
         elif not interrupted:
             number = len(cell.plan.seeds)

@@ -285,19 +285,39 @@ def partition_specs(architecture: Architecture) -> Params:
     return specs if architecture.tied_head else specs | {"head": PartitionSpec("fsdp", "tp")}
 
 
-def shard(params: Params, architecture: Architecture, mesh: Mesh) -> Params:
-    """Places parameters on a mesh by `partition_specs`.
+def fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+    """A spec on a mesh, without the axes that the mesh lacks or that do not divide the shape."""
+    axes = (
+        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(spec, shape, strict=False)
+    )
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def shardings(tree: Any, architecture: Architecture, mesh: Mesh) -> Any:
+    """Where the arrays of a tree lie on a mesh by `partition_specs`.
 
     An axis that the mesh lacks, or that does not divide what it would split, splits nothing. The
     axes are taken as of the type Auto, whatever they are: XLA finds how activations are split.
+
+    Args:
+      tree: arrays, or shapes; parameters in it, or what an optimiser keeps of each, stand under
+        their names and have their ranks. All else is everywhere.
+      architecture: of the decoder.
+      mesh: with axes "fsdp" and "tp", or one of them.
     """
     mesh = Mesh(mesh.devices, mesh.axis_names)
+    specs = partition_specs(architecture)
+    specs = specs["layers"] | {name: spec for name, spec in specs.items() if name != "layers"}
 
-    def place(x: Array, spec: PartitionSpec) -> Array:
-        axes = (
-            axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, x.shape, strict=False)
-        )
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    def place(path: tuple, x: Any) -> NamedSharding:
+        name = getattr(path[-1], "key", None) if path else None
+        spec = specs.get(name, PartitionSpec())
+        return fitting(mesh, spec if len(spec) == len(x.shape) else PartitionSpec(), x.shape)
 
-    return jax.tree.map(place, params, partition_specs(architecture))
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shard(params: Params, architecture: Architecture, mesh: Mesh) -> Params:
+    """Places parameters on a mesh; see `shardings`."""
+    return jax.device_put(params, shardings(params, architecture, mesh))

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from rgpo_jax.language import decoder, log_probs, lora, sampler
 from rgpo_jax.language.answers import Answers
@@ -99,6 +100,7 @@ def make(
     end_ids: tuple[int, ...],
     pad_id: int,
     training: Training = Training(),
+    mesh: Mesh | None = None,
 ) -> Policy:
     """Builds the policy; `frozen` are the decoder's parameters, and prompts are `Prompts`.
 
@@ -108,6 +110,8 @@ def make(
       end_ids: the tokens that end an answer.
       pad_id: what follows an answer's end.
       training: what of it is trained.
+      mesh: over whose axis "fsdp" samples are spread, where it divides their number; the parameters
+        lie on it by `decoder.shardings`. None: one device.
 
     Raises:
       ValueError: there are not so many layers.
@@ -118,6 +122,17 @@ def make(
             f"num_last_layers {last}: expected 1 to {architecture.num_layers}, of all layers"
         )
     dtype = jnp.dtype(training.dtype)
+
+    def spread(tree: Any) -> Any:
+        """Samples [n, ...] over the devices of fsdp, each of which has a share of all weights."""
+        if mesh is None:
+            return tree
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(
+                x, decoder.fitting(mesh, PartitionSpec("fsdp"), x.shape)
+            ),
+            tree,
+        )
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(dtype), tree)
@@ -162,12 +177,13 @@ def make(
         return trunk | {"layers": trunk["layers"] + weights["layers"], "norm": top["norm"]}
 
     def sample(params: Any, frozen: Any, prompts: Prompts, key: Array, temperature: Any) -> Answers:
-        weights = decoding_weights(params["actor"], frozen)
+        weights, (asked, mask) = decoding_weights(params["actor"], frozen), spread(prompts)
         return sampler.sample(
-            weights, architecture, *prompts, key, max_tokens, end_ids, pad_id, temperature
+            weights, architecture, asked, mask, key, max_tokens, end_ids, pad_id, temperature
         )
 
     def encode(frozen: Any, prompts: Prompts, answers: Answers) -> _Trunk:
+        prompts, answers = spread((prompts, answers))
         tokens = jnp.where(answers.mask, answers.tokens, 0)
         tokens = jnp.concatenate([prompts.tokens, tokens[:, :-1]], axis=1)
         mask = jnp.concatenate([prompts.mask, answers.mask[:, :-1]], axis=1)
@@ -178,6 +194,7 @@ def make(
 
     def hidden(actor: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
         """The states that predict the tokens [n, T, D]."""
+        encoded, answers = spread((encoded, answers))
         if part != "last_layers":
             return log_probs.answer_states(
                 whole(actor, frozen),
@@ -220,6 +237,7 @@ def make(
             its_own = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
             states = hidden(its_own | {"norm": frozen["norm"]}, frozen, encoded, answers)
         else:
+            encoded, answers = spread((encoded, answers))
             states = log_probs.answer_states(
                 cast(frozen),
                 architecture,

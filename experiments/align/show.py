@@ -1,0 +1,186 @@
+"""Sets runs of a real model side by side: `python -m experiments.align.show --help`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from experiments.align import answer_log
+from experiments.align.answer_log import Answered
+from experiments.cli import flags
+from experiments.cli.exits import EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.record.files import write_atomically
+from experiments.record.run_folder import CONFIG, METRICS
+from experiments.training import compiling
+from rgpo_jax.config import Checked, ConfigError
+
+PROG = "python -m experiments.align.show"
+TABLES, FIGURE = "answers.md", "curves.png"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Tables and a figure of runs of a real model: rewards over updates and KL, and answers."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]
+    """Folders of runs of experiments.align whose answers are texts."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Folder for answers.md and curves.png, which are written anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs:
+            raise ConfigError("runs", "expected at least one folder")
+
+
+class Shown(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+      name: of its method, with the folder's where two runs have one method.
+      evaluations: lines of metrics that have a reward, each with its number of `updates`.
+      answers: a first one to each held-out prompt, at each evaluation.
+    """
+
+    name: str
+    evaluations: list[dict[str, Any]]
+    answers: list[Answered]
+
+    def curve(self, metric: str) -> list[float]:
+        """The metric at each evaluation; NaN where it has none."""
+        values = (line.get(metric) for line in self.evaluations)
+        return [float("nan") if not x or x[0] is None else float(x[0]) for x in values]
+
+
+def read(folder: Path) -> Shown:
+    """A run, as its folder has it.
+
+    Raises:
+      BadInput: it is no run whose answers are texts, or has none yet.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        name = str(config["settings"]["method"])
+        evaluations = [line for line in lines if "reward" in line]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"--runs {folder}: no run of experiments.align: {error!r}") from None
+    answers = answer_log.read(folder)
+    if not answers or not evaluations:
+        raise BadInput(f"--runs {folder}: no answers; expected a run of a real model")
+    return Shown(name, evaluations, answers)
+
+
+def read_all(folders: Sequence[Path]) -> list[Shown]:
+    """All runs, named apart."""
+    runs = [read(folder) for folder in folders]
+    names = [run.name for run in runs]
+    return [
+        run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({folder.name})")
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _text(answer: Answered | None) -> str:
+    """An answer in a cell of a table, with its reward."""
+    if answer is None:
+        return ""
+    text = " ".join(answer.answer.split())
+    for special in "\\`*_|[]<>":
+        text = text.replace(special, "\\" + special)
+    return f"{text}{'' if answer.ended else ' …'} ({answer.reward:.2f})"
+
+
+def tables(runs: Sequence[Shown]) -> str:
+    """Rewards and KL at the first evaluation, midway and at the end, then answers, as Markdown."""
+    names = {"reward": "reward", "gold": "gold", "kl_ref": "KL by k1", "kl_ref_by_k3": "KL by k3"}
+    names |= {"length": "tokens", "ended": "ended"}
+    lines = [_row(["method", "updates", *names.values()]), _row(["---"] * (2 + len(names)))]
+    for run in runs:
+        last = len(run.evaluations) - 1
+        for i in sorted({0, (last + 1) // 2, last}):
+            digits = [1 if name == "length" else 2 for name in names]
+            values = [run.curve(name)[i] for name in names]
+            cells = ["" if x != x else f"{x:.{n}f}" for x, n in zip(values, digits, strict=True)]
+            lines.append(_row([run.name, str(run.evaluations[i]["updates"]), *cells]))
+    lines += ["", _row(["prompt", "before", *(f"{run.name}, after" for run in runs)])]
+    lines.append(_row(["---"] * (2 + len(runs))))
+
+    def at(run: Shown, updates: int) -> dict[str, Answered]:
+        return {row.prompt: row for row in run.answers if row.updates == updates}
+
+    before = at(runs[0], runs[0].answers[0].updates)
+    after = [at(run, run.answers[-1].updates) for run in runs]
+    for prompt, answer in before.items():
+        lines.append(_row([prompt, _text(answer), *(_text(a.get(prompt)) for a in after)]))
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: Sequence[Shown]) -> bytes:
+    """Rewards over updates, and the same over KL, as a PNG; dashed: gold."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from experiments.record.curve import png
+    from experiments.report.charts import COLORS
+
+    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
+    over_updates, over_kl = figure.subplots(1, 2, sharey=True)
+    for run, color in zip(runs, COLORS * len(runs), strict=False):
+        updates = [line["updates"] for line in run.evaluations]
+        kl = np.sqrt(np.maximum(run.curve("kl_ref_by_k3"), 0.0))
+        for metric, style in (("reward", "-"), ("gold", "--")):
+            look: Any = {"color": color, "linestyle": style, "linewidth": 1.5}
+            label = run.name if metric == "reward" else None
+            over_updates.plot(updates, run.curve(metric), label=label, **look)
+            over_kl.plot(kl, run.curve(metric), marker="o", markersize=3, **look)
+    over_updates.set_xlabel("updates")
+    over_updates.set_ylabel("reward of answers to held-out prompts")
+    over_kl.set_xlabel("square root of KL(pi || ref) by k3, nats an answer")
+    for axes in (over_updates, over_kl):
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    over_updates.set_title("solid: what was trained on; dashed: gold", fontsize=9)
+    over_updates.legend(frameon=False, fontsize=9)
+    return png(figure)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Writes both; returns the exit status."""
+    with Interrupts():
+        try:
+            options = flags.read(
+                Options,
+                Options(runs=tyro.MISSING, out=tyro.MISSING),
+                sys.argv[1:] if args is None else args,
+                PROG,
+            )
+            runs = read_all([Path(name).expanduser() for name in options.runs])
+        except BadInput as error:
+            flags.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+        out = Path(options.out).expanduser()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / TABLES, tables(runs).encode())
+            write_atomically(out / FIGURE, draw(runs))
+        except OSError as error:
+            print(f"error: {out}: {error.strerror or error}", file=sys.stderr)
+            return EXIT_NOT_KEPT
+    print(f"{len(runs)} run(s) side by side in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    compiling.leave(main)
