@@ -86,7 +86,7 @@ def _open(prepared: _Prepared) -> _Opened:
         start = None
         begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
-            start = trained.load_start(options.init_from, agent)
+            start = trained.load_start(options, agent)
         with processes.together():
             if speaks:
                 recorder = Recorder(
@@ -123,7 +123,7 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
         recorder.start_progress(plan.num_updates * plan.batch_size)
         run.run()
 
-    return ending.status_of(train, recorder, PROG, folder)
+    return ending.status_of(train, recorder, PROG, folder, prepared.plan.settings())
 
 
 def _remove_empty(folder: Path) -> None:

@@ -7,8 +7,9 @@ share of the arrays, the first one everything else.
 import hashlib
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,13 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder}: {_reason(error)}"
             ) from error
 
-    def restore(self, like: dict[str, Any], *, tidy: bool = True) -> Restored | None:
+    def restore(
+        self,
+        like: dict[str, Any],
+        *,
+        tidy: bool = True,
+        refuse: Callable[[dict[str, Any]], str | None] = lambda position: None,
+    ) -> Restored | None:
         """Reads the newest checkpoint that is whole; None if none was ever finished.
 
         Args:
@@ -114,6 +121,7 @@ class Checkpoints:
             version did not save keep the values that they have here.
           tidy: take damaged checkpoints out of the way of those to come; not by who only reads, for
             another process may be writing them.
+          refuse: position -> why the checkpoint is not to be read; None: it is.
 
         Raises:
           UnreadableCheckpoint: all are damaged; or it is the state of something else.
@@ -130,16 +138,23 @@ class Checkpoints:
             self._forget_after(updates)
         wanted: dict[str, Any] = {}
         kept: dict[str, Any] = {}
+        folder = self._folder / str(updates)
+        try:
+            position = orbax.args.Composite(position=orbax.args.JsonRestore())
+            why = refuse(self._manager.restore(updates, args=position).position)
+        except Exception as error:
+            raise UnreadableCheckpoint(f"{folder}: cannot be read: {_reason(error)}") from error
+        if why is not None:
+            raise UnreadableCheckpoint(f"{folder}: {why}")
         try:
             for name, part in like.items():
-                leaves, saved = _leaves(part), _saved_arrays(self._folder / str(updates) / name)
+                leaves, saved = _leaves(part), _saved_arrays(folder / name)
                 new = [key for key in leaves.keys() - saved if isinstance(leaves[key], jax.Array)]
                 kept[name] = {key: leaves.pop(key) for key in new}
                 wanted[name] = orbax.args.StandardRestore(leaves)
             arguments = orbax.args.Composite(position=orbax.args.JsonRestore(), **wanted)
             content = self._manager.restore(updates, args=arguments)
         except Exception as error:
-            folder = self._folder / str(updates)
             reason = f"{folder}: cannot be restored: {_reason(error)}"
             raise UnreadableCheckpoint(reason) from error
         parts = {
@@ -195,6 +210,12 @@ class Checkpoints:
                 if newer > updates:
                     path = self._folder / str(newer)
                     path.replace(_free(path.with_name(f"damaged-{newer}")))
+
+    def forget_damaged(self) -> None:
+        """Removes what was taken out of the way, once nobody needs to look at it."""
+        if processes.is_first():
+            for path in self._folder.glob("damaged-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Ends what orbax has running; a later call starts it again."""
@@ -254,9 +275,9 @@ def _damage(folder: Path) -> str | None:
         found = dict(_checksums(folder))
     except FileNotFoundError:
         return "was not finished"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"cannot be read: {error}"
-    if not isinstance(expected, dict):
+    if not isinstance(expected, dict) or not expected:
         return f"{_CHECKSUMS} is not what was written"
     for name, checksum in expected.items():
         if found.get(name) != checksum:

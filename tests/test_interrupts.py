@@ -11,7 +11,7 @@ import pytest
 from experiments.cli.interrupts import Interrupted, Interrupts
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_raises_with_its_exit_status(number):
     with Interrupts(), pytest.raises(Interrupted) as interrupted:
         os.kill(os.getpid(), number)
@@ -47,6 +47,28 @@ def test_what_else_python_drops_goes_to_the_hook_before(monkeypatch):
         Broken()
         gc.collect()
     assert dropped == ["dropped"]
+
+
+def test_what_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_inside_what_is_deferred_a_signal_may_raise_at_once():
+    with Interrupts() as interrupts, interrupts.deferred():
+        with pytest.raises(Interrupted), interrupts.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.pending == signal.SIGTERM
+        with pytest.raises(Interrupted), interrupts.at_once():
+            raise AssertionError("it was pending")
 
 
 def test_handlers_are_as_before_afterwards():

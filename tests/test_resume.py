@@ -17,7 +17,10 @@ import pytest
 
 from experiments import run
 from experiments.cli.exits import EXIT_NOT_KEPT
-from experiments.training import loop, trained
+from experiments.cli.flags import BadInput
+from experiments.plan.options import Options
+from experiments.training import fingerprint, loop, trained
+from experiments.training.programs import CompiledPrograms
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
 pytestmark = pytest.mark.usefixtures("programs_are_kept")
@@ -288,7 +291,7 @@ def test_a_disk_that_is_nearly_full_stops_the_run_before_libraries_fail(
     assert len(Checkpoints(tmp_path / "full" / "checkpoints").saved()) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch, capsys):
     report = loop.Training._report
 
@@ -307,6 +310,122 @@ def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch
     assert Checkpoints(tmp_path / "told" / "checkpoints").saved() == [12]
     assert go_on(tmp_path / "told") == 0
     assert_same_run(tmp_path / "told", whole)
+
+
+@pytest.mark.parametrize("update", [0, 12, 30])
+def test_a_stop_is_heard_while_it_evaluates_and_nothing_is_lost(
+    update, whole, tmp_path, monkeypatch
+):
+    evaluate = CompiledPrograms.evaluate
+
+    def slow(self, states, updates, whole):
+        if updates == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return evaluate(self, states, updates, whole)
+
+    folder, began = tmp_path / "told", time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(CompiledPrograms, "evaluate", slow)
+        args = [*TINY, "--checkpoint-every", "3600", "--out", str(folder)]
+        assert run.main(args) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 50
+    assert Checkpoints(folder / "checkpoints").saved() == ([update] if update else [])
+    assert go_on(folder) == 0
+    assert_same_run(folder, whole)
+
+
+def test_a_deferred_stop_says_what_is_being_done(tmp_path, monkeypatch, capfd):
+    advance = CompiledPrograms.advance
+
+    def told(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, *args)
+
+    monkeypatch.setattr(CompiledPrograms, "advance", told)
+    assert run.main([*TINY, "--out", str(tmp_path / "told")]) == 128 + signal.SIGTERM
+    assert "a second signal stops at once" in capfd.readouterr().err
+
+
+# What a checkpoint was made by.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 0.5), ("activation", "relu"), ("seed", 6), ("agent", "rgpo")],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_the_field_is_named(
+    name, value, whole, tmp_path, capsys
+):
+    folder = tmp_path / "edited"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    before = config["settings"][name]
+    config["settings"][name] = value
+    if name == "agent":  # a clip of 0.2 would be read as a sharpness
+        config["settings"] |= {"sharpness": config["settings"].pop("clip")}
+        config["settings"].pop("dual_clip", None)
+        config["settings"].pop("clip_high", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    made = f"it was made with --{name.replace('_', '-')} {before}, and {value} is what"
+    with pytest.raises(SystemExit) as left:
+        run.main(["--out", str(folder), "--resume"])
+    assert left.value.code == 2
+    assert made in capsys.readouterr().err
+    with pytest.raises(BadInput, match=made):
+        trained.load(str(folder), "--run")
+
+
+def test_another_version_of_jax_is_told(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fingerprint.metadata, "version", lambda name: "9.9.9")
+    trained.load(str(whole), "--run")
+    assert "was made with jax" in (said := capsys.readouterr().err)
+    assert "this is 9.9.9: numbers will differ" in said
+
+
+def test_who_reads_an_older_checkpoint_is_told_of_both(whole, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    newest, before, *_ = Checkpoints(folder / "checkpoints").saved()
+    (folder / "checkpoints" / str(newest) / "checksums.json").write_text("{}")
+    assert trained.load(str(folder), "--run").env_steps == 16 * before
+    said = capsys.readouterr().err
+    assert f"that of update {before} is read" in said and f"checkpoints/{newest}" in said
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[" * 100_000, "null", "\x00", '{"a": 1}'])
+def test_checksums_that_are_none_are_damage(content, whole, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    newest, before, *_ = checkpoints.saved()
+    (folder / "checkpoints" / str(newest) / "checksums.json").write_text(content)
+    found, damaged = checkpoints._newest_whole()
+    assert found == before and len(damaged) == 1
+
+
+def test_damaged_checkpoints_are_removed_when_the_run_ends_well(whole, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    newest = Checkpoints(folder / "checkpoints").saved()[0]
+    (folder / "checkpoints" / str(newest) / "checksums.json").write_text("")
+    assert go_on(folder) == 0
+    assert_same_run(folder, whole)
+    assert not list((folder / "checkpoints").glob("damaged-*"))
+
+
+def test_a_damaged_line_of_metrics_ends_no_run(whole, tmp_path, capsys):
+    folder = tmp_path / "nul"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    content = bytearray((folder / "metrics.jsonl").read_bytes())
+    content[5] = 0
+    (folder / "metrics.jsonl").write_bytes(content)
+    assert go_on(folder) == 0
+    assert "1 damaged line(s)" in capsys.readouterr().out
+    assert (folder / "learning_curve.png").exists()
 
 
 def test_another_process_is_kept_out(whole, tmp_path, capsys):
@@ -329,7 +448,8 @@ def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
     assert len(first["eval_return"]) == 3
     kept = trained.load(str(whole), "--run").learners
     agent = trained.load(str(whole), "--run").agent
-    start = trained.load_start(str(whole), agent)
+    options = Options(init_from=str(whole), agent="ppo")
+    start = trained.load_start(options, agent)
     for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(kept.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert last["eval_return"]

@@ -217,8 +217,8 @@ def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, ca
     assert run.main(args) == 0
     load = trained.load_start
 
-    def broken(folder, agent):
-        learners = load(folder, agent)
+    def broken(options, agent):
+        learners = load(options, agent)
         params = jax.tree.map(lambda x: x.at[0].set(jnp.nan), learners.params)
         return learners._replace(params=params)
 

@@ -112,11 +112,11 @@ def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
         try:
             run.run()
         except RewardFailed as error:
-            recorder.say(f"error: {error}; {ending.go_on_with(PROG, folder)}")
+            recorder.say(f"error: {error}; {ending.go_on_with(PROG, folder, plan.settings())}")
             raise Broken from error
         opened.finish()
 
-    return ending.status_of(train, recorder, PROG, folder)
+    return ending.status_of(train, recorder, PROG, folder, plan.settings())
 
 
 if __name__ == "__main__":

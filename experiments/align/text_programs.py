@@ -22,6 +22,7 @@ from experiments.training.programs import (
     Programs,
     empty_progress,
     memory_of,
+    wait,
 )
 from rgpo_jax.language import decoder, kl, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
@@ -219,6 +220,7 @@ class TextPrograms(Programs):
                 *self._sampled_with(states), self._frozen, self._prompts
             )
             states = states._replace(key=key)
+            wait(answers)
             number = int(jnp.sum(answers.mask))
             rate = number / (time.perf_counter() - begun)
             self.remark = f"{rate:,.0f} tokens/s sampled"
@@ -236,6 +238,7 @@ class TextPrograms(Programs):
         """Rewards and KL of fresh answers to the held-out prompts, one of each of which is kept."""
         key = jax.random.fold_in(self._eval_key, updates)
         evaluated = self._evaluate.result()(states, self._frozen, self._eval_prompts, key)
+        wait(evaluated)
         answers = evaluated.answers
         texts = self._text.read(answers)
         prompts = [p for p in self._text.held_out for _ in range(self._num_eval_answers)]

@@ -9,6 +9,7 @@ from envs.language.text import TextWorld
 from experiments.align import building, text_building
 from experiments.align.plan import Plan, read_plan
 from experiments.cli.flags import BadInput
+from experiments.plan import own
 from experiments.training.trained import config_of, restore_learner
 
 
@@ -38,9 +39,10 @@ def load(folder: str, flag: str) -> Trained:
     Raises:
       BadInput: there is no such run, its model is not here, or no checkpoint can be read.
     """
-    path = config_of(folder, flag)
+    # Its rewards are not asked for: no code of theirs is imported.
+    args = ["--config", str(config_of(folder, flag)), own.TRUST]
     try:
-        plan = read_plan(["--config", str(path)])
+        plan = read_plan(args)
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
     if plan.is_exact:
@@ -55,5 +57,5 @@ def load(folder: str, flag: str) -> Trained:
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    restored = restore_learner(folder, flag, like)
+    restored = restore_learner(folder, flag, like, plan.settings())
     return Trained(plan, text, restored.parts["learner"].params, restored.updates)

@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM end a program in order: the step under way is finished, saved and reported."""
+"""Ctrl-C, SIGTERM and SIGHUP end a program in order: the step under way is finished and saved."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -8,12 +9,13 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAID = b"stopping: the update is being finished and saved; a second signal stops at once\n"
 _MOMENT = 0.05  # seconds; longer than a callback of the garbage collector
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end. `exit_status` is what a shell expects: 130 or 143."""
+    """The process was asked to end. `exit_status` is what a shell expects: 130, 143 or 129."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -21,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the two signals raise `Interrupted`: at once, or not at all if deferred.
+    """While entered, the signals raise `Interrupted`: at once, or not at all if deferred.
 
     Where Python itself drops the exception, as in a callback of the garbage collector (JAX has one)
     or in `__del__`, it is raised again a moment later.
@@ -37,7 +39,9 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # elsewhere none arrive
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            # What is ignored stays so, as SIGHUP under nohup.
+            heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
             self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
         return self
 
@@ -52,6 +56,8 @@ class Interrupts:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._deferring and not self._pending:
             self._pending = signum
+            with contextlib.suppress(OSError):
+                os.write(2, _SAID)  # a buffered stream may be in the middle of a line
             return
         self._raised = signum
         raise Interrupted(signum)  # not deferred; or asked twice: at once
@@ -80,6 +86,17 @@ class Interrupts:
     def pending(self) -> int:
         """The signal that was deferred; 0 if none was."""
         return self._pending
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside what is deferred, for work that changes nothing: signals raise at once again."""
+        deferring, self._deferring = self._deferring, False
+        try:
+            if self._pending:
+                raise Interrupted(self._pending)
+            yield
+        finally:
+            self._deferring = deferring
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

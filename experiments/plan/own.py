@@ -1,16 +1,69 @@
-"""What a user brings: a gate or an agent in a module of their own, named on the command line."""
+"""What a user brings: a gate, an agent or a reward in a module of their own, by its name.
+
+Names that a user types are imported. Names that were found in a folder or a file, which may be
+somebody else's, are not, unless the user says so.
+"""
 
 import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import agents
 import rgpo_jax
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from rgpo_jax.config import Config
+
+# Settings that may name code.
+_CODE = ("agent", "gate", "env", "reward", "gold")
+TRUST = "--trust-code"
+
+
+def is_own(setting: str, value: Any) -> bool:
+    """Whether a setting names code that is not of the suite."""
+    if setting not in _CODE or not isinstance(value, str):
+        return False
+    if setting == "agent":
+        return value.replace("-", "_") not in agents.NAMES
+    return ":" in value
+
+
+def is_trusted(args: Sequence[str]) -> bool:
+    """Whether a command line says that found names may be imported."""
+    return any(arg.replace("_", "-") == TRUST for arg in args)
+
+
+def refuse_found(
+    settings: Mapping[str, Any],
+    where: str,
+    args: Sequence[str] = (),
+    trusted: Collection[Any] = (),
+    can_be_typed: bool = True,
+) -> None:
+    """Raises BadInput if settings name code that the user has not asked for.
+
+    Args:
+      settings: that were found.
+      where: for the message.
+      args: what the user typed; a setting that is among the flags replaces the one found.
+      trusted: names that may be imported.
+      can_be_typed: whether the program has flags for the settings.
+    """
+    if is_trusted(args):
+        return
+    for name, value in settings.items():
+        typed = flags.peek(flags.flag(name), args) is not None
+        if typed or value in trusted or not is_own(name, value):
+            continue
+        module = value.partition(":")[0]
+        or_typed = f", or {flags.flag(name)} {value}" if can_be_typed else ""
+        raise BadInput(
+            f"{where}: its {name} is {value}: code that is not of the suite, in a module {module} "
+            f"that would be imported; if you trust it, say {TRUST}{or_typed}"
+        )
 
 
 @contextlib.contextmanager

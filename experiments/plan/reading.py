@@ -136,6 +136,11 @@ class KnownBefore(NamedTuple):
         file = flags.peek("--config", args)
         from_file = flags.settings_from_file(file) if file is not None else {}
         source = source if file is None else f"--config {file}"
+        trusted = [x for x in (given or {}).values() if isinstance(x, str)]
+        replaced = {**(given or {}), **from_file}  # of what is stored
+        left = {name: x for name, x in stored.items() if name not in replaced}
+        own.refuse_found(left, f"--resume {flags.peek('--out', args)}", args, trusted)
+        own.refuse_found(from_file, source, args, trusted)
         return cls(stored, {**stored, **(given or {}), **from_file}, source)
 
     def choose(self, args: Sequence[str], name: str, default: str | None) -> Any:

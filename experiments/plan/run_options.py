@@ -12,6 +12,7 @@ from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
 MAY_CHANGE = ("checkpoint_every", "loggers")
+MOST_SEEDS = 2**20  # of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class RunOptions(Checked):
     for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
+    trust_code: bool = False
+    """Import code that is not of the suite where the settings of a folder or of FILE name it: a
+    gate, an agent, a reward. What you type yourself is imported without."""
     compilation_cache: flags.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
     loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
@@ -43,6 +47,8 @@ class RunOptions(Checked):
         super().__post_init__()
         if self.seed + self.num_seeds > 2**32:
             raise ConfigError("seed", f"{self.seed}: expected seeds below 2^32")
+        if self.num_seeds > MOST_SEEDS:
+            raise ConfigError("num_seeds", f"{self.num_seeds}: expected at most {MOST_SEEDS:,}")
         for field in ("out", "compilation_cache"):
             flags.check_path(field, getattr(self, field))
         if self.resume and self.out is None:

@@ -69,6 +69,8 @@ class Options(Checked):
     fps: Annotated[Positive | None, tyro.conf.arg(metavar="FRAMES")] = None
     """Frames a second, up to 50; None: 4 for bsuite, 12 for MinAtar and misc, 30 for others, and
     for Brax the environment's own time."""
+    trust_code: bool = False
+    """Import code that is not of the suite where the run's settings name it: a gate, an agent."""
     compilation_cache: flags.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 
@@ -110,7 +112,7 @@ def _main(args: Sequence[str]) -> int:
             options.episode_seed,
             options.max_steps,
         )
-    loaded = trained.load(options.run, "--run")
+    loaded = trained.load(options.run, "--run", options.trust_code)
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)
     title = _title(loaded, seed)

@@ -1,9 +1,11 @@
 """Files that are whole or not there, and JSON that knows no NaN."""
 
+import errno
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_plain(path: Path) -> bytes:
+    """What a file holds that lies in a folder which may be somebody else's.
+
+    Raises:
+      OSError: it cannot be read; or it is a link, which may lead to any file of who opens the
+        folder, or something that may never end, such as a pipe.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a link, which is not followed") from None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a plain file")
+        return file.read()
+
+
+def is_text(value: Any) -> bool:
+    """Whether all strings of a JSON value can be written: JSON knows halves of characters."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require_space(folder: Path, needed: int = 0) -> None:

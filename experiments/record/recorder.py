@@ -213,16 +213,29 @@ class Recorder:
             logger.log(steps, metrics)
 
     def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None:
-        """Writes `summary.json`, and draws `learning_curve.png`, with a title, from the metrics."""
+        """Draws `learning_curve.png` from the metrics, with a title; then writes `summary.json`."""
         from experiments.record import curve
 
-        write_atomically(self.folder / SUMMARY, to_json(summary, indent=2))
+        picture = curve.learning_curve(self._logged(), title, self._headline)
+        write_atomically(self.folder / CURVE, picture)
         for logger in self._loggers:
             logger.summarize(summary)
-        lines = (self.folder / METRICS).read_text().splitlines()
-        metrics = [json.loads(line) for line in lines]
-        picture = curve.learning_curve(metrics, title, self._headline)
-        write_atomically(self.folder / CURVE, picture)
+        # Last: it is what says that the run is finished.
+        write_atomically(self.folder / SUMMARY, to_json(summary, indent=2))
+
+    def _logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics; those that somebody has damaged are passed over, and told."""
+        metrics, damaged = [], 0
+        for line in (self.folder / METRICS).read_bytes().split(b"\n")[:-1]:
+            try:
+                content = json.loads(line)
+                content[self._headline.unit.counter], content["updates"]
+                metrics.append(content)
+            except (ValueError, RecursionError, TypeError, KeyError):
+                damaged += 1
+        if damaged:
+            self.say(f"warning: {damaged} damaged line(s) of {METRICS} are not in the curve")
+        return metrics
 
 
 class NullRecorder(Recorder):

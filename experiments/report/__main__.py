@@ -43,6 +43,8 @@ class Options(Checked):
     episodes: bool = True
     """Render an episode of each variant on each environment that has none yet, by experiments.play;
     it stays in the run's folder."""
+    trust_code: bool = False
+    """Let episodes import code that is not of the suite where a run's settings name it."""
     watch: Annotated[Positive | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Rewrite the page when files changed, looking every so many seconds (10 where you give no
     number), until all runs are finished and nothing changed for a minute. Figures and episodes
@@ -134,7 +136,7 @@ def _write_once(options: Options) -> int:
     folder = _make_folder(options)
     report = build(options, collection)
     if options.episodes:
-        _render_episodes(collection)
+        _render_episodes(collection, options.trust_code)
     write(report, folder, None, options.figures)
     print(f"{_found(collection)} -> {folder / 'index.html'}", flush=True)
     return 0
@@ -173,12 +175,12 @@ def _watch(options: Options, seconds: float) -> int:
         settle(figures=False)
         raise
     if options.episodes and report is not None:
-        _render_episodes(report.collection)
+        _render_episodes(report.collection, options.trust_code)
     settle(options.figures)
     return 0
 
 
-def _render_episodes(collection: "Collection") -> None:
+def _render_episodes(collection: "Collection", trust_code: bool) -> None:
     """Renders what has a policy and no episode; what fails is said, and left out of the page."""
     from experiments.report import episodes
 
@@ -189,7 +191,7 @@ def _render_episodes(collection: "Collection") -> None:
             wanted[f"{variant} on {env}"] = playable
             print(f"an episode of {variant} on {env} ...", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own
-        problems = pool.map(episodes.render, wanted.values())
+        problems = pool.map(lambda run: episodes.render(run, trust_code), wanted.values())
         for (title, run), problem in zip(wanted.items(), problems, strict=True):
             if problem is not None and episodes.find(run) is None:  # another report may be faster
                 print(f"no episode of {title}: {problem}", flush=True)

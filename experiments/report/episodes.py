@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from experiments.plan import own
+from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS
 from experiments.report.runs import Run
 from experiments.sweep.launchers import environment
@@ -47,10 +49,15 @@ def command(run: Run) -> list[str]:
     return ["python", "-m", "experiments.play", "--run", str(run.folder)]
 
 
-def render(run: Run) -> str | None:
-    """Renders an episode of a run in a process of its own; returns what went wrong, if it did."""
+def render(run: Run, trust_code: bool = False) -> str | None:
+    """Renders an episode of a run in a process of its own; returns what went wrong, if it did.
+
+    Args:
+      run: with a policy.
+      trust_code: whether its settings may name code that is not of the suite.
+    """
     play = subprocess.run(
-        [sys.executable, *command(run)[1:]],
+        [sys.executable, *command(run)[1:], *[own.TRUST] * trust_code],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -62,6 +69,6 @@ def render(run: Run) -> str | None:
 
 def _read(file: Path) -> bytes | None:
     try:
-        return file.read_bytes() if 0 < file.stat().st_size <= _LARGEST else None
+        return read_plain(file) if 0 < file.stat().st_size <= _LARGEST else None
     except OSError:
         return None

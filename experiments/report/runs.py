@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.cli.flags import BadInput
+from experiments.plan.run_options import MOST_SEEDS
+from experiments.record.files import is_text, read_plain
 from experiments.record.headline import CONTROL, Headline
 from experiments.record.provenance import short_commit
 from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
@@ -346,6 +348,13 @@ class NotARun(Exception):
     """There is a config.json, but not that of a run."""
 
 
+_LARGEST = 2**62  # of steps, updates and seconds
+
+
+def _is_there(file: Path) -> bool:
+    return file.exists() or file.is_symlink()
+
+
 class Files(NamedTuple):
     """What the files of a run hold: `config.json`, `summary.json`, and the lines of metrics."""
 
@@ -366,18 +375,20 @@ def read_files(folder: Path) -> Files:
       NotARun: a file cannot be read, or is damaged.
     """
     config = _read_json(folder / CONFIG)
-    summary = _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    summary = _read_json(folder / SUMMARY) if _is_there(folder / SUMMARY) else {}
     try:
-        text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+        text = read_plain(folder / METRICS).decode() if _is_there(folder / METRICS) else ""
     except (OSError, ValueError) as error:
-        raise NotARun(f"{METRICS}: {error}") from None
+        raise NotARun(f"{METRICS}: {getattr(error, 'strerror', None) or error}") from None
     lines, counters = [], _counters(config)
     for number, line in enumerate(text.splitlines(), 1):
         try:
             content = json.loads(line)
-            if not all(math.isfinite(content[counter]) for counter in counters):
+            if not all(abs(float(content[counter])) < _LARGEST for counter in counters):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
+            if not is_text(content):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             if number <= text.count("\n"):
                 raise NotARun(f"line {number} of its {METRICS} is damaged") from None
             break  # the last line is being written, or was when the run was killed
@@ -406,7 +417,13 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
             isinstance(entry.get(key), kind) for key, kind in expected.items()
         ):
             raise NotARun(f"its {CONFIG} is not that of a run")
-    if subject[total] < 1 or not isinstance(config.get("versions") or {}, dict):
+    if not (
+        0 < subject[total] < _LARGEST
+        and 0 < settings["num_seeds"] <= MOST_SEEDS
+        and 0 <= settings["seed"] < _LARGEST
+    ):
+        raise NotARun(f"its {CONFIG} has numbers that no run has")
+    if not isinstance(config.get("versions") or {}, dict):
         raise NotARun(f"its {CONFIG} is not that of a run")
     unit, counters = Headline.of_run(config).unit, _counters(config)
     broken = summary.get("broken") or []
@@ -426,7 +443,7 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
         metrics = {
             key: np.array([line.get(key, undefined) for line in lines], float) for key in names
         }
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         metrics = {}
     if not metrics or any(m.shape != (len(lines), len(undefined)) for m in metrics.values()):
         raise NotARun(f"its {METRICS} does not hold one value per seed")
@@ -440,9 +457,12 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise NotARun(f"{file.name}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise NotARun(f"{file.name}: {reason}") from None
+    if not is_text(content):
+        raise NotARun(f"{file.name} holds text that is none")
     if not isinstance(content, dict):
         raise NotARun(f"{file.name} holds no object")
     return content

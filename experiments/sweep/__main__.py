@@ -23,6 +23,7 @@ from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
+from experiments.plan import own
 from experiments.plan.reading import refuse_other_settings, with_defaults
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import to_json, write_atomically
@@ -39,6 +40,7 @@ from experiments.record.run_folder import (
 from experiments.sweep import grid, launchers, worker
 from experiments.sweep.grid import Cell
 from experiments.sweep.kinds import KINDS
+from experiments.sweep.worker import WorkerOptions
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
 
@@ -99,6 +101,9 @@ class Options(Checked):
     """CPUs that Ray reserves for a program, and over which it is spread."""
     program_gpus: CountOrZero = 0
     """GPUs that Ray reserves for a program."""
+    trust_code: bool = False
+    """Import code that is not of the suite where a run's settings in DIR, or in --init-from, name
+    it: a gate, an agent. What you type yourself is imported without."""
     compilation_cache: flags.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 
@@ -196,7 +201,9 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
     return found
 
 
-def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Program]:
+def plan_programs(
+    cells: Sequence[Cell], out: Path, max_members: int, trust_code: bool = False
+) -> list[Program]:
     """The programs that are still to be run.
 
     A program that was cut off after a checkpoint keeps its cells, whatever else the sweep has now
@@ -213,6 +220,11 @@ def plan_programs(cells: Sequence[Cell], out: Path, max_members: int) -> list[Pr
         if not ours or not all(_has_metrics(out / name) for name in names):
             continue
         kind = ours[0].kind
+        if not trust_code:
+            named = [x for cell in cells for x in cell.plan.settings().values()]
+            trusted = [x for x in named if isinstance(x, str)]
+            for name, settings in names.items():
+                own.refuse_found(settings, f"--out {out}: {name}", trusted=trusted)
         dropped = [
             Cell(name, {}, kind.read_plan([], given=settings), kind)
             for name, settings in names.items()
@@ -317,7 +329,9 @@ class Screen:
             )
 
 
-def _estimate(programs: Sequence[Program], out: Path, screen: Screen, cache: str | None) -> None:
+def _estimate(
+    programs: Sequence[Program], out: Path, screen: Screen, options: WorkerOptions
+) -> None:
     """Prints the plan, with what a moment of each program cost."""
     import tempfile
 
@@ -330,7 +344,7 @@ def _estimate(programs: Sequence[Program], out: Path, screen: Screen, cache: str
     with tempfile.TemporaryDirectory() as folder:
         for program in track(programs, "measuring", console=screen._console, transient=True):
             spec = Path(folder) / f"{program.name}.json"
-            worker.write_spec(spec, Path(folder), program.cells, cache)
+            worker.write_spec(spec, Path(folder), program.cells, options)
             probe = subprocess.run(
                 launchers.command(spec, "--probe"),
                 env=launchers.environment(),
@@ -379,7 +393,7 @@ def _run(
     launcher: "Launcher",
     screen: Screen,
     interrupts: Interrupts,
-    cache: str | None,
+    options: WorkerOptions,
 ) -> set[str]:
     """Runs all programs; returns the names of the cells that failed."""
     specs = {}
@@ -387,7 +401,7 @@ def _run(
     _forget_superseded(programs, out, screen)
     for program in programs:
         spec = out / PROGRAMS / f"{program.name}.json"
-        worker.write_spec(spec, out, program.cells, cache)
+        worker.write_spec(spec, out, program.cells, options)
         specs[spec] = program
     waiting, running = list(specs), dict[Path, float]()
     failed: set[str] = set()
@@ -501,9 +515,10 @@ def main(args: Sequence[str] | None = None) -> int:
             out = Path(options.out or f"sweeps/{stamp}").expanduser()
             cells = keep_names(cells, out)
             refuse_changed_cells(cells, out)
-            programs = plan_programs(cells, out, options.max_members)
+            worker_options = WorkerOptions(options.compilation_cache, options.trust_code)
+            programs = plan_programs(cells, out, options.max_members, options.trust_code)
             if options.dry_run:
-                _estimate(programs, out, Screen(None), options.compilation_cache)
+                _estimate(programs, out, Screen(None), worker_options)
                 return 0
             launcher = launchers.make(
                 options.launcher,
@@ -536,7 +551,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"{len(cells)} cells -> {out}: {len(programs)} programs to run"
                 + (f", {done} cells done already" if done else "")
             )
-            failed = _run(programs, out, launcher, screen, interrupts, options.compilation_cache)
+            failed = _run(programs, out, launcher, screen, interrupts, worker_options)
         except Interrupted as interrupted:
             screen.say(f"stopped; go on with: {again}")
             return interrupted.exit_status

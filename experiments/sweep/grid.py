@@ -20,6 +20,7 @@ from rgpo_jax.config import ConfigError
 
 # Of a sweep file, beside settings and what the product is taken of: how many draws.
 _DRAWING = ("draws", "draw_seed")
+_MOST_DRAWS = 10_000
 _LONGEST_SUFFIX = 60
 
 
@@ -109,6 +110,8 @@ def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterat
             raise BadInput(
                 f"{source}: {name} = {number}: expected a whole number of at least {least}"
             )
+    if numbers["draws"] > _MOST_DRAWS:
+        raise BadInput(f"{source}: draws = {numbers['draws']}: expected at most {_MOST_DRAWS:,}")
     if "draws" in content and not drawn:
         raise BadInput(f"{source}: draws = {numbers['draws']}: nothing is drawn")
     random = np.random.default_rng(numbers["draw_seed"])

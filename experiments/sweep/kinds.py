@@ -135,17 +135,17 @@ class _Control(Kind):
         from experiments.training import building
 
         agent, layout = building.make_spread_agent(plans[0], sum(len(p.seeds) for p in plans))
-        start = plans[0].options.init_from
+        options = plans[0].options
 
         def load_start() -> Any:
             from experiments.training import trained
 
-            return trained.load_start(start, agent)
+            return trained.load_start(options, agent)
 
         return Prepared(
             [building.with_gate(plan, agent) for plan in plans],
             lambda: building.make_programs(agent, layout, plans),
-            None if start is None else load_start,
+            None if options.init_from is None else load_start,
         )
 
 

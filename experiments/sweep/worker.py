@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.plan import own
 from experiments.record import loggers
 from experiments.record.files import to_json, write_atomically
 from experiments.record.recorder import Recorder
@@ -33,8 +34,20 @@ _PROBED_SECONDS = 2.0
 _PATIENCE = 60.0  # seconds: for the worker of a node that is dying
 
 
+class WorkerOptions(NamedTuple):
+    """What a sweep tells all of its workers.
+
+    Attributes:
+      compilation_cache: see `compiling.keep_programs`.
+      trust_code: whether found settings may name code that is not of the suite.
+    """
+
+    compilation_cache: str | None = None
+    trust_code: bool = False
+
+
 def write_spec(
-    path: Path, out: Path, cells: Sequence[grid.Cell], compilation_cache: str | None = None
+    path: Path, out: Path, cells: Sequence[grid.Cell], options: WorkerOptions = WorkerOptions()
 ) -> None:
     """Writes what a worker needs to know of the cells of a program.
 
@@ -42,7 +55,7 @@ def write_spec(
       path: of the spec.
       out: folder of the sweep, which has a folder for each cell.
       cells: that are trained side by side.
-      compilation_cache: see `compiling.keep_programs`.
+      options: of the sweep.
     """
     settings = [
         {
@@ -51,7 +64,7 @@ def write_spec(
         }
         for cell in cells
     ]
-    content = {"cells": settings, "compilation_cache": compilation_cache}
+    content = {"cells": settings, **options._asdict()}
     kind = cells[0].kind
     if kind is not RUN:
         content["program"] = kind.program
@@ -79,8 +92,11 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             content = json.loads(path.read_text())
             cells, kind = content["cells"], KINDS[content.get("program", RUN.program)]
+            trust = [own.TRUST] if content.get("trust_code") is True else []
             plans = [
-                kind.read_plan(["--out", cell["folder"], "--resume"], given=cell["settings"])
+                kind.read_plan(
+                    ["--out", cell["folder"], "--resume", *trust], given=cell["settings"]
+                )
                 for cell in cells
             ]
             loggers.require(plans[0].options.loggers)

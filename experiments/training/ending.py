@@ -2,15 +2,16 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted
 from experiments.cli.terminal import Terminal
+from experiments.plan import own
 from experiments.record.run_folder import SWEEP, is_finished
 
 if TYPE_CHECKING:
@@ -36,18 +37,25 @@ def announce(title: str, folder: Path, resume: bool, speaks: bool = True) -> boo
     return finished
 
 
-def go_on_with(prog: str, folder: Path) -> str:
-    """The command by which a run that stopped goes on, in words."""
-    return f"go on with: {prog} --out {shlex.quote(str(folder))} --resume"
+def go_on_with(prog: str, folder: Path, settings: Mapping[str, Any]) -> str:
+    """The command by which a run of these settings that stopped goes on, in words."""
+    trust = f" {own.TRUST}" if any(own.is_own(*setting) for setting in settings.items()) else ""
+    return f"go on with: {prog} --out {shlex.quote(str(folder))} --resume{trust}"
 
 
-def status_of(train: Callable[[], None], recorder: "Recorder", prog: str, folder: Path) -> int:
+def status_of(
+    train: Callable[[], None],
+    recorder: "Recorder",
+    prog: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> int:
     """Trains; returns the exit status, and says why where it is not 0."""
     from experiments.training.loop import Broken
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
 
-    go_on = go_on_with(prog, folder)
+    go_on = go_on_with(prog, folder, settings)
     try:
         train()
     except (BadInput, processes.ProcessFailed) as error:

@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.record.files import require_space
 from experiments.record.run_folder import CHECKPOINTS
+from experiments.training import fingerprint
 from experiments.training.position import Position
 from experiments.training.subject import Cell
 from rgpo_jax.checkpoint import Checkpoints, Restored
@@ -51,8 +52,15 @@ class Keeper:
         return time.perf_counter() - self._saved >= max(self._every, affordable)
 
     def restore(self, like: dict[str, Any]) -> Restored | None:
-        """The newest that is whole; None if there is none. See `Checkpoints.restore`."""
-        restored = self._checkpoints.restore(like)
+        """The newest that is whole; None if there is none. See `Checkpoints.restore`.
+
+        Raises:
+          UnreadableCheckpoint: also where it was made with other settings.
+        """
+        settings = [cell.plan.settings() for cell in self._cells]
+        restored = self._checkpoints.restore(
+            like, refuse=lambda position: fingerprint.difference(position, settings)
+        )
         if restored is not None:
             self._kept = restored.updates
         return restored
@@ -70,10 +78,13 @@ class Keeper:
         sizes = [leaf.nbytes for leaf in jax.tree.leaves(content)]
         require_space(self._cells[0].recorder.folder, sum(sizes) + _FILE_OVERHEAD)
         if position.updates != self._kept:  # as it is where a run was killed after its last one
-            self._checkpoints.save(position.updates, content, dataclasses.asdict(position))
+            made_by = fingerprint.entry([cell.plan.settings() for cell in self._cells])
+            kept = dataclasses.asdict(position) | made_by
+            self._checkpoints.save(position.updates, content, kept)
             self._kept = position.updates
         if is_last:
             self._share_out(position.updates, content["learner"])
+            self._checkpoints.forget_damaged()
         self._saved = time.perf_counter()
         self._cost = self._saved - begun
         position.checkpoint_seconds += self._cost
@@ -85,10 +96,11 @@ class Keeper:
             return
         # One device: an array that lies on a mesh cannot be cut anywhere.
         learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
-        for folder, part in zip(folders, self._parts, strict=True):
+        for cell, folder, part in zip(self._cells, folders, self._parts, strict=True):
             checkpoints = Checkpoints(folder)
             if not checkpoints.begun():
                 checkpoints.forget_unfinished()
                 own = jax.tree.map(operator.itemgetter(part), learners)
-                checkpoints.save(updates, {"learner": own}, {})
+                made_by = fingerprint.entry([cell.plan.settings()])
+                checkpoints.save(updates, {"learner": own}, made_by)
                 checkpoints.close()

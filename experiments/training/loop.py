@@ -1,5 +1,6 @@
 """The host's loop around the compiled programs: train, log, evaluate, keep, repeat."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +11,11 @@ import jax
 import numpy as np
 
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.training import compiling
+from experiments.training import compiling, fingerprint
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
 from experiments.training.position import Position
-from experiments.training.programs import Programs
+from experiments.training.programs import Programs, wait
 from experiments.training.results import Outcome, describe, describe_broken
 from experiments.training.subject import Cell, parts_of
 from rgpo_jax import processes
@@ -125,6 +126,8 @@ class Training:
             return
         for line in restored.damaged:
             self._say(f"warning: a damaged checkpoint is passed over: {line}")
+        for line in fingerprint.remarks(restored.position):
+            self._say(f"warning: {line}")
         parts, self._position = restored.parts, Position.of_checkpoint(restored.position)
         self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
         self._progress = self._programs.from_kept(parts["progress"])
@@ -161,12 +164,17 @@ class Training:
             cell.recorder.start_clock(position.seconds)
         with interrupts.deferred():
             if not position.updates:
-                position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
+                with self._evaluating():  # there is nothing to keep yet
+                    position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
                 undefined = [math.nan] * self._num_members
                 names = self._programs.metric_names
                 self._log({**dict.fromkeys(names, undefined), **position.evaluation})
             logged, since = position.updates, position.training_seconds
             longest = 1  # updates at a time, until it is known how long one takes
+            if position.unreported:
+                is_last = position.updates == plan.num_updates
+                evaluate = is_last or evaluations.includes(position.updates)
+                self._report(evaluate, math.nan, is_last)
             while position.updates < plan.num_updates and not self._all_broken:
                 done, begun = position.updates, time.perf_counter()
                 stop = min(
@@ -174,6 +182,7 @@ class Training:
                 )
                 advanced = self._programs.advance(self._states, self._progress, stop - done)
                 self._states, self._progress = advanced
+                wait(self._progress.broken_at)
                 broken_at = processes.fetch(self._progress.broken_at)
                 # All must make the same number of updates next: one clock decides.
                 seconds = float(processes.agree(time.perf_counter() - begun))
@@ -190,7 +199,8 @@ class Training:
                 evaluate = (is_last or evaluations.includes(stop)) and not self._all_broken
                 if evaluate or logs.includes(stop) or self._all_broken:
                     steps = (stop - logged) * plan.batch_size * self._num_members
-                    self._report(evaluate, steps / (position.training_seconds - since), is_last)
+                    seconds = position.training_seconds - since
+                    self._report(evaluate, steps / seconds, is_last)
                     logged, since = stop, position.training_seconds
                 if self._all_broken or is_last:
                     break
@@ -212,7 +222,11 @@ class Training:
         return len(self._position.broken) == self._num_members
 
     def _report(self, evaluate: bool, rate: float, is_last: bool) -> None:
-        """Logs the updates since the last report, which were made at a rate of steps a second."""
+        """Logs the updates since the last report, which were made at a rate of steps a second.
+
+        Raises:
+          Interrupted: asked to end while it evaluated; the updates are saved, the report is not.
+        """
         position, headline = self._position, self._headline
         training, digits, unit = headline.training, headline.digits, headline.unit
         report = self._programs.finish(self._progress)
@@ -222,9 +236,16 @@ class Training:
             # NumPy's maximum: NaN wins, and a broken run does not look perfect.
             position.largest[name] = np.maximum(position.largest[name], metrics[name]).tolist()
         if evaluate:
-            position.evaluation = self._programs.evaluate(
-                self._states, position.updates, whole=is_last
-            )
+            try:
+                with self._evaluating():
+                    position.evaluation = self._programs.evaluate(
+                        self._states, position.updates, whole=is_last
+                    )
+            except Interrupted:
+                position.unreported = True
+                self._save()
+                self._write_summaries(interrupted=True)
+                raise
             metrics |= position.evaluation
             score = headline.score
             for cell, part in zip(self._cells, self._parts, strict=True):
@@ -239,6 +260,14 @@ class Training:
         current = describe(metrics[training.metric], digits, brief=True)
         self._show(self._steps, rate, f"{headline.quantity} {current}{remark}")
         self._progress = self._programs.start()
+        position.unreported = False
+
+    def _evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a stop is heard at once, as evaluation changes nothing; but of several processes
+        all have to stop at the same place.
+        """
+        several = jax.process_count() > 1
+        return contextlib.nullcontext() if several else self._interrupts.at_once()
 
     def _tell_skipped(self, metrics: dict[str, list[float]]) -> None:
         """Warns of gradient steps since the last report that were not taken."""

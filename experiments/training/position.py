@@ -17,6 +17,8 @@ class Position:
       evaluation: the last one: name -> values per member.
       broken: (member, update) for those whose parameters are no longer finite.
       metrics_bytes: size of the metrics, per cell.
+      unreported: whether the line of metrics of the last update is still to be written, since a
+        stop came while it was evaluated.
     """
 
     updates: int = 0
@@ -27,11 +29,16 @@ class Position:
     evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     broken: list[list[int]] = dataclasses.field(default_factory=list)
     metrics_bytes: list[int] = dataclasses.field(default_factory=list)
+    unreported: bool = False
 
     @classmethod
     def of_checkpoint(cls, kept: dict[str, Any]) -> "Position":
-        """What a checkpoint has; earlier versions knew one largest value by name."""
-        kept = dict(kept)
+        """What a checkpoint has, among other things.
+
+        Earlier versions knew one largest value by name.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} | {"first_ratio_deviation"}
+        kept = {name: value for name, value in kept.items() if name in names}
         if "first_ratio_deviation" in kept:
             kept["largest"] = {"first_ratio_deviation": kept.pop("first_ratio_deviation")}
         return cls(**kept)

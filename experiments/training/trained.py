@@ -1,6 +1,8 @@
 """What an earlier run learnt, read back from its folder."""
 
 import dataclasses
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.plan import own
+from experiments.plan.options import Options
 from experiments.plan.reading import Plan, read_plan
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
+from experiments.training import fingerprint
 from experiments.training.building import make_agent
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, Restored
@@ -45,40 +50,82 @@ def config_of(folder: str, flag: str) -> Path:
     return path
 
 
-def restore_learner(folder: str, flag: str, like: Any) -> Restored:
-    """Of the newest checkpoint that is whole the part "learner".
+def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, Any]) -> Restored:
+    """Of the newest checkpoint that is whole the part "learner"; warns where it is not the newest.
 
     Args:
       folder: of the run.
       flag: with which it was given, for messages.
       like: shapes and shardings of the learner.
+      settings: of the run, as its folder has them.
 
     Raises:
-      BadInput: there is no checkpoint, or none that can be read.
+      BadInput: there is no checkpoint, or none that can be read; or it was made with others.
     """
     try:
         checkpoints = Checkpoints(Path(folder).expanduser() / CHECKPOINTS)
-        restored = checkpoints.restore({"learner": like}, tidy=False)
+        restored = checkpoints.restore(
+            {"learner": like},
+            tidy=False,
+            refuse=lambda position: fingerprint.difference(position, [settings], strict=False),
+        )
     except CheckpointError as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
     if restored is None:
         raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
+    remarks = fingerprint.remarks(restored.position)
+    for line in restored.damaged:
+        older = f"that of update {restored.updates} is read"
+        remarks.append(f"a damaged checkpoint is passed over, {older}: {line}")
+    for line in remarks:
+        print(f"warning: {flag} {folder}: {line}", file=sys.stderr)
     return restored
 
 
-def load(folder: str, flag: str) -> Trained:
+def refuse_code(
+    folder: str, flag: str, trust_code: bool, trusted: Collection[Any], can_be_typed: bool = False
+) -> list[str]:
+    """Flags that read the settings of a run that was found.
+
+    Args:
+      folder: of the run.
+      flag: with which it was given, for messages.
+      trust_code: whether its settings may name code that is not of the suite.
+      trusted: names of such code that the user has typed.
+      can_be_typed: whether there are flags for them.
+
+    Raises:
+      BadInput: there is no run; or it names code that it may not.
+    """
+    path = str(config_of(folder, flag))
+    if not trust_code:
+        where = f"{flag} {folder}"
+        try:
+            settings = flags.settings_from_file(path)
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+        own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
+    return ["--config", path, own.TRUST]
+
+
+def load(
+    folder: str, flag: str, trust_code: bool = False, trusted: Collection[Any] = ()
+) -> Trained:
     """Reads a run's newest checkpoint that is whole.
 
     Args:
       folder: of the run.
       flag: with which it was given, for messages.
+      trust_code: whether its settings may name code that is not of the suite.
+      trusted: names of such code that the user has typed.
 
     Raises:
-      BadInput: there is no run, or it has no checkpoint that can be read.
+      BadInput: there is no run, or it has no checkpoint that can be read; or it names code that it
+        may not.
     """
-    path = config_of(folder, flag)
+    args = refuse_code(folder, flag, trust_code, trusted, flag == "--init-from")
     try:
-        read = read_plan(["--config", str(path)])
+        read = read_plan(args)
         agent = make_agent(read)
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: {error}") from None
@@ -100,18 +147,23 @@ def load(folder: str, flag: str) -> Trained:
     like = like._replace(
         hyperparameters=dataclasses.replace(like.hyperparameters, annealing=annealing)
     )
-    restored = restore_learner(folder, flag, like)
+    restored = restore_learner(folder, flag, like, read.settings())
     env_steps = restored.updates * read.config.batch_size
     return Trained(read, agent, restored.parts["learner"], env_steps)
 
 
-def load_start(folder: str, agent: Agent) -> LearnerState:
+def load_start(options: Options, agent: Agent) -> LearnerState:
     """The learners of a run [N, ...] whose parameters another agent is to start from.
+
+    Args:
+      options: of a run that begins with them.
+      agent: of that run.
 
     Raises:
       BadInput: the run cannot be read, or its networks are others.
     """
-    start = load(folder, "--init-from")
+    folder, typed = str(options.init_from), (options.agent, options.gate, options.env)
+    start = load(folder, "--init-from", options.trust_code, typed)
     learners = start.learners
     # Else the initial deviation is where a parameter begins, and no more.
     scale = ("initial_std",) if agent.config.state_dependent_std else ()
