@@ -37,6 +37,8 @@ NOT_IN_FILES = (
 )
 
 
+_LONGEST = 4000  # characters of a message
+
 # The packages of the extra `report`, and those they need that may also be missing.
 _REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
 
@@ -60,6 +62,8 @@ def check_path(field: str, path: str | None) -> None:
 def refuse(error: BaseException | str) -> NoReturn:
     """Prints one line to stderr and exits with status 2."""
     line = " ".join(str(error).split())
+    if len(line) > _LONGEST:  # what it quotes may be anything
+        line = line[:_LONGEST] + " ..."
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
 
