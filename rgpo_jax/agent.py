@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax import networks, rollout, update
+from rgpo_jax import gates, inspection, networks, rollout, update
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
@@ -17,7 +17,7 @@ from rgpo_jax.learner import Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means, sums
 from rgpo_jax.networks import Network
 from rgpo_jax.rollout import EpisodeTotals, RolloutState
-from rgpo_jax.tunable import Tunable, as_tunable
+from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
 
@@ -130,16 +130,18 @@ def make(
         all devices. None: one device has them all.
 
     Raises:
-      ValueError: the network cannot be built for these observations or actions, or environments on
-        the host are to be spread, or met by a recurrent policy.
+      ValueError: the environment or the gate is none (`inspection`); the network cannot be built
+        for these observations or actions; or environments on the host are to be spread, or met by
+        a recurrent policy.
     """
+    inspection.check_environment(env)
     if network is None:
         network = networks.make(env.observation_shape, env.action_space, config)
     parallel = DataParallel(axis_name)
     learner = update.make(
         network,
         config,
-        as_tunable(gate),
+        gates.checked(gate),
         advantage_transform,
         policy_step,
         penalty,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from rgpo_jax import inspection
 from rgpo_jax.agent import Agent
 from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, to_environment_units
 from rgpo_jax.learner import LearnerState
@@ -75,9 +76,13 @@ class _Share:
       log_prob: of that action [S, n].
     """
 
-    def __init__(self, index: int, pool: Pool, num_seeds: int, columns: slice):
+    def __init__(
+        self, env: HostEnvironment, index: int, pool: Pool, num_seeds: int, columns: slice
+    ):
         self.columns = columns
+        self._env = env
         self._index = np.int32(index)
+        self._is_new = True  # whether no step was looked at yet
         self._pool = pool
         self._num_seeds = num_seeds
         self.observation: Any = None
@@ -89,7 +94,9 @@ class _Share:
         return batch.reshape(self._num_seeds, -1, *batch.shape[1:])
 
     def reset(self) -> None:
-        self.observation = self._by_seed(self._pool.reset())
+        observation = self._pool.reset()
+        inspection.check_observations(self._env, observation)
+        self.observation = self._by_seed(observation)
 
     def compile(self, act: Callable, state: LearnerState, key: Array) -> None:
         """Acts once, without a step."""
@@ -104,7 +111,11 @@ class _Share:
 
     def finish_step(self) -> TimeStep:
         """Waits for the step; fields are [S, n, ...]."""
-        timestep = jax.tree.map(self._by_seed, self._pool.receive())
+        received = self._pool.receive()
+        if self._is_new:
+            inspection.check_first_step(self._env, received)
+            self._is_new = False
+        timestep = jax.tree.map(self._by_seed, received)
         self.observation = timestep.observation
         return timestep
 
@@ -117,7 +128,7 @@ def _make_shares(
     borders = np.linspace(0, num_envs, min(num_envs, _NUM_SHARES) + 1, dtype=int)
     columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(borders)]
     return [
-        _Share(i, env.make_pool(by_seed[:, part].ravel().tolist()), len(seeds), part)
+        _Share(env, i, env.make_pool(by_seed[:, part].ravel().tolist()), len(seeds), part)
         for i, part in enumerate(columns)
     ]
 

@@ -44,6 +44,15 @@ class Tunable:
         return dataclasses.replace(self, numbers={**self.numbers, **numbers})
 
 
+_SUITE = ("rgpo_jax", "envs", "agents")
+
+
+def is_of_suite(thing: Any) -> bool:
+    """Whether a function, or the class of an object, is defined in this project."""
+    defined = thing if hasattr(thing, "__qualname__") else type(thing)
+    return str(getattr(defined, "__module__", "")).partition(".")[0] in _SUITE
+
+
 def as_tunable(function: "Callable[..., Any] | Tunable") -> Tunable:
     """Wraps a plain function as a `Tunable` without numbers; leaves a `Tunable` as it is."""
     return function if isinstance(function, Tunable) else Tunable(function)

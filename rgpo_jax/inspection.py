@@ -1,0 +1,144 @@
+"""Environments and gates of a user's own are looked at where they come in, before they are run.
+
+Nothing is computed for it: shapes and types follow from `jax.eval_shape`.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rgpo_jax.environment import AnyEnvironment, Box, Discrete, HostEnvironment, TimeStep
+from rgpo_jax.tunable import is_of_suite
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    is_number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_number and int(value) >= least
+
+
+def _refuse(env: Any, field: str, found: Any, expected: str) -> None:
+    name = getattr(env, "name", type(env).__name__)
+    raise ValueError(f"environment {name}: {field} is {found}: expected {expected}")
+
+
+def check_spaces(env: AnyEnvironment) -> None:
+    """Raises ValueError, naming environment and field, where what it says of itself cannot be."""
+    for field in ("name", "observation_shape", "action_space", "max_episode_steps"):
+        if not hasattr(env, field):
+            _refuse(env, field, "missing", "an environment of rgpo_jax.environment")
+    shape, space, limit = env.observation_shape, env.action_space, env.max_episode_steps
+    if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
+        _refuse(env, "observation_shape", shape, "a tuple of sizes of at least 1")
+    if limit is not None and not _is_whole(limit, 1):
+        _refuse(env, "max_episode_steps", limit, "a whole number of at least 1, or None")
+    if isinstance(space, Discrete):
+        if not _is_whole(space.n, 1):
+            _refuse(env, "action_space.n", space.n, "a whole number of at least 1")
+    elif isinstance(space, Box):
+        _check_box(env, space)
+    else:
+        _refuse(env, "action_space", f"a {type(space).__name__}", "a Discrete or a Box")
+
+
+def _check_box(env: Any, space: Box) -> None:
+    shape = space.shape
+    if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
+        _refuse(env, "action_space.shape", shape, "a tuple of sizes of at least 1")
+    size = math.prod(shape)
+    bounds = {}
+    for field in ("low", "high"):
+        bound = np.asarray(getattr(space, field), np.float64)
+        if bound.shape != (size,):
+            expected = f"{size} numbers, one for each element of shape {shape}"
+            _refuse(env, f"action_space.{field}", f"of shape {bound.shape}", expected)
+        if np.isnan(bound).any():
+            _refuse(env, f"action_space.{field}", "NaN", "a bound, or an infinity for none")
+        bounds[field] = bound
+    above = np.flatnonzero(bounds["low"] > bounds["high"])
+    if above.size:
+        i = int(above[0])
+        low, high = bounds["low"][i], bounds["high"][i]
+        _refuse(env, "action_space.low", f"{low:g} in element {i}", f"at most its high, {high:g}")
+
+
+def check_environment(env: AnyEnvironment) -> None:
+    """Raises ValueError, naming environment and field, for one that cannot be trained on.
+
+    A compiled one's `reset` and `step` are traced, and not run; those of the suite are not traced.
+    """
+    check_spaces(env)
+    if isinstance(env, HostEnvironment) or is_of_suite(env):
+        return
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        state, observation = jax.eval_shape(env.reset, key)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"environment {env.name}: reset(key) failed: {error}") from error
+    _check_array(env, "the observation of reset", observation, env.observation_shape, None)
+    space = env.action_space
+    action = jax.ShapeDtypeStruct((), jnp.int32)
+    if isinstance(space, Box):
+        action = jax.ShapeDtypeStruct(space.shape, jnp.float32)
+    try:
+        after, timestep = jax.eval_shape(env.step, key, state, action)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"environment {env.name}: step failed: {error}") from error
+    if not isinstance(timestep, TimeStep):
+        _refuse(env, "the second result of step", f"a {type(timestep).__name__}", "a TimeStep")
+    _check_timestep(env, timestep, observation.dtype)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (after, state)]
+    if structures[0] != structures[1]:
+        _refuse(env, "the state after step", "of another structure than reset's", "the same one")
+
+    def described(tree: Any) -> list[str]:
+        return [f"{x.dtype.name}{list(x.shape)}" for x in jax.tree.leaves(tree)]
+
+    for found, expected in zip(described(after), described(state), strict=True):
+        if found != expected:
+            _refuse(env, "a part of the state after step", found, f"{expected}, as of reset")
+
+
+def check_observations(env: HostEnvironment, observations: Any) -> None:
+    """Raises ValueError for what a pool's reset gave, batched over environments."""
+    found = np.shape(observations)[1:]
+    if found != tuple(env.observation_shape):
+        _refuse(env, "the observation of reset", f"of shape {found}", f"{env.observation_shape}")
+
+
+def check_first_step(env: HostEnvironment, timestep: TimeStep) -> None:
+    """Raises ValueError for what a pool's first step gave; arrays are batched over environments."""
+
+    def of_one(batch: Any) -> Any:
+        array = np.asarray(batch)
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+
+    single = TimeStep(*map(of_one, timestep))
+    _check_timestep(env, single, np.dtype(env.observation_dtype))
+    for field in ("reward", "observation", "final_observation"):
+        value = np.asarray(getattr(timestep, field))
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            _refuse(env, f"{field} of its first step", "NaN or infinite", "finite numbers")
+
+
+def _check_timestep(env: Any, timestep: TimeStep, dtype: Any) -> None:
+    for field in ("observation", "final_observation"):
+        _check_array(env, field, getattr(timestep, field), env.observation_shape, dtype)
+    reward = timestep.reward
+    _check_array(env, "reward", reward, (), None)
+    if not jnp.issubdtype(reward.dtype, jnp.floating):
+        _refuse(env, "reward", reward.dtype, "a float")
+    for field in ("terminated", "truncated"):
+        _check_array(env, field, getattr(timestep, field), (), np.dtype(bool))
+
+
+def _check_array(env: Any, field: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        _refuse(env, field, f"a {type(array).__name__}", "an array")
+    if tuple(array.shape) != tuple(shape):
+        _refuse(env, field, f"of shape {tuple(array.shape)}", f"{tuple(shape)}")
+    if dtype is not None and array.dtype != dtype:
+        _refuse(env, field, array.dtype, str(np.dtype(dtype)))

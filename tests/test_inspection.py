@@ -1,0 +1,163 @@
+"""A user's environment and gate are judged where they come in, in a line that names the field."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import ppo
+from rgpo_jax import gates
+from rgpo_jax.environment import Box, Discrete, TimeStep
+from rgpo_jax.inspection import check_environment, check_first_step, check_observations
+
+
+class Line:
+    """Go right on a line."""
+
+    name = "Line"
+    observation_shape = (2,)
+    action_space = Discrete(2)
+    max_episode_steps = 5
+    reward_shape, reward_type, done_type = (), jnp.float32, bool
+    seen = (2,)
+
+    def reset(self, key):
+        return jnp.int32(0), jnp.zeros(self.seen, jnp.float32)
+
+    def step(self, key, state, action):
+        state = self.after(state)
+        observation = jnp.full(self.observation_shape, state, jnp.float32)
+        done = jnp.asarray(state >= 3, self.done_type)
+        reward = jnp.ones(self.reward_shape, self.reward_type)
+        return state, TimeStep(observation, reward, done, jnp.zeros((), bool), observation)
+
+    def after(self, state):
+        return state + 1
+
+
+def changed(**fields):
+    return type("Line", (Line,), fields)()
+
+
+def test_a_sound_environment_passes_and_trains():
+    config = ppo.Config(num_envs=2, num_steps=4, num_minibatches=1, hidden_sizes=(4,))
+    agent = ppo.make(Line(), config)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    _, metrics = jax.jit(agent.step)(state)
+    assert np.isfinite(metrics["policy_loss"])
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"action_space": Discrete(0)}, r"action_space.n is 0: expected a whole number"),
+        ({"action_space": Discrete(-2)}, r"action_space.n is -2"),
+        ({"action_space": Discrete(2.0)}, r"action_space.n is 2.0"),
+        ({"action_space": Discrete(True)}, r"action_space.n is True"),
+        ({"action_space": (Discrete(2), Discrete(2))}, "action_space is a tuple: expected"),
+        ({"action_space": Box((0,), (), ())}, r"action_space.shape is \(0,\)"),
+        ({"action_space": Box((2,), (0.0, 1.0), (1.0, 0.0))}, "action_space.low is 1 in element 1"),
+        ({"action_space": Box((1,), (NAN,), (1.0,))}, "action_space.low is NaN"),
+        ({"action_space": Box((1,), (0.0,), (NAN,))}, "action_space.high is NaN"),
+        ({"action_space": Box((2,), (0.0,), (1.0, 1.0))}, r"action_space.low is of shape \(1,\)"),
+        ({"observation_shape": [2]}, r"observation_shape is \[2\]"),
+        ({"observation_shape": (0,)}, r"observation_shape is \(0,\)"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"max_episode_steps": 2.5}, "max_episode_steps is 2.5"),
+        ({"reward_shape": (1,)}, r"reward is of shape \(1,\): expected \(\)"),
+        ({"reward_type": jnp.int32}, "reward is int32: expected a float"),
+        ({"done_type": jnp.float32}, "terminated is float32: expected bool"),
+        ({"done_type": jnp.int32}, "terminated is int32: expected bool"),
+        ({"seen": (3,)}, r"the observation of reset is of shape \(3,\): expected \(2,\)"),
+        ({"after": lambda self, state: state + 0.5}, r"the state after step is float32"),
+        ({"after": lambda self, state: state + jnp.ones(2, jnp.int32)}, "environment Line: "),
+        ({"reset": lambda self: 0}, r"reset\(key\) failed"),
+        ({"step": lambda self, *args: (jnp.int32(0), 1.0)}, "the second result of step is a "),
+    ],
+)
+def test_what_is_none_is_refused_by_name_and_field(fields, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        ppo.make(changed(**fields), ppo.Config())
+    assert str(refused.value).startswith("environment Line: ")
+
+
+def test_bounds_may_be_open_and_equal():
+    check_environment(changed(action_space=Box((2,), (-INF, 1.0), (INF, 1.0))))
+
+
+def test_an_object_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="environment SimpleNamespace: name is missing"):
+        ppo.make(types.SimpleNamespace(), ppo.Config())
+
+
+class Hosted:
+    """Of the host protocol."""
+
+    name = "Hosted"
+    observation_shape = (2,)
+    observation_dtype = np.float32
+    action_space = Discrete(2)
+    max_episode_steps = None
+
+    def make_pool(self, seeds):
+        raise NotImplementedError
+
+
+def first(**fields):
+    observation, flags = np.zeros((3, 2), np.float32), np.zeros(3, bool)
+    step = TimeStep(observation, np.zeros(3, np.float32), flags, flags, observation)
+    return step._replace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward": np.zeros((3, 1), np.float32)}, r"reward is of shape \(1,\)"),
+        ({"reward": np.zeros(3, int)}, "reward is int64"),
+        ({"reward": np.full(3, NAN, np.float32)}, "reward of its first step is NaN"),
+        ({"terminated": np.zeros(3)}, "terminated is float64"),
+        ({"observation": np.zeros((3, 2))}, "observation is float64: expected float32"),
+        ({"observation": np.full((3, 2), INF, np.float32)}, "observation of its first step"),
+        ({"final_observation": np.zeros((3, 4), np.float32)}, r"final_observation is of shape"),
+    ],
+)
+def test_the_first_step_of_a_pool_is_looked_at(fields, message):
+    check_environment(Hosted())
+    check_first_step(Hosted(), first())
+    check_observations(Hosted(), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=f"environment Hosted: {message}"):
+        check_first_step(Hosted(), first(**fields))
+    with pytest.raises(ValueError, match=r"the observation of reset is of shape \(4,\)"):
+        check_observations(Hosted(), np.zeros((3, 4)))
+
+
+# Gates, at the library's door and at the programs'.
+
+
+def scalar(log_ratio, advantage):
+    return jnp.sum(log_ratio)
+
+
+def undefined_at_1(log_ratio, advantage):
+    return jnp.sign(log_ratio) * jnp.sqrt(jnp.abs(log_ratio))
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [(scalar, "not elementwise"), (undefined_at_1, "value or weight is not finite")],
+)
+def test_what_is_no_gate_is_refused_at_both_doors(gate, message):
+    with pytest.raises(ValueError, match=message):
+        gates.check(gate)
+    with pytest.raises(ValueError, match=message):
+        ppo.make(Line(), ppo.Config(), gate)
+
+
+def test_gates_of_the_suite_are_not_looked_at_again(monkeypatch):
+    monkeypatch.setattr(gates, "check", lambda gate: pytest.fail("it was checked"))
+    ppo.make(Line(), ppo.Config())
