@@ -17,7 +17,7 @@ from experiments.benchmark import peers, start
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families
-from experiments.training import devices
+from experiments.training import compiling, devices
 from rgpo_jax.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -283,4 +283,4 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

@@ -280,4 +280,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

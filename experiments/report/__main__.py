@@ -14,6 +14,7 @@ import tyro
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.training import compiling
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Positive
 
@@ -233,4 +234,4 @@ def _make_folder(options: Options) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

@@ -9,6 +9,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.reproduction.options import Options
+from experiments.training import compiling
 
 if TYPE_CHECKING:
     from experiments.report.runs import Collection
@@ -143,4 +144,4 @@ def _read_text(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

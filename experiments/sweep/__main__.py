@@ -41,6 +41,7 @@ from experiments.sweep import grid, launchers, worker
 from experiments.sweep.grid import Cell
 from experiments.sweep.kinds import KINDS
 from experiments.sweep.worker import WorkerOptions
+from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
 
@@ -569,4 +570,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

@@ -25,6 +25,7 @@ from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.theory.options import STUDIES, Options
+from experiments.training import compiling
 
 if TYPE_CHECKING:
     from experiments.theory.study import Study
@@ -172,4 +173,4 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    compiling.leave(main)

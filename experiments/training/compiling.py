@@ -1,11 +1,13 @@
 """Compiling programs side by side in threads, and keeping them on disk for the next start."""
 
 import contextlib
+import errno
 import gc
 import hashlib
 import importlib
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 
 CACHE_BYTES = 2**30  # of compiled programs; those that were not used for longest go first
@@ -120,20 +123,46 @@ def no_collections() -> Iterator[None]:
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
-    """Runs a program and ends the process with its status, at once even where XLA is compiling."""
+    """Runs a program and ends the process with its status, at once even where XLA is compiling.
+
+    Where standard output cannot be written the status is 4, with a line; where its reader has left
+    it is that of SIGPIPE, without, as for any other filter.
+    """
     try:
         status: Any = main()
+        sys.stdout.flush()
     except SystemExit as exit_:
         status = exit_.code
-    except BaseException:
-        traceback.print_exc()
-        status = 1
+    except BaseException as error:
+        status = _status_of_output(error)
+        if status is None:
+            traceback.print_exc()
+            status = 1
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _status_of_output(error) or status
     if not any(thread.name == _THREAD for thread in threading.enumerate()):
         sys.exit(status)
     # Python would end these threads within XLA, which aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else bool(status))
+
+
+def _status_of_output(error: BaseException) -> int | None:
+    """The status where an error is that of standard output, which is given up; None: another."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return None
+    # What is still buffered goes nowhere, also when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        return 128 + signal.SIGPIPE
+    with contextlib.suppress(OSError):
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return EXIT_NOT_KEPT
 
 
 def options(often: bool) -> dict[str, Any] | None:
