@@ -1,6 +1,7 @@
 """What the theory bench writes and refuses."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -15,9 +16,9 @@ import pytest
 
 from experiments.record import files
 from experiments.theory import __main__ as program
-from experiments.theory import catalogue, drawing
-from experiments.theory.options import STUDIES
-from experiments.theory.study import Claim, Figure, Line, Panel, say
+from experiments.theory import catalogue, drawing, improvement, keeping
+from experiments.theory.options import STUDIES, Options
+from experiments.theory.study import Claim, Figure, Line, Panel, Study, say
 from tests import browser
 
 ROOT = Path(__file__).parents[1]
@@ -218,3 +219,58 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
 def test_the_studies_have_modules():
     for name in STUDIES:
         assert (ROOT / "experiments" / "theory" / f"{name}.py").exists()
+
+
+@pytest.mark.slow  # studies of which the suite has tests of their own
+def test_every_study_is_kept_and_found_as_it_was(tmp_path):
+    options = Options(samples=10_000, replicates=2, mdps=2, pairs=2)
+    for name in STUDIES:
+        study = importlib.import_module(f"experiments.theory.{name}").run(
+            options, lambda share: None
+        )
+        keeping.keep(tmp_path, name, study, {"seed": 0})
+        assert_same(keeping.find(tmp_path, name, {"seed": 0}), study)
+
+
+def assert_same(found, study):
+    """As the page and its files have them."""
+    assert found.title == study.title and list(found.claims) == list(study.claims)
+    for one, other in zip(found.tables, study.tables, strict=True):
+        assert one.name == other.name
+        assert program._csv(one.columns, one.rows) == program._csv(other.columns, other.rows)
+    for one, other in zip(found.figures, study.figures, strict=True):
+        numbers = [program._csv(*drawing.numbers(figure)) for figure in (one, other)]
+        assert one.caption == other.caption and numbers[0] == numbers[1]
+
+
+def test_a_bench_that_was_stopped_goes_on_after_the_studies_that_are_done(
+    tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    args = ["--out", str(out), "--studies", "improvement", "variance", "--mdps", "2"]
+    args += ["--samples", "10000", "--replicates", "2"]
+    with monkeypatch.context() as patch:
+        # Studies come in their own order: variance before improvement.
+        patch.setattr(improvement, "run", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        assert program.main(args) == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    assert "studies that are done are kept; go on with" in said
+    assert (out / "studies" / "variance.json").exists()
+    assert program.main(args) == 0
+    assert "variance: " in (said := capsys.readouterr().out)
+    assert "kept by an earlier call" in said
+    assert not (out / "studies").exists()
+    whole = tmp_path / "whole"
+    assert program.main(["--out", str(whole), *args[2:]]) == 0
+    for name in ("claims.json", *(path.name for path in whole.glob("*.csv"))):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_study_of_other_settings_is_made_anew(tmp_path):
+    study = Study("t", ("text",), (Claim("1 < 2", "ours", True, ""),), (), ())
+    keeping.keep(tmp_path, "cost", study, {"seed": 0})
+    assert keeping.find(tmp_path, "cost", {"seed": 0}) == study
+    assert keeping.find(tmp_path, "cost", {"seed": 1}) is None
+    assert keeping.find(tmp_path, "bias", {"seed": 0}) is None
+    (tmp_path / "studies" / "cost.json").write_text('{"made_by": [], "study": {}}')
+    assert keeping.find(tmp_path, "cost", {"seed": 0}) is None

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import io
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,6 @@ def main(args: Sequence[str] | None = None) -> int:
         except BadInput as error:
             flags.refuse(error)
         except Interrupted as interrupted:
-            print("stopped: nothing is written before all studies are done", file=sys.stderr)
             return interrupted.exit_status
 
 
@@ -55,6 +55,7 @@ def _make(options: Options, interrupts: Interrupts) -> int:
         importlib.import_module("jinja2")  # now rather than minutes later
     from experiments.record.files import require_space
     from experiments.record.run_folder import choose_page_folder, hold, refusing
+    from experiments.theory import keeping
 
     folder = choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
     with refusing(folder):
@@ -64,11 +65,32 @@ def _make(options: Options, interrupts: Interrupts) -> int:
             require_space(folder, _SIZE)  # now rather than minutes later
             (folder / LOG).write_text("")
         speaker = _Speaker(folder)
-        studies = _run(options, speaker, interrupts)
+        try:
+            studies = _run(options, folder, speaker, interrupts)
+        except Interrupted:
+            speaker.say(f"stopped; studies that are done are kept; go on with: {_again(folder)}")
+            raise
         with refusing(folder):
             write(folder, studies, options)
+        keeping.forget(folder)
         speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
     return 0
+
+
+def _again(folder: Path) -> str:
+    """The command that goes on: the same, in this folder."""
+    args = list(sys.argv[1:])
+    out = [] if flags.peek("--out", args) else ["--out", str(folder)]
+    return shlex.join([*PROG.split(), *args, *out])
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    """By which the studies are repeated."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("out", "overwrite")
+    }
 
 
 class _Speaker:
@@ -98,10 +120,21 @@ class _Speaker:
         )
 
 
-def _run(options: Options, speaker: _Speaker, interrupts: Interrupts) -> dict[str, "Study"]:
+def _run(
+    options: Options, folder: Path, speaker: _Speaker, interrupts: Interrupts
+) -> dict[str, "Study"]:
+    from experiments.record.run_folder import refusing
+    from experiments.theory import keeping
+
+    settings = {k: v for k, v in _settings(options).items() if k != "studies"}
     studies: dict[str, Study] = {}
     chosen = [name for name in STUDIES if name in options.studies]
     for number, name in enumerate(chosen, 1):
+        kept = keeping.find(folder, name, settings)
+        if kept is not None:
+            studies[name] = kept
+            speaker.say(f"{name}: {_verdicts({name: kept})}; kept by an earlier call")
+            continue
         started = time.monotonic()
         module = importlib.import_module(f"experiments.theory.{name}")
         with speaker.bar() as bar:
@@ -113,6 +146,8 @@ def _run(options: Options, speaker: _Speaker, interrupts: Interrupts) -> dict[st
 
             studies[name] = module.run(options, progress)
         interrupts.check()
+        with refusing(folder):
+            keeping.keep(folder, name, studies[name], settings)
         seconds = time.monotonic() - started
         speaker.say(f"{name}: {_verdicts({name: studies[name]})}; {seconds:.0f} s")
     return studies
@@ -133,11 +168,7 @@ def write(folder: Path, studies: Mapping[str, "Study"], options: Options) -> Non
     from experiments.theory import drawing, page
 
     where = provenance()
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(options).items()
-        if name not in ("out", "overwrite")
-    }
+    settings = _settings(options)
     files: dict[str, bytes] = {}
     for study in studies.values():
         for figure in study.figures:

@@ -1,0 +1,71 @@
+"""Studies that are done, kept in files: a bench that was stopped goes on after them."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.record.files import read_plain, write_atomically
+from experiments.record.provenance import provenance
+from experiments.theory.study import Claim, Figure, Line, Panel, Study, Table
+
+FOLDER = "studies"
+_KINDS: dict[str, type] = {k.__name__: k for k in (Claim, Figure, Line, Panel, Study, Table)}
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, "fields": fields}
+    if isinstance(value, np.ndarray):
+        return {"kind": "array", "dtype": value.dtype.str, "values": value.tolist()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if value["kind"] == "array":
+        return np.array(value["values"], np.dtype(value["dtype"]))
+    fields = {name: _from_json(item) for name, item in value["fields"].items()}
+    return _KINDS[value["kind"]](**fields)
+
+
+def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is repeated by: settings, and versions of what computed it."""
+    made_by: dict[str, Any] = {"settings": dict(settings), "versions": provenance()["versions"]}
+    return made_by
+
+
+def keep(folder: Path, name: str, study: Study, settings: Mapping[str, Any]) -> None:
+    """Writes a study; floats are exact."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    content = {"made_by": _made_by(settings), "study": _to_json(study)}
+    write_atomically(folder / FOLDER / f"{name}.json", json.dumps(content).encode())
+
+
+def find(folder: Path, name: str, settings: Mapping[str, Any]) -> Study | None:
+    """A study that an earlier call with these settings has kept; None if there is none."""
+    try:
+        content = json.loads(read_plain(folder / FOLDER / f"{name}.json"))
+        if content["made_by"] != json.loads(json.dumps(_made_by(settings))):
+            return None
+        study = _from_json(content["study"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return study if isinstance(study, Study) else None
+
+
+def forget(folder: Path) -> None:
+    """Removes what was kept, once the page has it."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
