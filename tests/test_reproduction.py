@@ -697,7 +697,7 @@ def test_settings_of_committed_runs_go_on_loading(tmp_path):
     for (agent, gate, _), config in seen.items():
         file = tmp_path / "config.json"
         file.write_text(json.dumps(config))
-        read = reading.read_plan(["--config", str(file)])
+        read = reading.read_plan(["--config", str(file), users.TRUST])
         assert (
             read.options.agent == agent and settings_of(read).items() >= config["settings"].items()
         )
