@@ -1,6 +1,5 @@
 """What values a number may have: the one place for conditions and their wording."""
 
-import math
 import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -22,15 +21,19 @@ class Range(NamedTuple):
     whole: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a single number, Python's or NumPy's, is in range and finite as float32."""
+        """Whether a single number, Python's or NumPy's, is in range and finite as float32.
+
+        Whole numbers that no float can hold are in no range.
+        """
         kind = numbers.Integral if self.whole else numbers.Real
-        return (
-            isinstance(value, kind)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (self.whole or abs(float(value)) <= _LARGEST_FLOAT32)
-            and bool(self.contains(value))
-        )
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        largest = _LARGEST_WHOLE if self.whole else _LARGEST_FLOAT32
+        number: Any = value
+        return bool(-largest <= number <= largest) and bool(self.contains(value))
+
+
+_LARGEST_WHOLE = 10**300
 
 
 class Above(NamedTuple):

@@ -156,6 +156,7 @@ def test_a_report_passes_over_what_is_no_run(name, size, copied):
     @many(60 * size)
     @given(st.one_of(altered(first).map(as_bytes), flipped(original)))
     @example(as_bytes({**first, "num_seeds": 10**9, "env_steps": 10**400}))
+    @example(as_bytes({**first, "headline": {**first.get("headline", {}), "score": []}}))
     def tried(content):
         file.write_bytes(content + b"\n" + rest)
         in_time(look)
@@ -172,6 +173,8 @@ def test_settings_are_read_or_refused(read, kind, size, tmp_path):
     @many(100 * size)
     @given(st.one_of(altered(original).map(as_bytes), flipped(as_bytes(original))))
     @example(b"[" * 100_000)
+    @example(as_bytes({**original, "seed": 10**400}))
+    @example(as_bytes({**original, "learning_rate": 10**400}))
     def tried(content):
         file.write_bytes(content)
         try:

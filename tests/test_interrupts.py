@@ -49,8 +49,7 @@ def test_what_else_python_drops_goes_to_the_hook_before(monkeypatch):
     assert dropped == ["dropped"]
 
 
-def test_what_is_ignored_stays_so():
-    """As under nohup."""
+def test_under_nohup_the_end_of_a_terminal_is_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupts():

@@ -39,8 +39,9 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # elsewhere none arrive
-            # What is ignored stays so, as SIGHUP under nohup.
-            heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            # Under nohup a program outlives its terminal.
+            outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heard = [n for n in _SIGNALS if n != signal.SIGHUP or not outlives]
             self._before = {number: signal.signal(number, self._receive) for number in heard}
             self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
         return self

@@ -120,9 +120,25 @@ class Headline:
             parts["sampled"] = None if sampled is None else Curve(**sampled)
             for name in ("largest", "results"):
                 parts[name] = tuple(content.get(name, ()))
-            return cls(**{**content, **parts, "unit": Unit(**content.get("unit", {}))})
+            found = cls(**{**content, **parts, "unit": Unit(**content.get("unit", {}))})
         except (KeyError, TypeError):
             return CONTROL
+        return found if _is_sound(found, CONTROL) else CONTROL
+
+
+def _is_sound(found: Any, like: Any) -> bool:
+    """Whether all that a file has said is of the types that it should be."""
+    if dataclasses.is_dataclass(like):
+        names = [field.name for field in dataclasses.fields(like)]
+        return type(found) is type(like) and all(
+            _is_sound(getattr(found, name), getattr(like, name))
+            # Not all kinds of training have it.
+            or (name == "sampled" and getattr(found, name) is None)
+            for name in names
+        )
+    if isinstance(like, tuple):
+        return isinstance(found, tuple) and all(isinstance(item, str) for item in found)
+    return type(found) is type(like) and (not isinstance(found, int) or 0 <= found <= 20)
 
 
 CONTROL = Headline(
