@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -76,3 +77,11 @@ def programs_are_kept() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "make_programs", make_or_find)
         yield
+
+
+@pytest.fixture
+def terminal_may_hang_up() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is where tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -11,6 +11,7 @@ import pytest
 from experiments.cli.interrupts import Interrupted, Interrupts
 
 
+@pytest.mark.usefixtures("terminal_may_hang_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_raises_with_its_exit_status(number):
     with Interrupts(), pytest.raises(Interrupted) as interrupted:

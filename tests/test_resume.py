@@ -291,6 +291,7 @@ def test_a_disk_that_is_nearly_full_stops_the_run_before_libraries_fail(
     assert len(Checkpoints(tmp_path / "full" / "checkpoints").saved()) == 2
 
 
+@pytest.mark.usefixtures("terminal_may_hang_up")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_leaves_in_order(number, whole, tmp_path, monkeypatch, capsys):
     report = loop.Training._report
