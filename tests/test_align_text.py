@@ -274,7 +274,7 @@ def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
         patch.setattr(Checkpoints, "save", dying)
         align.main([*TRAINED, "--out", str(folder)])
     before = len(asked_for())
-    assert align.main(["--out", str(folder), "--resume"]) == 0
+    assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
     reference, asked = whole
     assert records(folder) == records(reference)
     assert (folder / "answers.jsonl").read_bytes() == (reference / "answers.jsonl").read_bytes()
@@ -337,7 +337,7 @@ def test_an_update_takes_the_memory_of_the_state_before(whole, monkeypatch, tmp_
 def test_a_finished_run_stays_as_it_is(whole, capsys):
     folder, _ = whole
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert align.main(["--out", str(folder), "--resume"]) == 0
+    assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
     assert "finished already" in capsys.readouterr().out
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
@@ -378,7 +378,7 @@ try:
 except KeyboardInterrupt:
     pass
 Checkpoints.save = save
-assert align.main([*sys.argv[1:], "--resume"]) == 0
+assert align.main([*sys.argv[1:], "--resume", "--trust-code"]) == 0
 """
 
 
@@ -478,7 +478,7 @@ def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_
         "error: --reward my_rewards:later: RuntimeError: gone home; go on with: "
     )
     sys.modules["my_rewards"].asked.append(["at home again"])
-    assert align.main(["--out", str(folder), "--resume"]) == 0
+    assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
     assert records(folder) == records(whole[0])
 
 

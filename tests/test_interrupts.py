@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM are heard, wherever Python was when they came."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -62,13 +63,29 @@ def test_under_nohup_the_end_of_a_terminal_is_ignored():
 
 def test_inside_what_is_deferred_a_signal_may_raise_at_once():
     with Interrupts() as interrupts, interrupts.deferred():
-        with pytest.raises(Interrupted), interrupts.at_once():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.pending == signal.SIGTERM
         with pytest.raises(Interrupted), interrupts.at_once():
             raise AssertionError("it was pending")
+
+
+def test_a_stop_in_an_evaluation_counts_as_the_first_signal(capfd):
+    with Interrupts() as interrupts, pytest.raises(Interrupted), interrupts.deferred():
+        with pytest.raises(Interrupted), interrupts.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        assert "a second signal stops at once" in capfd.readouterr().err
+        assert interrupts.pending == signal.SIGTERM  # and now it is being saved
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_signal_that_something_swallowed_in_an_evaluation_is_raised_at_its_end():
+    with Interrupts() as interrupts, interrupts.deferred(), pytest.raises(Interrupted):
+        with interrupts.at_once(), contextlib.suppress(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        pytest.fail("it was lost")
 
 
 def test_handlers_are_as_before_afterwards():

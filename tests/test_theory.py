@@ -255,11 +255,11 @@ def test_a_bench_that_was_stopped_goes_on_after_the_studies_that_are_done(
         assert program.main(args) == 128 + signal.SIGTERM
     said = capsys.readouterr().out
     assert "studies that are done are kept; go on with" in said
-    assert (out / "studies" / "variance.json").exists()
+    assert (out / ".studies" / "variance.json").exists()
     assert program.main(args) == 0
     assert "variance: " in (said := capsys.readouterr().out)
     assert "kept by an earlier call" in said
-    assert not (out / "studies").exists()
+    assert not (out / ".studies").exists()
     whole = tmp_path / "whole"
     assert program.main(["--out", str(whole), *args[2:]]) == 0
     for name in ("claims.json", *(path.name for path in whole.glob("*.csv"))):
@@ -272,5 +272,5 @@ def test_a_study_of_other_settings_is_made_anew(tmp_path):
     assert keeping.find(tmp_path, "cost", {"seed": 0}) == study
     assert keeping.find(tmp_path, "cost", {"seed": 1}) is None
     assert keeping.find(tmp_path, "bias", {"seed": 0}) is None
-    (tmp_path / "studies" / "cost.json").write_text('{"made_by": [], "study": {}}')
+    (tmp_path / ".studies" / "cost.json").write_text('{"made_by": [], "study": {}}')
     assert keeping.find(tmp_path, "cost", {"seed": 0}) is None

@@ -151,9 +151,26 @@ def test_a_reward_that_a_folder_names_is_not_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "sent_module.py").write_text(MODULE.format(mark=str(mark)))
     monkeypatch.chdir(tmp_path)
     settings = {"world": "smollm2", "method": "rgpo", "reward": "sent_module:reward"}
-    Path("config.json").write_text(json.dumps({"settings": settings}))
     message = "its reward is sent_module:reward: code that is not of the suite"
-    assert_refused(align.main, ["--config", "config.json"], message, capsys)
+    for reward in ("sent_module:reward", ["sent_module:reward"]):  # flags are made of both
+        Path("config.json").write_text(json.dumps({"settings": settings | {"reward": reward}}))
+        assert_refused(align.main, ["--config", "config.json"], message, capsys)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("gate: sent_module:gate\n", "its gate is sent_module:gate"),
+        ("gate: [null, sent_module:gate]\n", "its gate is sent_module:gate"),
+        ("agents: [rgpo, sent_module]\n", "its agent is sent_module"),
+    ],
+)
+def test_a_sweep_file_runs_no_code_unasked(content, what, sent, capsys):
+    _, mark = sent
+    Path("sweep.yaml").write_text(content)
+    message = f"--file sweep.yaml: {what}: code that is not of the suite"
+    assert_refused(sweep.main, ["--file", "sweep.yaml", "--dry-run"], message, capsys)
     assert not mark.exists()
 
 

@@ -15,12 +15,21 @@ from experiments.cli import flags
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.record.files import write_atomically
+from experiments.record.files import read_plain, write_atomically
 from experiments.record.run_folder import CONFIG, METRICS
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 
 PROG = "python -m experiments.align.show"
+# Metric -> what a table calls it.
+_SHOWN = {
+    "reward": "reward",
+    "gold": "gold",
+    "kl_ref": "KL by k1",
+    "kl_ref_by_k3": "KL by k3",
+    "length": "tokens",
+    "ended": "ended",
+}
 TABLES, FIGURE = "answers.md", "curves.png"
 
 
@@ -65,11 +74,16 @@ def read(folder: Path) -> Shown:
       BadInput: it is no run whose answers are texts, or has none yet.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        config = json.loads(read_plain(folder / CONFIG))
+        # The last line may be being written.
+        lines = [json.loads(x) for x in read_plain(folder / METRICS).split(b"\n")[:-1] if x]
         name = str(config["settings"]["method"])
         evaluations = [line for line in lines if "reward" in line]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        shown = Shown(name, evaluations, [])
+        for metric in _SHOWN:
+            shown.curve(metric)
+        [int(line["updates"]) for line in evaluations]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise BadInput(f"--runs {folder}: no run of experiments.align: {error!r}") from None
     answers = answer_log.read(folder)
     if not answers or not evaluations:
@@ -91,20 +105,24 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _plain(text: str) -> str:
+    """A text in a cell of a table, of which nothing is Markdown."""
+    text = " ".join(text.split())
+    for special in "\\`*_|[]<>#&":
+        text = text.replace(special, "\\" + special)
+    return text
+
+
 def _text(answer: Answered | None) -> str:
     """An answer in a cell of a table, with its reward."""
     if answer is None:
         return ""
-    text = " ".join(answer.answer.split())
-    for special in "\\`*_|[]<>":
-        text = text.replace(special, "\\" + special)
-    return f"{text}{'' if answer.ended else ' …'} ({answer.reward:.2f})"
+    return f"{_plain(answer.answer)}{'' if answer.ended else ' …'} ({answer.reward:.2f})"
 
 
 def tables(runs: Sequence[Shown]) -> str:
     """Rewards and KL at the first evaluation, midway and at the end, then answers, as Markdown."""
-    names = {"reward": "reward", "gold": "gold", "kl_ref": "KL by k1", "kl_ref_by_k3": "KL by k3"}
-    names |= {"length": "tokens", "ended": "ended"}
+    names = _SHOWN
     lines = [_row(["method", "updates", *names.values()]), _row(["---"] * (2 + len(names)))]
     for run in runs:
         last = len(run.evaluations) - 1
@@ -122,7 +140,7 @@ def tables(runs: Sequence[Shown]) -> str:
     before = at(runs[0], runs[0].answers[0].updates)
     after = [at(run, run.answers[-1].updates) for run in runs]
     for prompt, answer in before.items():
-        lines.append(_row([prompt, _text(answer), *(_text(a.get(prompt)) for a in after)]))
+        lines.append(_row([_plain(prompt), _text(answer), *(_text(a.get(prompt)) for a in after)]))
     return "\n".join(lines) + "\n"
 
 

@@ -33,6 +33,7 @@ class Interrupts:
         self._deferring = False
         self._pending = 0
         self._raised = 0
+        self._said = False
         self._before: dict[int, Any] = {}
         self._unraisable = sys.unraisablehook
         self._timer: threading.Timer | None = None
@@ -57,11 +58,16 @@ class Interrupts:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._deferring and not self._pending:
             self._pending = signum
-            with contextlib.suppress(OSError):
-                os.write(2, _SAID)  # a buffered stream may be in the middle of a line
+            self._say()
             return
         self._raised = signum
         raise Interrupted(signum)  # not deferred; or asked twice: at once
+
+    def _say(self) -> None:
+        if not self._said:
+            self._said = True
+            with contextlib.suppress(OSError):
+                os.write(2, _SAID)  # a buffered stream may be in the middle of a line
 
     def _raise_again(self, dropped: "sys.UnraisableHookArgs") -> None:
         """Python says what it drops. What a hook raises is dropped as well, so a timer does."""
@@ -96,6 +102,12 @@ class Interrupts:
             if self._pending:
                 raise Interrupted(self._pending)
             yield
+            self.check()
+        except Interrupted:
+            if deferring:  # what is saved now is saved by the first signal; a second stops it
+                self._pending = self._pending or self._raised
+                self._say()
+            raise
         finally:
             self._deferring = deferring
 

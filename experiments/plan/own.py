@@ -54,9 +54,11 @@ def refuse_found(
     """
     if is_trusted(args):
         return
-    for name, value in settings.items():
+    # As flags are made of settings: a list is its items.
+    pairs = ((n, x) for n, v in settings.items() for x in (v if isinstance(v, list) else [v]))
+    for name, value in pairs:
         typed = flags.peek(flags.flag(name), args) is not None
-        if typed or value in trusted or not is_own(name, value):
+        if typed or not is_own(name, value) or value in trusted:
             continue
         module = value.partition(":")[0]
         or_typed = f", or {flags.flag(name)} {value}" if can_be_typed else ""

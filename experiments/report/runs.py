@@ -384,7 +384,8 @@ def read_files(folder: Path) -> Files:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             content = json.loads(line)
-            if not all(abs(float(content[counter])) < _LARGEST for counter in counters):
+            numbers = [content[counter] for counter in counters]
+            if not all(type(x) in (int, float) and abs(x) < _LARGEST for x in numbers):
                 raise ValueError
             if not is_text(content):
                 raise ValueError

@@ -225,7 +225,8 @@ def plan_programs(
             named = [x for cell in cells for x in cell.plan.settings().values()]
             trusted = [x for x in named if isinstance(x, str)]
             for name, settings in names.items():
-                own.refuse_found(settings, f"--out {out}: {name}", trusted=trusted)
+                where = f"--out {out}: {name}"
+                own.refuse_found(settings, where, trusted=trusted, can_be_typed=False)
         dropped = [
             Cell(name, {}, kind.read_plan([], given=settings), kind)
             for name, settings in names.items()
@@ -511,6 +512,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 if flags.flag(field) in given and not getattr(options, field):
                     raise BadInput(f"{flags.flag(field)}: expected at least one name")
             subjects, places = (getattr(options, field) for field in kind.axes)
+            if options.file is not None and not options.trust_code:
+                grid.refuse_code(options.file, given, kind)
             cells = grid.expand(subjects, places, others, options.file, PROG, kind)
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path(options.out or f"sweeps/{stamp}").expanduser()

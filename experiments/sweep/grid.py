@@ -14,6 +14,7 @@ import yaml
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.plan import own
 from experiments.sweep.kinds import KINDS, RUN, Kind
 from experiments.training.subject import Planned
 from rgpo_jax.config import ConfigError
@@ -129,6 +130,16 @@ def _names_in(content: Mapping[str, Any], key: str, source: str) -> list[str] | 
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise BadInput(f"{source}: {key} = {names}: expected a list of names")
     return names
+
+
+def refuse_code(file: str, args: Sequence[str], kind: Kind) -> None:
+    """Raises BadInput if a sweep file names code that is not of the suite, and `args` do not."""
+    content = read_file(file)
+    own.refuse_found(content, f"--file {file}", args)
+    for axis in (kind.subjects, kind.places):
+        names = content.get(axis.field)
+        named = {axis.setting: names if isinstance(names, list) else [names]}
+        own.refuse_found(named, f"--file {file}", trusted=args, can_be_typed=False)
 
 
 def expand(

@@ -1,8 +1,8 @@
 """Studies that are done, kept in files: a bench that was stopped goes on after them."""
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 
 from experiments.record.files import read_plain, write_atomically
 from experiments.record.provenance import provenance
+from experiments.theory.options import STUDIES
 from experiments.theory.study import Claim, Figure, Line, Panel, Study, Table
 
-FOLDER = "studies"
+FOLDER = ".studies"
 _KINDS: dict[str, type] = {k.__name__: k for k in (Claim, Figure, Line, Panel, Study, Table)}
 
 
@@ -43,8 +44,8 @@ def _from_json(value: Any) -> Any:
 
 def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a study is repeated by: settings, and versions of what computed it."""
-    made_by: dict[str, Any] = {"settings": dict(settings), "versions": provenance()["versions"]}
-    return made_by
+    where = provenance()
+    return {"settings": dict(settings), **{k: where[k] for k in ("versions", "git_commit")}}
 
 
 def keep(folder: Path, name: str, study: Study, settings: Mapping[str, Any]) -> None:
@@ -67,5 +68,8 @@ def find(folder: Path, name: str, settings: Mapping[str, Any]) -> Study | None:
 
 
 def forget(folder: Path) -> None:
-    """Removes what was kept, once the page has it."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    """Removes what was kept, and nothing else, once the page has it."""
+    for name in STUDIES:
+        (folder / FOLDER / f"{name}.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / FOLDER).rmdir()

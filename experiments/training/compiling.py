@@ -128,6 +128,10 @@ def leave(main: Callable[[], int]) -> NoReturn:
     Where standard output cannot be written the status is 4, with a line; where its reader has left
     it is that of SIGPIPE, without, as for any other filter.
     """
+    if sys.stdout is None:  # closed by who started it
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         status: Any = main()
         sys.stdout.flush()
@@ -142,20 +146,31 @@ def leave(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except OSError as error:
         status = _status_of_output(error) or status
-    if not any(thread.name == _THREAD for thread in threading.enumerate()):
+    # JAX waits for what it computes before the interpreter ends: who was told to stop does not.
+    told = isinstance(status, int) and status > 128 and not _is_distributed()
+    if not told and not any(thread.name == _THREAD for thread in threading.enumerate()):
         sys.exit(status)
-    # Python would end these threads within XLA, which aborts the process.
+    # Python would end threads that compile within XLA, which aborts the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else bool(status))
+
+
+def _is_distributed() -> bool:
+    """Whether JAX has joined other processes, of which it takes leave when the interpreter ends."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.distributed.is_initialized())
 
 
 def _status_of_output(error: BaseException) -> int | None:
     """The status where an error is that of standard output, which is given up; None: another."""
     if not isinstance(error, OSError) or error.filename is not None:
         return None
-    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    try:
+        sys.stdout.flush()  # what could not be written is still there
         return None
+    except OSError as again:
+        error = again
     # What is still buffered goes nowhere, also when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:

@@ -43,15 +43,20 @@ def difference(
         return "the settings in it are damaged"
     if strict and len(theirs) != len(ours):
         return f"it is of {len(theirs)} cells, not of {len(ours)}"
-    if not strict and len(theirs) > 1:
-        return None
-    for made, own in zip(theirs, ours, strict=False):
-        for name in made.keys() & own.keys():
-            if name not in _PLACES and made[name] != own[name]:
-                return (
-                    f"it was made with {flags.flag(name)} {made[name]}, and {own[name]} is what "
-                    "the settings of the run say"
-                )
+    if not strict:  # any of several cells
+        found = [_difference(made, own) for made in theirs for own in ours]
+        return None if None in found or not found else found[0]
+    differences = (_difference(made, own) for made, own in zip(theirs, ours, strict=True))
+    return next((found for found in differences if found is not None), None)
+
+
+def _difference(made: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    for name in made:
+        if name in own and name not in _PLACES and made[name] != own[name]:
+            return (
+                f"it was made with {flags.flag(name)} {made[name]}, and {own[name]} is what the "
+                "settings of the run say"
+            )
     return None
 
 
@@ -66,5 +71,5 @@ def remarks(position: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"its checkpoint was made with jax {versions['jax']}, and this is {here}: "
-        "numbers will differ a little from here on"
+        "numbers will differ a little"
     ]

@@ -174,7 +174,7 @@ class Training:
             if position.unreported:
                 is_last = position.updates == plan.num_updates
                 evaluate = is_last or evaluations.includes(position.updates)
-                self._report(evaluate, math.nan, is_last)
+                self._report(evaluate, None, is_last)
             while position.updates < plan.num_updates and not self._all_broken:
                 done, begun = position.updates, time.perf_counter()
                 stop = min(
@@ -221,8 +221,10 @@ class Training:
     def _all_broken(self) -> bool:
         return len(self._position.broken) == self._num_members
 
-    def _report(self, evaluate: bool, rate: float, is_last: bool) -> None:
+    def _report(self, evaluate: bool, rate: float | None, is_last: bool) -> None:
         """Logs the updates since the last report, which were made at a rate of steps a second.
+
+        The rate is not known where they were made before the run was stopped.
 
         Raises:
           Interrupted: asked to end while it evaluated; the updates are saved, the report is not.
@@ -253,12 +255,12 @@ class Training:
                     f"{self._steps:>13,} {unit.name}"
                     f"  {score.short} {describe(metrics[score.metric][part], digits)}"
                     f"  {training.short} {describe(metrics[training.metric][part], digits)}"
-                    f"  {unit.a_second(rate)}{remark}"
+                    f"{'' if rate is None else '  ' + unit.a_second(rate)}{remark}"
                 )
         self._tell_skipped(metrics)
         self._log(metrics)
         current = describe(metrics[training.metric], digits, brief=True)
-        self._show(self._steps, rate, f"{headline.quantity} {current}{remark}")
+        self._show(self._steps, rate or 0.0, f"{headline.quantity} {current}{remark}")
         self._progress = self._programs.start()
         position.unreported = False
 
