@@ -117,6 +117,8 @@ def test_another_gate_on_the_command_line_takes_its_place(sent):
         ("gate", "ppo", False),
         ("gate", None, False),
         ("gate", "a:b", True),
+        ("gate", "experiments.reproduction.ablations:rgpo_calling_back", False),
+        ("gate", "experiments.reproduction:ablations", True),
         ("agent", "dr-grpo-of-mine", True),
         ("agent", "rgpo", False),
         ("agent", "my_agent", True),

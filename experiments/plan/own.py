@@ -19,6 +19,8 @@ from rgpo_jax.config import Config
 
 # Settings that may name code.
 _CODE = ("agent", "gate", "env", "reward", "gold")
+# Modules of the suite that have gates without a name of their own.
+_GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"
 
 
@@ -28,7 +30,8 @@ def is_own(setting: str, value: Any) -> bool:
         return False
     if setting == "agent":
         return value.replace("-", "_") not in agents.NAMES
-    return ":" in value
+    module, colon, _ = value.partition(":")
+    return bool(colon) and module not in _GATES
 
 
 def is_trusted(args: Sequence[str]) -> bool:
