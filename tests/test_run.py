@@ -324,7 +324,7 @@ def test_an_agent_of_your_own_trains_and_goes_on(name, tmp_path, monkeypatch):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["settings"]["agent"] == name
     assert config["gate"]["numbers"] == {"steepness": 2.0}
-    resumed = read_plan(["--resume", "--out", "out"])
+    resumed = read_plan(["--resume", "--out", "out", "--trust-code"])
     assert (resumed.config.steepness, resumed.config.num_epochs) == (2.0, 2)
     (cell,) = grid.expand([name], None, ["--steepness", "4"], None, "sweep")
     assert cell.plan.config.steepness == 4.0

@@ -423,7 +423,7 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
         and 0 < settings["num_seeds"] <= MOST_SEEDS
         and 0 <= settings["seed"] < _LARGEST
     ):
-        raise NotARun(f"its {CONFIG} has numbers that no run has")
+        raise NotARun(f"its {CONFIG} is not that of a run: it has numbers that no run has")
     if not isinstance(config.get("versions") or {}, dict):
         raise NotARun(f"its {CONFIG} is not that of a run")
     unit, counters = Headline.of_run(config).unit, _counters(config)
