@@ -75,6 +75,7 @@ class Training:
             self._programs = make_programs()
         self._programs.compiler.load_meanwhile("tensorboardX", "experiments.record.curve")
         self._programs.ready(self._show_compiling)
+        interrupts.check()  # nothing was shown where all was ready at once
         self._states = self._programs.initial_states
         self._progress = self._programs.start()
         jax.block_until_ready((self._states, self._progress))
