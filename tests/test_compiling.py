@@ -252,3 +252,51 @@ def test_a_stand_in_is_the_module_once_it_is_used():
     assert "colorsys" not in sys.modules
     assert stand_in.rgb_to_hsv(1, 1, 1) == (0.0, 0.0, 1)
     assert sys.modules["colorsys"].rgb_to_hsv is stand_in.rgb_to_hsv
+
+
+LEAVES = """
+import socket
+from experiments.training import compiling
+
+def elsewhere():
+    one, other = socket.socketpair()
+    other.close()
+    one.send(b"x")
+
+compiling.leave(MAIN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("main", "output", "status", "said"),
+    [
+        ("lambda: print('x' * 10**5)", "/dev/full", 4, "error: the output cannot be written"),
+        ("lambda: print('x')", "/dev/full", 4, "error: the output cannot be written"),
+        ("lambda: print('x')", os.devnull, 0, ""),
+        ("elsewhere", os.devnull, 1, "Traceback"),
+    ],
+)
+def test_output_that_cannot_be_written_is_a_line(main, output, status, said):
+    with Path(output).open("w") as file:
+        left = subprocess.run(
+            [sys.executable, "-c", LEAVES.replace("MAIN", main)],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert left.returncode == status
+    assert left.stderr.startswith(said) and (said == "Traceback" or left.stderr.count("\n") <= 1)
+
+
+def test_who_reads_no_further_is_told_nothing():
+    left = subprocess.run(
+        f"{sys.executable} -m experiments.align.show --help | head -c 1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert left.returncode in (0, 128 + signal.SIGPIPE)
+    assert left.stderr == ""

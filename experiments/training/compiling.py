@@ -134,7 +134,6 @@ def leave(main: Callable[[], int]) -> NoReturn:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         status: Any = main()
-        sys.stdout.flush()
     except SystemExit as exit_:
         status = exit_.code
     except BaseException as error:
@@ -151,7 +150,6 @@ def leave(main: Callable[[], int]) -> NoReturn:
     if not told and not any(thread.name == _THREAD for thread in threading.enumerate()):
         sys.exit(status)
     # Python would end threads that compile within XLA, which aborts the process.
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else bool(status))
 
@@ -167,7 +165,8 @@ def _status_of_output(error: BaseException) -> int | None:
     if not isinstance(error, OSError) or error.filename is not None:
         return None
     try:
-        sys.stdout.flush()  # what could not be written is still there
+        # Another file's error has no name either: does a line to this one fail?
+        os.write(sys.stdout.fileno(), b"\n")
         return None
     except OSError as again:
         error = again
