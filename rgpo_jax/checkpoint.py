@@ -140,8 +140,9 @@ class Checkpoints:
         kept: dict[str, Any] = {}
         folder = self._folder / str(updates)
         try:
-            position = orbax.args.Composite(position=orbax.args.JsonRestore())
-            why = refuse(self._manager.restore(updates, args=position).position)
+            alone = orbax.args.Composite(position=orbax.args.JsonRestore())
+            position = self._manager.restore(updates, args=alone).position
+            why = refuse(position)
         except Exception as error:
             raise UnreadableCheckpoint(f"{folder}: cannot be read: {_reason(error)}") from error
         if why is not None:
@@ -152,15 +153,14 @@ class Checkpoints:
                 new = [key for key in leaves.keys() - saved if isinstance(leaves[key], jax.Array)]
                 kept[name] = {key: leaves.pop(key) for key in new}
                 wanted[name] = orbax.args.StandardRestore(leaves)
-            arguments = orbax.args.Composite(position=orbax.args.JsonRestore(), **wanted)
-            content = self._manager.restore(updates, args=arguments)
+            content = self._manager.restore(updates, args=orbax.args.Composite(**wanted))
         except Exception as error:
             reason = f"{folder}: cannot be restored: {_reason(error)}"
             raise UnreadableCheckpoint(reason) from error
         parts = {
             name: _unflatten(part, {**content[name], **kept[name]}) for name, part in like.items()
         }
-        return Restored(updates, parts, content.position, damaged)
+        return Restored(updates, parts, position, damaged)
 
     def _newest_whole(self) -> tuple[int | None, list[str]]:
         """The newest checkpoint that is whole, if there is one, and what is wrong with newer ones.

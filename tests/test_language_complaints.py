@@ -75,6 +75,15 @@ def test_the_first_ratio_is_1_at_every_temperature(world_name, temperature):
     )
 
 
+def first_step(world, sample, recomputes=False, **settings):
+    """Metrics of a first update whose answers another sampler has given."""
+    config = grpo.Config(num_prompts=4, group_size=4, **settings)
+    policy = world.policy._replace(sample=sample, recomputes=recomputes)
+    agent = agents.make(policy, config, grpo.gate(config), world.reward)
+    state = agent.init(jax.random.key(0), world.frozen)
+    return agent.step(state, world.frozen, world.prompts)[1]
+
+
 def test_a_sampler_that_forgets_the_temperature_is_seen_in_the_first_ratio():
     world = bandit.make()
 
@@ -82,11 +91,7 @@ def test_a_sampler_that_forgets_the_temperature_is_seen_in_the_first_ratio():
         del temperature
         return world.policy.sample(params, frozen, prompts, key, 1.0)
 
-    config = grpo.Config(num_prompts=4, group_size=4, temperature=0.6)
-    policy = world.policy._replace(sample=forgetful)
-    agent = agents.make(policy, config, grpo.gate(config), world.reward)
-    state = agent.init(jax.random.key(0), world.frozen)
-    _, metrics = agent.step(state, world.frozen, world.prompts)
+    metrics = first_step(world, forgetful, temperature=0.6)
     assert float(metrics["first_ratio_deviation"]) > 0.1
 
 
@@ -101,11 +106,7 @@ def test_a_sampler_that_cuts_the_distribution_is_seen_in_the_first_ratio():
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(cut), tokens, axis=1)
         return Answers(tokens, mask, log_prob, mask[:, 0])
 
-    config = grpo.Config(num_prompts=4, group_size=4)
-    policy = world.policy._replace(sample=of_the_best_two)
-    agent = agents.make(policy, config, grpo.gate(config), world.reward)
-    state = agent.init(jax.random.key(0), world.frozen)
-    _, metrics = agent.step(state, world.frozen, world.prompts)
+    metrics = first_step(world, of_the_best_two)
     assert float(metrics["first_ratio_deviation"]) > 0.1
 
 
@@ -116,11 +117,7 @@ def test_a_sampler_that_rounds_is_measured_and_not_believed():
         answers = world.policy.sample(params, frozen, prompts, key, temperature)
         return answers._replace(log_prob=answers.log_prob + jnp.array([[0.1], [-0.02]] * 8))
 
-    config = grpo.Config(num_prompts=4, group_size=4)
-    policy = world.policy._replace(sample=rounding, recomputes=True)
-    agent = agents.make(policy, config, grpo.gate(config), world.reward)
-    state = agent.init(jax.random.key(0), world.frozen)
-    _, metrics = agent.step(state, world.frozen, world.prompts)
+    metrics = first_step(world, rounding, recomputes=True)
     assert float(metrics["sampler_ratio_deviation"]) == pytest.approx(-math.expm1(-0.1), abs=1e-6)
     assert float(metrics["sampler_log_ratio"]) == pytest.approx(0.06, abs=1e-6)
     assert float(metrics["first_ratio_deviation"]) < 1e-6

@@ -1,6 +1,5 @@
 """Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from experiments.cli.flags import BadInput
 from experiments.plan import own
 
 if TYPE_CHECKING:
-    import jax
     from jax.sharding import Mesh
 
     from experiments.align.text_programs import Judge
@@ -65,12 +63,6 @@ def read_prompts(options: Options) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"--prompts {file}: {reason}") from None
-
-
-def _host() -> "jax.Device":
-    import jax
-
-    return jax.devices("cpu")[0]
 
 
 def _mesh_of(options: Options) -> "Mesh | None":
@@ -123,8 +115,7 @@ def load_world(options: Options, texts: Sequence[str], mesh: "Mesh | None" = Non
     try:
         path = weights.find_smollm2() if options.model is None else weights.find(options.model)
         # A device need not have room for a model that is spread over several.
-        at_first = contextlib.nullcontext() if mesh is None else jax.default_device(_host())
-        with at_first:
+        with jax.default_device(None if mesh is None else jax.devices("cpu")[0]):
             # What is not trained is kept in the precision of the arithmetic.
             model = weights.load(path, dtype)
         return text.make(

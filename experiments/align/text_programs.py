@@ -122,16 +122,17 @@ class TextPrograms(Programs):
                 return shapes
             return jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
 
-        def at_once(tree: Any) -> Any:
+        def replicated(tree: Any) -> Any:
             return shapes_of(tree, jax.tree.map(lambda x: everywhere, tree))
 
         frozen = shapes_of(self._frozen, jax.tree.map(lambda x: x.sharding, self._frozen))
-        state = jax.eval_shape(agent.init, key, frozen)
+        begin = jax.jit(agent.init)  # traced once, for the shapes and for the program
+        state = jax.eval_shape(begin, key, frozen)
         # Left to XLA, an optimiser's state would lie whole on every device.
         placed = mesh and decoder.shardings(state, text.model.architecture, mesh)
         state = shapes_of(state, placed)
-        shapes = (frozen, at_once(self._prompts))
-        init = jax.jit(agent.init, out_shardings=placed).trace(key, frozen)
+        shapes = (frozen, replicated(self._prompts))
+        init = jax.jit(begin, out_shardings=placed).trace(key, frozen)
 
         def sample(learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any) -> Any:
             # It returns nothing that it was given, which would be a copy of the parameters.
@@ -157,7 +158,7 @@ class TextPrograms(Programs):
         )
         _, asked, answers, _ = sampling.out_info
         scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
-        batch = at_once(Batch(asked, answers, scores))
+        batch = replicated(Batch(asked, answers, scores))
         names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
         host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
@@ -166,13 +167,13 @@ class TextPrograms(Programs):
         self._empty = jax.device_put(empty_progress(metrics, Layout().mesh(), 1), everywhere)
         shardings = None if mesh is None else (placed, everywhere)
         updating = jax.jit(update, donate_argnums=0, out_shardings=shardings).lower(
-            state, frozen, batch, at_once(self._empty), host
+            state, frozen, batch, replicated(self._empty), host
         )
         self._update = self.compiler.start("update", updating)
         self._sample = self.compiler.start("sampling", sampling)
         self._init = self.compiler.start("initial states", init.lower(), often=False)
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
-            state, frozen, at_once(self._eval_prompts), jax.random.key(0)
+            state, frozen, replicated(self._eval_prompts), jax.random.key(0)
         )
         self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
 

@@ -8,8 +8,8 @@ from envs.language import prompts
 from envs.language.text import TextWorld
 from experiments.align import building, text_building
 from experiments.align.plan import Plan, read_plan
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import own
 from experiments.training.trained import config_of, restore_learner
 
 
@@ -39,10 +39,11 @@ def load(folder: str, flag: str) -> Trained:
     Raises:
       BadInput: there is no such run, its model is not here, or no checkpoint can be read.
     """
-    # Its rewards are not asked for: no code of theirs is imported.
-    args = ["--config", str(config_of(folder, flag)), own.TRUST]
+    path = str(config_of(folder, flag))
     try:
-        plan = read_plan(args)
+        # Its rewards are not asked for: no code of theirs is imported.
+        settings = flags.settings_from_file(path)
+        plan = read_plan([], given=settings, source=f"--config {path}")
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
     if plan.is_exact:

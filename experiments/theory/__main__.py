@@ -72,7 +72,7 @@ def _make(options: Options, interrupts: Interrupts) -> int:
             raise
         with refusing(folder):
             write(folder, studies, options)
-        keeping.forget(folder)
+            keeping.forget(folder)
         speaker.say(f"{_verdicts(studies)} -> {folder / PAGE}")
     return 0
 

@@ -82,32 +82,6 @@ def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, An
     return restored
 
 
-def refuse_code(
-    folder: str, flag: str, trust_code: bool, trusted: Collection[Any], can_be_typed: bool = False
-) -> list[str]:
-    """Flags that read the settings of a run that was found.
-
-    Args:
-      folder: of the run.
-      flag: with which it was given, for messages.
-      trust_code: whether its settings may name code that is not of the suite.
-      trusted: names of such code that the user has typed.
-      can_be_typed: whether there are flags for them.
-
-    Raises:
-      BadInput: there is no run; or it names code that it may not.
-    """
-    path = str(config_of(folder, flag))
-    if not trust_code:
-        where = f"{flag} {folder}"
-        try:
-            settings = flags.settings_from_file(path)
-        except BadInput as error:
-            raise BadInput(f"{where}: {error}") from None
-        own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
-    return ["--config", path, own.TRUST]
-
-
 def load(
     folder: str, flag: str, trust_code: bool = False, trusted: Collection[Any] = ()
 ) -> Trained:
@@ -123,12 +97,19 @@ def load(
       BadInput: there is no run, or it has no checkpoint that can be read; or it names code that it
         may not.
     """
-    args = refuse_code(folder, flag, trust_code, trusted, flag == "--init-from")
+    path, where = str(config_of(folder, flag)), f"{flag} {folder}"
     try:
-        read = read_plan(args)
+        settings = flags.settings_from_file(path)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    if not trust_code:
+        can_be_typed = flag == "--init-from"
+        own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
+    try:
+        read = read_plan([], given=settings, source=f"--config {path}")
         agent = make_agent(read)
     except BadInput as error:
-        raise BadInput(f"{flag} {folder}: {error}") from None
+        raise BadInput(f"{where}: {error}") from None
 
     def init(key: jax.Array) -> LearnerState:
         return agent.learner.init(key, agent.learner.hyperparameters)
