@@ -271,6 +271,8 @@ def _checksums(folder: Path) -> Iterator[tuple[str, str]]:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole."""
     try:
+        if not (folder / _CHECKSUMS).is_file():  # nor a pipe, on which one would wait
+            return "was not finished"
         expected = json.loads((folder / _CHECKSUMS).read_text())
         found = dict(_checksums(folder))
     except FileNotFoundError:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
 
 
 @pytest.mark.usefixtures("terminal_may_hang_up")
@@ -102,3 +102,37 @@ def test_a_deferred_signal_is_pending_and_a_second_one_raises():
         assert interrupts.pending == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+
+def test_what_takes_too_long_after_a_signal_is_given_up(capfd):
+    began = time.monotonic()
+    with Interrupts() as interrupts, interrupts.deferred():
+        with pytest.raises(GivenUp) as given_up, interrupts.bounded(0.2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        assert given_up.value.exit_status == 128 + signal.SIGTERM
+        assert interrupts.pending == signal.SIGTERM
+    assert time.monotonic() - began < 4
+    assert "it is given up" in capfd.readouterr().err
+
+
+def test_what_ends_in_time_after_a_signal_is_not_given_up():
+    with Interrupts() as interrupts, interrupts.deferred():
+        with interrupts.bounded(0.3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert interrupts.pending == signal.SIGTERM
+
+
+def test_a_second_signal_does_not_wait_and_is_not_taken_for_a_wait_that_was_too_long():
+    with (
+        Interrupts() as interrupts,
+        pytest.raises(Interrupted) as stopped,
+        interrupts.deferred(),
+        interrupts.bounded(60),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert not isinstance(stopped.value, GivenUp)

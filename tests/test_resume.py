@@ -336,6 +336,35 @@ def test_a_stop_is_heard_while_it_evaluates_and_nothing_is_lost(
     assert_same_run(folder, whole)
 
 
+@pytest.mark.parametrize("update", [0, 1, 13])
+def test_an_update_that_takes_long_is_given_up_and_nothing_before_it_is_lost(
+    update, whole, tmp_path, monkeypatch, capfd
+):
+    advance = CompiledPrograms.advance
+    made = []
+
+    def slow(self, states, progress, num_updates):
+        result = advance(self, states, progress, num_updates)  # the memory of states is reused
+        if len(made) == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        made.append(num_updates)
+        return result
+
+    folder, began = tmp_path / "told", time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_LONGEST_CHUNK", 1e-4)  # all updates take longer
+        patch.setattr(CompiledPrograms, "advance", slow)
+        args = [*TINY, "--checkpoint-every", "3600", "--out", str(folder)]
+        assert run.main(args) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 50
+    assert set(made) <= {1}
+    assert "it is given up" in capfd.readouterr().err
+    assert Checkpoints(folder / "checkpoints").saved() == ([update] if update else [])
+    assert go_on(folder) == 0
+    assert_same_run(folder, whole)
+
+
 def test_a_deferred_stop_says_what_is_being_done(tmp_path, monkeypatch, capfd):
     advance = CompiledPrograms.advance
 

@@ -236,6 +236,31 @@ def test_a_link_brings_no_other_file_into_the_page(whole, tmp_path):
     assert isinstance(episodes.find(found), Episode)
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "run.log", "summary.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_resume_writes_to_no_file_elsewhere_and_waits_for_none(name, kind, whole, tmp_path, capsys):
+    folder, elsewhere = tmp_path / "odd", tmp_path / "elsewhere"
+    shutil.copytree(whole, folder)
+    if name != "summary.json":
+        (folder / "summary.json").unlink()
+    (folder / name).rename(elsewhere)
+    before = elsewhere.read_bytes()
+    if kind == "link":
+        (folder / name).symlink_to(elsewhere)
+    else:
+        os.mkfifo(folder / name)
+    args = ["--resume", "--out", str(folder)]
+    if name == "summary.json":  # made anew
+        assert run.main(args) == 0
+        assert (folder / name).read_bytes()
+    else:
+        with pytest.raises(SystemExit) as refused:
+            run.main(args)
+        assert refused.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert elsewhere.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_files_that_are_none_are_passed_over(name, kind, whole, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.record.files import to_json, write_atomically
+from experiments.record.files import read_plain, to_json, write_atomically
 from experiments.record.run_folder import ANSWERS
 
 
@@ -43,7 +43,7 @@ def read(folder: Path) -> list[Answered]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in read_plain(path).splitlines():
         try:
             content: Any = json.loads(line)
             rows.append(Answered(**content))

@@ -10,6 +10,7 @@ from experiments.align import building, text_building
 from experiments.align.plan import Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.record.files import read_plain
 from experiments.training.trained import config_of, restore_learner
 
 
@@ -42,7 +43,7 @@ def load(folder: str, flag: str) -> Trained:
     path = str(config_of(folder, flag))
     try:
         # Its rewards are not asked for: no code of theirs is imported.
-        settings = flags.settings_from_file(path)
+        settings = flags.settings_from_file(path, read_plain)
         plan = read_plan([], given=settings, source=f"--config {path}")
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 from unittest import mock
@@ -214,14 +214,20 @@ def as_arguments(
     return args
 
 
-def settings_from_file(path: str) -> dict[str, Any]:
+def settings_from_file(
+    path: str, read: Callable[[Path], bytes] = Path.read_bytes
+) -> dict[str, Any]:
     """The settings in a JSON file: an object, or a run's `config.json`, which holds it inside.
+
+    Args:
+      path: of the file.
+      read: gives what a file holds, or raises OSError.
 
     Raises:
       BadInput: the file cannot be read, or is no such object.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text())
+        content = json.loads(read(Path(path).expanduser()))
     except OSError as error:
         raise BadInput(f"--config {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAID = b"stopping: the update is being finished and saved; a second signal stops at once\n"
+_GIVEN_UP = b"it takes longer: it is given up, and what was before it is saved\n"
 _MOMENT = 0.05  # seconds; longer than a callback of the garbage collector
 
 
@@ -20,6 +21,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.exit_status = 128 + signum
+
+
+class GivenUp(Interrupted):
+    """It was asked to end, and what was under way took too long to be waited for."""
 
 
 class Interrupts:
@@ -33,9 +38,11 @@ class Interrupts:
         self._deferring = False
         self._pending = 0
         self._raised = 0
-        self._said = False
+        self._said: list[bytes] = []
         self._before: dict[int, Any] = {}
         self._unraisable = sys.unraisablehook
+        self._patience: float | None = None  # seconds; None: without a bound
+        self._overdue = False
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Interrupts":
@@ -56,26 +63,43 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        overdue, self._overdue = self._overdue, False
+        if overdue and self._patience is None:
+            return  # what was under way ended in the same moment
         if self._deferring and not self._pending:
             self._pending = signum
-            self._say()
+            self._say(_SAID)
+            if self._patience is not None:
+                self._send(self._patience, signum, overdue=True)
             return
         self._raised = signum
+        if overdue:
+            self._say(_GIVEN_UP)
+            raise GivenUp(signum)
         raise Interrupted(signum)  # not deferred; or asked twice: at once
 
-    def _say(self) -> None:
-        if not self._said:
-            self._said = True
+    def _say(self, line: bytes) -> None:
+        if line not in self._said:
+            self._said.append(line)
             with contextlib.suppress(OSError):
-                os.write(2, _SAID)  # a buffered stream may be in the middle of a line
+                os.write(2, line)  # a buffered stream may be in the middle of a line
+
+    def _send(self, seconds: float, signum: int, overdue: bool = False) -> None:
+        """Sends a signal to the main thread, some time from now."""
+        main: Any = threading.main_thread().ident
+
+        def send() -> None:
+            self._overdue = overdue
+            signal.pthread_kill(main, signum)
+
+        self._timer = threading.Timer(seconds, send)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _raise_again(self, dropped: "sys.UnraisableHookArgs") -> None:
         """Python says what it drops. What a hook raises is dropped as well, so a timer does."""
         if isinstance(dropped.exc_value, Interrupted):
-            main = threading.main_thread().ident
-            self._timer = threading.Timer(_MOMENT, signal.pthread_kill, (main, self._raised))
-            self._timer.daemon = True
-            self._timer.start()
+            self._send(_MOMENT, self._raised)
         else:
             self._unraisable(dropped)
 
@@ -106,7 +130,7 @@ class Interrupts:
         except Interrupted:
             if deferring:  # what is saved now is saved by the first signal; a second stops it
                 self._pending = self._pending or self._raised
-                self._say()
+                self._say(_SAID)
             raise
         finally:
             self._deferring = deferring
@@ -119,3 +143,20 @@ class Interrupts:
             yield
         finally:
             self._deferring = False
+
+    @contextlib.contextmanager
+    def bounded(self, seconds: float) -> Iterator[None]:
+        """Inside what is deferred, where giving up loses nothing that was kept.
+
+        Raises:
+          GivenUp: so many seconds after the first signal.
+        """
+        self._patience = seconds
+        try:
+            yield
+            if self._raised:  # something swallowed it
+                raise GivenUp(self._raised)
+        finally:
+            self._patience = None
+            if self._timer:
+                self._timer.cancel()

@@ -14,6 +14,7 @@ from experiments.cli.flags import BadInput
 from experiments.plan import families, own
 from experiments.plan.options import Options
 from experiments.plan.run_options import MAY_CHANGE
+from experiments.record.files import read_plain
 from experiments.record.headline import CONTROL, Headline
 from rgpo_jax.config import Config
 
@@ -205,7 +206,7 @@ def settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
         return {}
     path = Path(out).expanduser() / "config.json"
     try:
-        return flags.settings_from_file(str(path)) if path.exists() else {}
+        return flags.settings_from_file(str(path), read_plain) if path.exists() else {}
     except BadInput as error:
         raise BadInput(f"--resume: {str(error).removeprefix('--config ')}") from None
 

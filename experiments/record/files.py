@@ -9,7 +9,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _MARGIN = 2**20  # bytes that stay free on the disk
 
@@ -36,17 +36,31 @@ def read_plain(path: Path) -> bytes:
       OSError: it cannot be read; or it is a link, which may lead to any file of who opens the
         folder, or something that may never end, such as a pipe.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(_open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def append_plain(path: Path) -> TextIO:
+    """Opens a file to append to, in a folder which may have been somebody else's.
+
+    Raises:
+      OSError: it cannot be written, or is none, as in `read_plain`.
+    """
+    return os.fdopen(_open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """A descriptor."""
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a link, which is not followed") from None
+            raise OSError(errno.ELOOP, f"{path.name} is a link, which is not followed") from None
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a plain file")
-        return file.read()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{path.name} is not a plain file")
+    return descriptor
 
 
 def is_text(value: Any) -> bool:

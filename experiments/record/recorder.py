@@ -22,7 +22,7 @@ from rich.status import Status
 from experiments.cli.flags import BadInput
 from experiments.cli.terminal import Terminal
 from experiments.record import loggers
-from experiments.record.files import require_space, to_json, write_atomically
+from experiments.record.files import append_plain, require_space, to_json, write_atomically
 from experiments.record.headline import CONTROL, Headline
 from experiments.record.provenance import provenance
 from experiments.record.run_folder import (
@@ -74,8 +74,8 @@ class Recorder:
             held = (folder / LOG).exists() or (folder / METRICS).exists()
             if held and not resume:
                 raise BadInput(f"--out {folder}: holds a run; choose another folder")
-            self._log: TextIO = (folder / LOG).open("a")
-            self._metrics: TextIO = (folder / METRICS).open("a")
+            self._log: TextIO = append_plain(folder / LOG)
+            self._metrics: TextIO = append_plain(folder / METRICS)
         self._console = Terminal(highlight=False, soft_wrap=True, quiet=not terminal)
         self._progress: Progress | None = None
         self._status: Status | None = None

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from experiments.cli.flags import BadInput
 from experiments.record import loggers
+from experiments.record.files import append_plain, read_plain
 
 CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "config.json",
@@ -117,7 +118,7 @@ def hold(folder: Path, patience: float = 0.0) -> TextIO:
       BadInput: another process holds it, still after so many seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK).open("a")
+    file = append_plain(folder / LOCK)
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -133,7 +134,7 @@ def hold(folder: Path, patience: float = 0.0) -> TextIO:
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a run that reached its end."""
     try:
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = json.loads(read_plain(folder / SUMMARY))
     except (OSError, ValueError):
         return False
     return isinstance(summary, dict) and not (summary.get("interrupted") or summary.get("broken"))

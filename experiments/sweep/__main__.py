@@ -26,7 +26,7 @@ from experiments.cli.terminal import Terminal
 from experiments.plan import own
 from experiments.plan.reading import refuse_other_settings, with_defaults
 from experiments.plan.run_options import MAY_CHANGE
-from experiments.record.files import to_json, write_atomically
+from experiments.record.files import append_plain, read_plain, to_json, write_atomically
 from experiments.record.headline import CONTROL, Headline, Unit
 from experiments.record.run_folder import (
     CHECKPOINTS,
@@ -190,7 +190,7 @@ def keep_names(cells: Sequence[Cell], out: Path) -> list[Cell]:
     there = {}
     for path in sorted(out.glob(f"*/{CONFIG}")):
         with contextlib.suppress(BadInput):
-            settings = flags.settings_from_file(str(path))
+            settings = flags.settings_from_file(str(path), read_plain)
             config = configs.get(tuple(str(settings.get(name)) for name in kind.choosing))
             if config is not None:
                 identity = _identity(with_defaults(settings, kind.options, config))
@@ -260,7 +260,7 @@ def refuse_changed_cells(cells: Sequence[Cell], out: Path) -> None:
     for cell in cells:
         folder = out / cell.name
         try:
-            stored = flags.settings_from_file(str(folder / CONFIG))
+            stored = flags.settings_from_file(str(folder / CONFIG), read_plain)
         except BadInput:  # there is none; or it is damaged, and the cell fails without the others
             continue
         refuse_other_settings(stored, cell.plan.options, cell.plan.config, folder)
@@ -300,7 +300,7 @@ class Screen:
     def say(self, line: Any) -> None:
         self._console.print(line, markup=False)
         if self._log is not None:
-            with self._log.open("a") as file:
+            with append_plain(self._log) as file:
                 Console(file=file, width=160).print(line, markup=False)
 
     @contextlib.contextmanager

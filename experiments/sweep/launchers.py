@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from experiments.cli.exits import EXIT_LOST
 from experiments.cli.flags import BadInput
+from experiments.record.files import append_plain
 
 LOG = "worker.log"
 
@@ -70,7 +71,7 @@ class Local:
         flags = [f"--parent={os.getpid()}"]
         if cores:
             flags.append(f"--cores={','.join(map(str, cores))}")
-        with (folder / LOG).open("a") as log:
+        with append_plain(folder / LOG) as log:
             # A group of its own: Ctrl-C reaches the sweep alone, which passes it on.
             process = subprocess.Popen(
                 command(spec, *flags),
@@ -164,7 +165,7 @@ def _work(spec: str, folder: str, cpus: int) -> int:
     env, devices = environment(), "--xla_force_host_platform_device_count"
     if devices not in env.get("XLA_FLAGS", ""):  # the other cores are other programs'
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {devices}={max(1, cpus)}".strip()
-    with (Path(spec).with_suffix("") / LOG).open("a") as log:
+    with append_plain(Path(spec).with_suffix("") / LOG) as log:
         process = subprocess.Popen(
             command(Path(spec), f"--parent={os.getpid()}"),
             env=env,

@@ -37,7 +37,7 @@ class Keeper:
         """
         self._folder, self._cells, self._parts, self._every = folder, cells, parts, every
         self._checkpoints = Checkpoints(folder)
-        self._kept: int | None = None  # updates of the newest
+        self.newest: int | None = None  # its updates
         self._saved, self._cost = time.perf_counter(), 0.0
 
     def start_clock(self) -> None:
@@ -62,7 +62,7 @@ class Keeper:
             like, refuse=lambda position: fingerprint.difference(position, settings)
         )
         if restored is not None:
-            self._kept = restored.updates
+            self.newest = restored.updates
         return restored
 
     def save(self, position: Position, content: dict[str, Any], is_last: bool) -> None:
@@ -77,11 +77,11 @@ class Keeper:
         position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
         sizes = [leaf.nbytes for leaf in jax.tree.leaves(content)]
         require_space(self._cells[0].recorder.folder, sum(sizes) + _FILE_OVERHEAD)
-        if position.updates != self._kept:  # as it is where a run was killed after its last one
+        if position.updates != self.newest:  # as it is where a run was killed after its last one
             made_by = fingerprint.entry([cell.plan.settings() for cell in self._cells])
             kept = dataclasses.asdict(position) | made_by
             self._checkpoints.save(position.updates, content, kept)
-            self._kept = position.updates
+            self.newest = position.updates
         if is_last:
             self._share_out(position.updates, content["learner"])
             self._checkpoints.forget_damaged()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
 from experiments.training import compiling, fingerprint
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
@@ -21,7 +22,7 @@ from experiments.training.subject import Cell, parts_of
 from rgpo_jax import processes
 from rgpo_jax.train import NEVER
 
-_LONGEST_CHUNK = 5.0  # seconds; how long Ctrl-C and a due checkpoint wait
+_LONGEST_CHUNK = 2.5  # seconds; how long Ctrl-C and a due checkpoint wait
 _BETWEEN_WORDS = 15.0  # seconds between two lines on what is compiling, where there is no terminal
 
 
@@ -172,6 +173,7 @@ class Training:
                 self._log({**dict.fromkeys(names, undefined), **position.evaluation})
             logged, since = position.updates, position.training_seconds
             longest = 1  # updates at a time, until it is known how long one takes
+            before = None
             if position.unreported:
                 is_last = position.updates == plan.num_updates
                 evaluate = is_last or evaluations.includes(position.updates)
@@ -181,13 +183,12 @@ class Training:
                 stop = min(
                     logs.next(done), evaluations.next(done), plan.num_updates, done + longest
                 )
-                advanced = self._programs.advance(self._states, self._progress, stop - done)
-                self._states, self._progress = advanced
-                wait(self._progress.broken_at)
+                self._advance(stop - done, before)
                 broken_at = processes.fetch(self._progress.broken_at)
                 # All must make the same number of updates next: one clock decides.
                 seconds = float(processes.agree(time.perf_counter() - begun))
                 longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
+                takes_long = seconds / (stop - done) > _LONGEST_CHUNK
                 position.updates = stop
                 position.training_seconds += seconds
                 known = {member for member, _ in position.broken}
@@ -211,12 +212,42 @@ class Training:
                 if asked:
                     self._write_summaries(interrupted=True)
                     raise Interrupted(asked)
+                before = self._copied_parts() if takes_long else None
             if not self._all_broken:
                 self._save()
             self._write_summaries()
         if position.broken:
             what = self._headline.broken
             raise Broken(describe_broken(what, position.broken, self._seeds, plan.num_updates))
+
+    def _advance(self, num_updates: int, before: dict[str, Any] | None) -> None:
+        """Makes updates.
+
+        Args:
+          num_updates: so many.
+          before: copies of the parts to keep, as they are now; None where updates take too little
+            time for it.
+
+        Raises:
+          Interrupted: asked to end while it made one that takes long; what was before it is saved.
+        """
+        # Where nothing was learnt since the last checkpoint, nothing is lost.
+        nothing_new = self._position.updates in (0, self._keeper.newest)
+        may_give_up = jax.process_count() == 1 and (nothing_new or before is not None)
+        patience = (
+            self._interrupts.bounded(_LONGEST_CHUNK) if may_give_up else contextlib.nullcontext()
+        )
+        try:
+            with patience:
+                advanced = self._programs.advance(self._states, self._progress, num_updates)
+                self._states, self._progress = advanced
+                wait(self._progress.broken_at)
+        except GivenUp:
+            if before is not None:
+                self._save(before)
+            if self._position.updates:  # else there is nothing to sum up
+                self._write_summaries(interrupted=True)
+            raise
 
     @property
     def _all_broken(self) -> bool:
@@ -296,10 +327,20 @@ class Training:
         progress = self._programs.to_keep(self._progress)
         return {"learner": self._states.learner, "rest": rest, "progress": progress}
 
-    def _save(self) -> None:
+    def _copied_parts(self) -> dict[str, Any]:
+        """The parts to keep, in memory that no program reuses: the host's."""
+
+        def copy(leaf: Any) -> Any:
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return jnp.copy(leaf) if is_key else np.array(leaf)
+
+        return jax.tree.map(copy, self._parts_to_keep())
+
+    def _save(self, parts: dict[str, Any] | None = None) -> None:
+        """Keeps the parts to keep, or copies of them that were made after the same update."""
         self._position.seconds = self._run_seconds()
         is_last = self._position.updates == self._plan.num_updates
-        self._keeper.save(self._position, self._parts_to_keep(), is_last)
+        self._keeper.save(self._position, parts or self._parts_to_keep(), is_last)
 
     def _run_seconds(self) -> float:
         """That the run has taken, with what it took before it went on, but without compiling."""

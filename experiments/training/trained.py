@@ -15,6 +15,7 @@ from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.plan.options import Options
 from experiments.plan.reading import Plan, read_plan
+from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
 from experiments.training import fingerprint
 from experiments.training.building import make_agent
@@ -99,7 +100,7 @@ def load(
     """
     path, where = str(config_of(folder, flag)), f"{flag} {folder}"
     try:
-        settings = flags.settings_from_file(path)
+        settings = flags.settings_from_file(path, read_plain)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     if not trust_code:
