@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rgpo_jax.environment import AnyEnvironment, Box, Discrete, HostEnvironment, TimeStep
+from rgpo_jax.environment import (
+    AnyEnvironment,
+    Box,
+    Discrete,
+    Environment,
+    HostEnvironment,
+    TimeStep,
+    restart_where_done,
+    to_environment_units,
+)
 from rgpo_jax.tunable import is_of_suite
 
 
@@ -100,6 +109,61 @@ def check_environment(env: AnyEnvironment) -> None:
     for found, expected in zip(described(after), described(state), strict=True):
         if found != expected:
             _refuse(env, "a part of the state after step", found, f"{expected}, as of reset")
+
+
+def find_nonfinite(
+    env: Environment, key: jax.Array, num_envs: int = 64, num_steps: int = 256
+) -> str | None:
+    """Looks for what is NaN or infinite in a compiled environment's steps, under random actions.
+
+    Args:
+      env: one environment; it is vmapped and compiled here.
+      key: a typed key.
+      num_envs: side by side.
+      num_steps: of each, over as many episodes as these are.
+
+    Returns:
+      The first such field and its step, in words; None where all numbers were finite.
+    """
+    space = env.action_space
+
+    def drawn(key: jax.Array) -> jax.Array:
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (), 0, space.n)
+        action = jax.random.uniform(key, (math.prod(space.shape),), minval=-1.0, maxval=1.0)
+        return to_environment_units(space, action)
+
+    def is_finite(array: jax.Array) -> jax.Array:
+        return jnp.all(jnp.isfinite(array))
+
+    def episode(key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        start_key, key = jax.random.split(key)
+        start, observation = env.reset(start_key)
+
+        def step(state: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+            action_key, step_key, reset_key = jax.random.split(key, 3)
+            state, timestep = env.step(step_key, state, drawn(action_key))
+            found = {
+                "reward": is_finite(timestep.reward),
+                "observation": is_finite(timestep.final_observation),
+            }
+            return restart_where_done(state, timestep, env.reset(reset_key))[0], found
+
+        _, steps = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+        return is_finite(observation), steps
+
+    started, steps = jax.jit(jax.vmap(episode))(jax.random.split(key, num_envs))
+    if not np.all(started):
+        return f"environment {env.name}: the observation of reset is NaN or infinite"
+    first = {
+        field: int(np.argmin(np.all(finite, axis=0)))
+        for field, finite in steps.items()
+        if not np.all(finite)
+    }
+    if not first:
+        return None
+    field = min(first, key=lambda name: first[name])
+    return f"environment {env.name}: {field} of step {first[field] + 1} is NaN or infinite"
 
 
 def check_observations(env: HostEnvironment, observations: Any) -> None:

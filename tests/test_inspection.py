@@ -7,10 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import envs
 from agents import ppo
+from experiments import run
 from rgpo_jax import gates
 from rgpo_jax.environment import Box, Discrete, TimeStep
-from rgpo_jax.inspection import check_environment, check_first_step, check_observations
+from rgpo_jax.inspection import (
+    check_environment,
+    check_first_step,
+    check_observations,
+    find_nonfinite,
+)
 
 
 class Line:
@@ -88,6 +95,43 @@ def test_what_is_none_is_refused_by_name_and_field(fields, message):
 
 def test_bounds_may_be_open_and_equal():
     check_environment(changed(action_space=Box((2,), (-INF, 1.0), (INF, 1.0))))
+
+
+class Poor(Line):
+    """Numbers that are none, from some step on; nothing of it shows in shapes."""
+
+    rewards, start = (1.0, 1.0, 1.0), 0.0
+
+    def reset(self, key):
+        return jnp.int32(0), jnp.full((2,), self.start)
+
+    def step(self, key, state, action):
+        state, timestep = super().step(key, state, action)
+        return state, timestep._replace(reward=jnp.array(self.rewards)[state - 1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({}, None),
+        ({"start": NAN}, "environment Line: the observation of reset is NaN or infinite"),
+        ({"rewards": (1.0, INF, NAN)}, "environment Line: reward of step 2 is NaN or infinite"),
+    ],
+)
+def test_numbers_that_are_none_are_found(fields, found):
+    env = type("Poor", (Poor,), fields)()
+    check_environment(env)
+    assert find_nonfinite(env, jax.random.key(0), num_envs=2, num_steps=8) == found
+
+
+def test_a_run_that_its_environment_broke_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(envs, "make", lambda name: type("Poor", (Poor,), {"rewards": (NAN,) * 3})())
+    args = ["--agent", "ppo", "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1"]
+    args += ["--total-steps", "64", "--hidden-sizes", "4", "--eval-episodes", "2"]
+    assert run.main([*args, "--out", str(tmp_path / "x")]) == 3
+    said = capsys.readouterr().out
+    assert "error: environment Line: reward of step 1 is NaN or infinite" in said
+    assert "at update 0" in said
 
 
 def test_an_object_of_another_kind_is_refused():

@@ -215,6 +215,9 @@ class Training:
                 before = self._copied_parts() if takes_long else None
             if not self._all_broken:
                 self._save()
+            cause = self._programs.find_cause() if position.broken else None
+            if cause:
+                self._say(f"error: {cause}")
             self._write_summaries()
         if position.broken:
             what = self._headline.broken

@@ -17,9 +17,11 @@ from experiments.training.devices import Layout, over_seeds, seed_keys, spread_o
 from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
+from rgpo_jax.tunable import is_of_suite
 
 EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
 
@@ -203,6 +205,10 @@ class Programs(abc.ABC):
         """
         return None
 
+    def find_cause(self) -> str | None:
+        """What may have broken the parameters, in words; None where nothing was found."""
+        return None
+
     def finish(self, progress: Progress) -> ChunkReport:
         """The report on all updates since its start, in NumPy arrays [M]."""
         return processes.fetch(progress).finish()
@@ -285,6 +291,7 @@ class CompiledPrograms(EpisodePrograms):
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
         super().__init__(layout)
         mesh = layout.mesh()
+        self._env = agent.env
         self._num_batches = episodes.at_the_end // episodes.while_training
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
@@ -332,6 +339,10 @@ class CompiledPrograms(EpisodePrograms):
         self, states: AgentState, progress: Progress, num_updates: int
     ) -> tuple[AgentState, Progress]:
         return self._advance.result()(states, progress, jnp.int32(num_updates))
+
+    def find_cause(self) -> str | None:
+        env: Any = self._env
+        return None if is_of_suite(env) else find_nonfinite(env, jax.random.key(0))
 
     def _run_episodes(
         self, states: AgentState, updates: int, deterministic: bool, whole: bool
