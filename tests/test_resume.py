@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -501,60 +498,6 @@ def test_a_start_that_does_not_fit_is_refused(args, message, whole, tmp_path, ca
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
-
-
-def kill_at_random_moments(folder, cache, kills, rng):
-    """Starts a real run again and again, each time killed at some moment of its life."""
-    env = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    }
-    command = [sys.executable, "-m", "experiments.run", *TINY, "--total-steps", "8000"]
-    command += ["--log-every", "400", "--eval-every", "2000", "--checkpoint-every", "0.2"]
-
-    def start(out, *more):
-        return subprocess.Popen(
-            [*command, "--out", str(out), *more],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    reference = folder / "whole"
-    assert start(reference).wait() == 0
-    killed = 0
-    while killed < kills:
-        process = start(folder / "killed", "--resume")
-        deadline = time.monotonic() + rng.uniform(0.5, 9)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.kill()
-            killed += 1
-        else:
-            assert process.returncode == 0, process.stdout.read()
-            assert_same_run(folder / "killed", reference)
-            shutil.rmtree(folder / "killed")
-        process.communicate()
-    process = start(folder / "killed", "--resume")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert_same_run(folder / "killed", reference)
-
-
-def test_a_real_run_survives_a_kill(tmp_path):
-    kill_at_random_moments(tmp_path, tmp_path / "cache", 1, random.Random(0))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_real_run_survives_twenty_kills(tmp_path):
-    kill_at_random_moments(tmp_path, tmp_path / "cache", 20, random.Random(1))
 
 
 def test_an_array_that_an_earlier_version_did_not_save_is_as_it_is_now(tmp_path):

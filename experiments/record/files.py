@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+_UNFINISHED = ".unfinished"  # how a file's name ends while it is written
 _MARGIN = 2**20  # bytes that stay free on the disk
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, finds the old content or the new, never half."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -27,6 +30,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a kill has left of files that were being written; none may be written now."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def read_plain(path: Path) -> bytes:

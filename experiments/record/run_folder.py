@@ -13,7 +13,7 @@ from typing import TextIO
 
 from experiments.cli.flags import BadInput
 from experiments.record import loggers
-from experiments.record.files import append_plain, read_plain
+from experiments.record.files import append_plain, read_plain, remove_unfinished
 
 CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "config.json",
@@ -123,6 +123,7 @@ def hold(folder: Path, patience: float = 0.0) -> TextIO:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_unfinished(folder)
             return file
         except BlockingIOError:  # other errors are of a disk that knows no locks
             if time.monotonic() >= deadline:
