@@ -55,8 +55,7 @@ def check_override(config_class: type, name: str, value: Any) -> Any:
     for option in (hint, *typing.get_args(hint)):
         for constraint in getattr(option, "__metadata__", ()):
             require(name, value, constraint)
-    if name in ("gate", "advantage_transform", "policy_step", "penalty") and not isinstance(
-        value, Tunable
-    ):
+    functions = ("gate", "advantage_transform", "policy_step", "penalty", "loss")
+    if name in functions and not isinstance(value, Tunable):
         raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)

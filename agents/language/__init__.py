@@ -1,4 +1,4 @@
-"""Alignment methods: a Config (defaults), a gate, and `make`, which joins them to the update step.
+"""Alignment methods: a Config (defaults), a gate or a loss, and `make`, which builds the agent.
 
 from agents.language import rgpo
 from envs.language import bandit
@@ -22,7 +22,21 @@ NAMES = (
     "sapo",
     "ppo",
     "rgpo",
+    "rebel",
+    "reward_distillation",
+    "online_dpo",
+    "on_policy_dpo",
+    "dpo",
+    "ipo",
+    "kto",
+    "rpo",
+    "zpg",
+    "zbcpg",
 )
+# Of these, what they learn from; the others from rewards of their own answers, by a gate.
+FROM_DATA = ("dpo", "ipo", "kto", "rpo")
+FROM_OWN_PAIRS = ("rebel", "reward_distillation", "online_dpo", "on_policy_dpo")
+FROM_WINS = ("zpg", "zbcpg")
 
 
 def load(name: str) -> ModuleType:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from rgpo_jax.language.world import World
 
 
+# What learns from pairs, and where that settles if it is no maximum of E[R] - beta KL.
+OF_PAIRS = (*methods.FROM_DATA, *methods.FROM_OWN_PAIRS)
+_SETTLES = {
+    "ipo": "where its loss is least, log(pi / ref) = E_ref[P(preferred) - 1/2] / beta + constant",
+    "rpo": "where its loss is least, by Newton's method",
+}
+
+
 def use_all_cores(plan: Plan, num_members: int) -> None:
     """Makes devices of the cores, over which members are spread; before JAX is loaded."""
     if plan.is_exact:
@@ -53,22 +61,28 @@ def targets_of(
     """
     import numpy as np
 
-    from rgpo_jax.language import learner, targets
+    from rgpo_jax.language import learner, pair_targets, targets
     from rgpo_jax.language.world import all_log_probs
 
     assert world.enumeration is not None
     reward = np.asarray(world.enumeration.reward)
     references: dict[float, np.ndarray] = {}  # temperature -> of all answers
 
-    def of_one(plan: Plan, agent: "Agent") -> "np.ndarray | None":
-        if not targets.has_sequence_targets(plan.config, world.policy.max_tokens):
-            return None
-        temperature, gate = plan.config.temperature, agent.learner.hyperparameters.gate
+    def reference_of(plan: Plan) -> "np.ndarray":
+        temperature = plan.config.temperature
         if temperature not in references:
             log_probs = all_log_probs(world, None, world.frozen, temperature)
             references[temperature] = np.exp(np.asarray(log_probs))
-        dual, reference = learner.is_dual(gate), references[temperature]
-        return targets.stationary_policy(plan.config, gate, dual, reference, reward)
+        return references[temperature]
+
+    def of_one(plan: Plan, agent: "Agent") -> "np.ndarray | None":
+        if plan.method in OF_PAIRS:
+            return pair_targets.settled(plan.method, plan.config, reference_of(plan), reward)
+        if plan.is_zeroth or not targets.has_sequence_targets(plan.config, world.policy.max_tokens):
+            return None
+        gate = agent.learner.hyperparameters.gate
+        dual = learner.is_dual(gate)
+        return targets.stationary_policy(plan.config, gate, dual, reference_of(plan), reward)
 
     return [of_one(plan, agent) for plan, agent in zip(plans, agents, strict=True)]
 
@@ -76,6 +90,13 @@ def targets_of(
 def describe_target(plan: Plan, target: "np.ndarray | None") -> str:
     """A line on where the method settles."""
     config = plan.config
+    if plan.method in OF_PAIRS:
+        if target is None:
+            return "no target is known for these settings; reward and KL are exact all the same"
+        of_own = "the maximum of E[R] - beta KL(pi || ref), pi = ref exp(R / beta) / Z"
+        return f"target: {_SETTLES.get(plan.method, of_own)}"
+    if plan.is_zeroth:
+        return "no interior target: without a KL term the policy goes to the best answers"
     if target is not None and config.kl == "reward":
         return "target: the maximum of E[R] - beta KL(pi || ref), pi = ref exp(R / beta) / Z"
     if target is not None:
@@ -118,8 +139,10 @@ def make_programs(
 
 def with_entries(plan: Plan, agent: "Agent", **more: Any) -> Plan:
     """The plan with what config.json says of gate and subject, and more."""
+    numbers = agent.learner.hyperparameters
+    functions = {name: getattr(numbers, name, None) for name in ("gate", "loss")}
     entries = {
-        "gate": describe_gate(agent.learner.hyperparameters.gate, plan.config),
+        **{k: describe_gate(x, plan.config) for k, x in functions.items() if x is not None},
         "subject": plan.subject(),
         **more,
     }

@@ -19,6 +19,7 @@ import numpy as np
 import scipy  # its parts load where they are first used
 import tyro
 
+from agents import language as methods
 from experiments.align import __main__ as program
 from experiments.align import building
 from experiments.align.plan import HEADLINE, Plan, read_plan
@@ -66,6 +67,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "gspo": ("--method", "gspo"),
     "cispo": ("--method", "cispo"),
     "sapo": ("--method", "sapo"),
+    **{
+        name: ("--method", name)
+        for name in (*methods.FROM_OWN_PAIRS, *methods.FROM_DATA, *methods.FROM_WINS)
+    },
 }
 # Flags that each row has by itself, or that this program gives.
 _OWN = ("--method", "--out", "--overwrite", "--resume")

@@ -12,7 +12,9 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan.reading import KnownBefore, refuse_other_settings
 from experiments.record.headline import Curve, Headline, Unit
-from rgpo_jax.language.config import Config
+from rgpo_jax.language.config import Common, Config, Minibatched
+from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig, PairConfig
+from rgpo_jax.language.zeroth_config import ZerothConfig
 
 PROG = "python -m experiments.align"
 
@@ -32,6 +34,15 @@ HEADLINE = Headline(
     results=("target_distance", "reward", "kl_ref"),
     broken="parameters, or all gradients of an update, became NaN or infinite",
     skipped="nonfinite_step_rate",
+)
+
+_OF_DATA = dataclasses.replace(
+    HEADLINE,
+    training=Curve(
+        "margin", "implicit reward of chosen minus rejected", "margin (training)", "margin"
+    ),
+    largest=(),
+    learning="margin",
 )
 
 # World -> settings in the place of the Config's own and of the method's: sizes of what is trained.
@@ -56,6 +67,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Settings in the place of the world's, of methods whose gradient is the noisier the more
+# parameters there are.
+_ZEROTH = {"learning_rate": 1e-2, "max_grad_norm": 1.0}
+# Of what each method has beside them, its own settings are told.
+_SHARED = (DataConfig, OwnPairsConfig, ZerothConfig, Config)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """An alignment run whose flags have been read; the loop's `Subject`.
@@ -67,19 +85,32 @@ class Plan:
     """
 
     options: Options
-    config: Config
+    config: Any
     entries: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
-    headline = HEADLINE
+    @property
+    def method(self) -> str:
+        """Its name, as a module's."""
+        return self.options.method.replace("-", "_")
+
+    @property
+    def headline(self) -> Headline:
+        if self.method in methods.FROM_DATA:
+            return _OF_DATA
+        return dataclasses.replace(HEADLINE, largest=()) if self.is_zeroth else HEADLINE
+
+    @property
+    def is_zeroth(self) -> bool:
+        """Whether it learns from who wins, and no policy is compared with what sampled."""
+        return self.method in methods.FROM_WINS
 
     @property
     def label(self) -> str:
         """The method, with what distinguishes its forms where that is not the usual."""
-        dual = getattr(self.config, "dual", None)
+        dual, kl = (getattr(self.config, name, None) for name in ("dual", "kl"))
         forms = [] if dual is None else [dual]
-        usual = type(self.config)().kl
-        if self.options.method.replace("-", "_") == "grpo" or self.config.kl != usual:
-            forms.append(self.config.kl)
+        if kl is not None and (self.method == "grpo" or kl != type(self.config)().kl):
+            forms.append(kl)
         return "-".join([self.options.method, *forms])
 
     @property
@@ -132,11 +163,10 @@ class Plan:
     def heading(self) -> dict[str, Any]:
         """With what its summary begins."""
         options = self.options
-        form = {"dual": self.config.dual} if hasattr(self.config, "dual") else {}
+        form = {n: getattr(self.config, n) for n in ("dual", "kl") if hasattr(self.config, n)}
         return {
             "method": options.method,
             **form,
-            "kl": self.config.kl,
             "world": options.world,
             "seed": options.seed,
             "num_seeds": options.num_seeds,
@@ -169,7 +199,8 @@ _RATES = {
 
 def _own_settings(config_class: Any) -> dict[str, Any]:
     """In what a method's defaults differ from the common ones."""
-    common, own = Config(), config_class()
+    shared = next(base for base in _SHARED if issubclass(config_class, base))
+    common, own = shared(), config_class()
     return {
         field.name: getattr(own, field.name)
         for field in dataclasses.fields(common)
@@ -177,14 +208,19 @@ def _own_settings(config_class: Any) -> dict[str, Any]:
     }
 
 
-def _defaults(config_class: Any, world: str, part: str) -> Config:
+def _defaults(config_class: Any, world: str, part: str) -> Common:
     """A method's defaults in a world: its own where they differ from the common ones."""
-    own = config_class()
+    own: Common = config_class()
     wanted = dict(DEFAULTS[world])
     if world in _RATES:
         wanted["learning_rate"] = _RATES[world].get(part, own.learning_rate)
-    of_world = {k: x for k, x in wanted.items() if k not in _own_settings(config_class)}
-    return dataclasses.replace(own, **of_world)
+    stays = set(_own_settings(config_class))
+    if isinstance(own, ZerothConfig):
+        wanted |= _ZEROTH
+    if isinstance(own, PairConfig) and world in EXACT_WORLDS:
+        stays.discard("kl_coefficient")  # it goes with the size of rewards
+    names = {field.name for field in dataclasses.fields(own)} - stays
+    return dataclasses.replace(own, **{k: x for k, x in wanted.items() if k in names})
 
 
 def _with_whole_paths(options: Options) -> Options:
@@ -236,12 +272,13 @@ def read_plan(
     what = "Align a language model, or a small one whose every answer is known."
     default = _defaults(config_class, world, part)
     options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
-    at_a_time = config.microbatch_size or config.batch_size // config.num_minibatches
-    if at_a_time % options.fsdp:
-        raise BadInput(
-            f"--fsdp {options.fsdp}: expected a divisor of the {at_a_time} answers that are "
-            "differentiated at a time"
-        )
+    if isinstance(config, Minibatched):
+        at_a_time = config.microbatch_size or config.num_samples // config.num_minibatches
+        if at_a_time % options.fsdp:
+            raise BadInput(
+                f"--fsdp {options.fsdp}: expected a divisor of the {at_a_time} answers that are "
+                "differentiated at a time"
+            )
     plan = Plan(_with_whole_paths(options), config)
     if stored:
         folder = Path(str(plan.options.out)).expanduser()

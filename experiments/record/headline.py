@@ -74,6 +74,7 @@ class Headline:
       broken: what happened where a seed could not go on.
       skipped: a metric, the share of an update's gradient steps that were left out as they were not
         finite; it is told where it is not 0. Empty: none are left out.
+      learning: what `training` is of, for the line of progress; empty: the quantity.
     """
 
     quantity: str
@@ -90,6 +91,7 @@ class Headline:
     results: tuple[str, ...] = ()
     broken: str = "parameters became NaN or infinite"
     skipped: str = ""
+    learning: str = ""
 
     @property
     def curves(self) -> tuple[Curve, ...]:

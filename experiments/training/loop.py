@@ -295,7 +295,9 @@ class Training:
         self._tell_skipped(metrics)
         self._log(metrics)
         current = describe(metrics[training.metric], digits, brief=True)
-        self._show(self._steps, rate or 0.0, f"{headline.quantity} {current}{remark}")
+        self._show(
+            self._steps, rate or 0.0, f"{headline.learning or headline.quantity} {current}{remark}"
+        )
         self._progress = self._programs.start()
         position.unreported = False
 

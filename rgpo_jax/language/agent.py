@@ -11,7 +11,7 @@ from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.config import Config
+from rgpo_jax.language.config import Common, Config
 from rgpo_jax.language.learner import Learner
 from rgpo_jax.language.policy import Policy
 from rgpo_jax.language.samples import Batch
@@ -58,7 +58,7 @@ class Agent(NamedTuple):
     step: Callable[[AgentState, Any, Any], tuple[AgentState, Metrics]]
     learner: Learner
     policy: Policy
-    config: Config
+    config: Any
 
 
 def prompts_of_update(key: Array, updates: Array, num_prompts: int, num_all: int) -> Array:
@@ -82,23 +82,8 @@ def prompts_of_update(key: Array, updates: Array, num_prompts: int, num_all: int
     return orders[position // num_all - first, position % num_all]
 
 
-def make(
-    policy: Policy,
-    config: Config,
-    gate: Gate,
-    reward: Reward | None = None,
-    **parts: Any,
-) -> Agent:
-    """Joins policy, gate and reward into an agent.
-
-    Args:
-      policy: what answers.
-      config: settings.
-      gate: a gate of `rgpo_jax.gates`, of one ratio or of two, or a function of your own.
-      reward: compiled; None: rewards are given on the host, between `sample` and `update`.
-      **parts: further arguments of `learner.make`, such as an optimiser.
-    """
-    learner = learners.make(policy, config, gate, **parts)
+def initializer(learner: Learner, config: Common) -> Callable[..., AgentState]:
+    """`Agent.init` of a learner."""
 
     def init(key: Array, frozen: Any, **hyperparameters: Any) -> AgentState:
         learner_key, prompt_key, key = jax.random.split(key, 3)
@@ -107,6 +92,14 @@ def make(
         }
         numbers = learner.hyperparameters.replace(**overrides)
         return AgentState(learner.init(learner_key, frozen, numbers), prompt_key, key)
+
+    return init
+
+
+def sampler(
+    policy: Policy, config: Any
+) -> Callable[[AgentState, Any, Any], tuple[AgentState, Any, Answers]]:
+    """`Agent.sample`: `group_size` answers to each of the update's `num_prompts` prompts."""
 
     def sample(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Any, Answers]:
         chosen = prompts_of_update(
@@ -127,6 +120,28 @@ def make(
         )
         return state._replace(key=key), asked, answers
 
+    return sample
+
+
+def make(
+    policy: Policy,
+    config: Config,
+    gate: Gate,
+    reward: Reward | None = None,
+    **parts: Any,
+) -> Agent:
+    """Joins policy, gate and reward into an agent.
+
+    Args:
+      policy: what answers.
+      config: settings.
+      gate: a gate of `rgpo_jax.gates`, of one ratio or of two, or a function of your own.
+      reward: compiled; None: rewards are given on the host, between `sample` and `update`.
+      **parts: further arguments of `learner.make`, such as an optimiser.
+    """
+    learner = learners.make(policy, config, gate, **parts)
+    sample = sampler(policy, config)
+
     def update(state: AgentState, frozen: Any, batch: Batch) -> tuple[AgentState, Metrics]:
         learnt, metrics = learner.update(state.learner, frozen, batch)
         return state._replace(learner=learnt), metrics
@@ -138,4 +153,4 @@ def make(
         state, asked, answers = sample(state, frozen, prompts)
         return update(state, frozen, Batch(asked, answers, reward(asked, answers)))
 
-    return Agent(init, sample, update, step, learner, policy, config)
+    return Agent(initializer(learner, config), sample, update, step, learner, policy, config)

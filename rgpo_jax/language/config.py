@@ -16,41 +16,98 @@ _TEMPERATURE = Range(lambda x: x >= 1e-2, "a number of at least 0.01")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Checked):
-    """Settings of the answers that an update learns from, of advantages, KL and loss.
+class Common(Checked):
+    """Settings of every update step of language models, whatever it learns from.
 
     Whole numbers, names and switches select the compiled program. Real numbers are traced, and may
     differ between vmapped seeds.
     """
 
     num_updates: Count = 200
-    """Updates of the whole run, each of num_prompts * group_size fresh answers; the learning rate
-    is annealed over them."""
+    """Updates of the whole run; the learning rate is annealed over them."""
     num_prompts: Count = 8
     """Prompts of an update: all that there are come in turn, shuffled anew each time round."""
-    group_size: Count = 8
-    """Answers to each prompt (G)."""
-    num_epochs: Count = 2
-    """Passes over the answers of an update."""
-    num_minibatches: Count = 4
-    """Gradient steps a pass; must divide num_prompts * group_size."""
-    microbatch_size: Count | None = None
-    """Answers differentiated at a time, to fit memory. None: all of a minibatch at once."""
     learning_rate: Positive = 1e-6
     """Step size of Adam."""
     anneal_learning_rate: bool = True
     """Let the learning rate fall linearly to 0 over num_updates."""
     max_grad_norm: Positive = 1.0
     """Largest global norm of a gradient; a longer one is scaled down to it."""
+    temperature: Annotated[float, _TEMPERATURE] = 1.0
+    """Temperature of sampling, at least 0.01. Ratios and KL are of what was sampled: they are
+    computed at this temperature too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_updates * self.batch_size >= 2**31:
+            raise ConfigError(
+                "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Answers of an update."""
+        raise NotImplementedError
+
+    def traced(self) -> dict[str, float]:
+        """The numbers that may differ between vmapped seeds of one compiled program."""
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in numbers.items() if isinstance(x, float)}
+
+    @property
+    def annealing(self) -> float:
+        """By which share of itself the learning rate falls with every update."""
+        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Minibatched(Common):
+    """Settings of an update that takes several gradient steps on its samples."""
+
+    num_epochs: Count = 2
+    """Passes over the samples of an update."""
+    num_minibatches: Count = 4
+    """Gradient steps a pass; must divide the samples of an update."""
+    microbatch_size: Count | None = None
+    """Samples differentiated at a time, to fit memory. None: all of a minibatch at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number, what = self.num_samples, self._samples_in_words
+        if number % self.num_minibatches:
+            raise ConfigError(
+                "num_minibatches",
+                f"{self.num_minibatches}: expected a divisor of {what} = {number}",
+            )
+        minibatch_size = number // self.num_minibatches
+        if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
+            raise ConfigError(
+                "microbatch_size",
+                f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size}",
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """What an update shuffles into minibatches: answers, or pairs of them."""
+        return self.batch_size
+
+    @property
+    def _samples_in_words(self) -> str:
+        return "num_prompts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Minibatched):
+    """Settings of the answers that an update learns from, of advantages, KL and loss."""
+
+    group_size: Count = 8
+    """Answers to each prompt (G)."""
     target_kl: Positive | None = None
     """Early stopping: from the first minibatch on that meets a KL to the policy that sampled above
     this (mean of r - 1 - log r over tokens, or over answers that have one ratio each; in nats), an
     update takes no more steps; None: takes all."""
     entropy_coefficient: NonNegative | None = None
     """Weight of an entropy bonus in the loss; None: no such term."""
-    temperature: Annotated[float, _TEMPERATURE] = 1.0
-    """Temperature of sampling, at least 0.01. Ratios and KL are of what was sampled: they are
-    computed at this temperature too."""
     kl_coefficient: NonNegative = 0.05
     """Weight of the KL to the reference (beta)."""
     kl: Literal["reward", "published", "direct"] = "reward"
@@ -92,19 +149,6 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size % self.num_minibatches:
-            raise ConfigError(
-                "num_minibatches",
-                f"{self.num_minibatches}: expected a divisor of num_prompts * group_size = "
-                f"{self.num_prompts} * {self.group_size} = {self.batch_size}",
-            )
-        minibatch_size = self.batch_size // self.num_minibatches
-        if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
-            raise ConfigError(
-                "microbatch_size",
-                f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size} "
-                "answers",
-            )
         in_group = self.baseline in ("group", "leave_one_out") or self.scale == "group"
         if self.group_size == 1 and (in_group or self.drop_equal_groups):
             raise ConfigError(
@@ -131,10 +175,6 @@ class Config(Checked):
             raise ConfigError("scale", "group: expected none or batch with baseline value")
         if self.baseline == "value" and self.drop_equal_groups:
             raise ConfigError("drop_equal_groups", "True: expected False with baseline value")
-        if self.num_updates * self.batch_size >= 2**31:
-            raise ConfigError(
-                "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
-            )
 
     def _check_adaptation(self) -> None:
         if self.kl_coefficient == 0:
@@ -152,17 +192,10 @@ class Config(Checked):
             return f"baseline {self.baseline}"
         return "scale group" if self.scale == "group" else "drop_equal_groups"
 
-    def traced(self) -> dict[str, float]:
-        """The numbers that may differ between vmapped seeds of one compiled program."""
-        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: x for name, x in numbers.items() if isinstance(x, float)}
+    @property
+    def _samples_in_words(self) -> str:
+        return f"num_prompts * group_size = {self.num_prompts} * {self.group_size}"
 
     @property
     def batch_size(self) -> int:
-        """Answers of an update."""
         return self.num_prompts * self.group_size
-
-    @property
-    def annealing(self) -> float:
-        """By which share of itself the learning rate falls with every update."""
-        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0

@@ -29,13 +29,13 @@ class Learner(NamedTuple):
 
     Attributes:
       init: (key, frozen, hyperparameters) -> LearnerState.
-      update: (LearnerState, frozen, Batch) -> (LearnerState, metrics).
+      update: (LearnerState, frozen, Batch, or what else it learns from) -> (LearnerState, metrics).
       hyperparameters: the defaults.
     """
 
-    init: Callable[[Array, Any, Hyperparameters], LearnerState]
-    update: Callable[[LearnerState, Any, Batch], tuple[LearnerState, Metrics]]
-    hyperparameters: Hyperparameters
+    init: Callable[[Array, Any, Any], LearnerState]
+    update: Callable[[LearnerState, Any, Any], tuple[LearnerState, Metrics]]
+    hyperparameters: Any
 
 
 def adam(hyperparameters: Hyperparameters, step_size: Any) -> optax.GradientTransformation:

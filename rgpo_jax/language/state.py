@@ -45,8 +45,8 @@ class LearnerState(NamedTuple):
       key: typed key, for shuffling.
       updates: number of updates so far, int32 [].
       kl_coefficient: beta now; it moves where it adapts.
-      hyperparameters: traced numbers; replaced freely between updates, but for `kl_coefficient`,
-        which is where this state's own begins.
+      hyperparameters: traced numbers, `Hyperparameters` or those of another kind; replaced freely
+        between updates, but for `kl_coefficient`, which is where this state's own begins.
     """
 
     params: Any
@@ -54,4 +54,4 @@ class LearnerState(NamedTuple):
     key: Array
     updates: Array
     kl_coefficient: Array
-    hyperparameters: Hyperparameters
+    hyperparameters: Any

@@ -1,0 +1,230 @@
+"""The update step of pairs: a loss of what policy and reference say of both, and the descent."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rgpo_jax import descent
+from rgpo_jax.hyperparameters import TracedNumbers
+from rgpo_jax.language import samples
+from rgpo_jax.language.answers import Answers
+from rgpo_jax.language.contrasts import Contrast
+from rgpo_jax.language.learner import Learner, adam
+from rgpo_jax.language.pair_config import PairConfig
+from rgpo_jax.language.pairs import Pairs
+from rgpo_jax.language.policy import Policy
+from rgpo_jax.language.state import LearnerState
+from rgpo_jax.metrics import Metrics, maxima, means
+from rgpo_jax.tunable import Tunable
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Numbers(TracedNumbers):
+    """The traced numbers of an update, as `PairConfig` explains them; scalars, or batched."""
+
+    learning_rate: Any
+    max_grad_norm: Any
+    temperature: Any
+    kl_coefficient: Any
+    annealing: Any
+    loss: Tunable
+    missing_end: Any = None
+
+
+class _Sides(NamedTuple):
+    """Answers [n, 2, ...] and what does not change in an update."""
+
+    prompts: Any  # encoded
+    answers: Answers
+    log_prob_ref: Array  # of whole answers [n, 2]
+
+
+class _Sample(NamedTuple):
+    own: _Sides
+    others: _Sides | None  # the answers of other pairs, to the same prompts
+    label: Array
+    gap: Array
+    counts: Array
+
+
+def _sum(log_prob: Array, mask: Array) -> Array:
+    return jnp.sum(jnp.where(mask, log_prob, 0.0), axis=-1)
+
+
+def _side_by_side(first: Any, second: Any) -> Any:
+    """Two trees of arrays [n, ...] as one of [n, 2, ...]."""
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), first, second)
+
+
+def _one_by_one(tree: Any) -> Any:
+    """Arrays [n, 2, ...] as [2 n, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _in_pairs(tree: Any) -> Any:
+    """The inverse of `_one_by_one`."""
+    return jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), tree)
+
+
+def make(
+    policy: Policy,
+    config: PairConfig,
+    loss: Tunable,
+    optimizer: Callable[[Any, Any], optax.GradientTransformation] = adam,
+    mismatched: bool = False,
+    own: bool = False,
+) -> Learner:
+    """Builds the update step of pairs, (LearnerState, frozen, Pairs) -> (LearnerState, metrics).
+
+    It takes `num_epochs` passes over the pairs in `num_minibatches` shuffled parts, each a step of
+    the optimiser on the mean loss of the pairs that count. A step whose gradient is not finite is
+    skipped and counted. Metrics are those of the first pass, before each step: `margin` and
+    `accuracy` are of the implicit reward, beta log(pi / ref).
+
+    Args:
+      policy: what answers.
+      config: settings.
+      loss: of `contrasts`, or your own: (Contrast, beta) -> [n].
+      optimizer: (numbers, step size) -> optax's transformation.
+      mismatched: estimate the KL to the reference in each minibatch, from the answers of other
+        pairs to the same prompts (KTO).
+      own: whether the policy sampled the answers; then the first ratios are 1, as a metric says.
+    """
+    defaults = Numbers.from_settings(config, loss=loss)
+
+    def init(key: Array, frozen: Any, numbers: Any) -> LearnerState:
+        params_key, key = jax.random.split(key)
+        params = policy.init(params_key, frozen, False)
+        return LearnerState(
+            params,
+            descent.init(optimizer(numbers, 0.0), params, flatten=False),
+            key,
+            jnp.int32(0),
+            jnp.asarray(numbers.kl_coefficient, jnp.float32),
+            numbers,
+        )
+
+    def prepare(state: LearnerState, frozen: Any, prompts: Any, answers: Answers) -> _Sides:
+        """Of prompts [n, ...] and answers [n, 2, T]."""
+        temperature = state.hyperparameters.temperature
+        size = None if config.microbatch_size is None else 2 * config.microbatch_size
+        flat = _one_by_one(answers)
+        asked = _one_by_one(_side_by_side(prompts, prompts))
+
+        def encode(part: tuple) -> Any:
+            return policy.encode(frozen, part[0], part[1])
+
+        def judge(part: tuple) -> Array:
+            return policy.reference(frozen, part[0], part[1], temperature)
+
+        def read(part: tuple) -> Array:
+            return policy.predict(state.params, frozen, part[0], part[1], temperature).log_prob
+
+        encoded = samples.in_parts(encode, (asked, flat), size)
+        reference = samples.in_parts(judge, (encoded, flat), size)
+        if own and policy.recomputes:
+            before = samples.in_parts(read, (encoded, flat), size)
+            answers = answers._replace(log_prob=_in_pairs(before))
+        return _Sides(_in_pairs(encoded), answers, _in_pairs(_sum(reference, flat.mask)))
+
+    def log_probs(params: Any, state: LearnerState, frozen: Any, sides: _Sides) -> Array:
+        """log pi of whole answers [n, 2]."""
+        flat = _one_by_one(sides.answers)
+        predicted = policy.predict(
+            params, frozen, _one_by_one(sides.prompts), flat, state.hyperparameters.temperature
+        )
+        return _in_pairs(_sum(predicted.log_prob, flat.mask))
+
+    def make_loss(state: LearnerState, frozen: Any) -> descent.Loss:
+        numbers = state.hyperparameters
+
+        def of_minibatch(params: Any, sample: _Sample) -> tuple[Array, dict[str, Array]]:
+            answers = sample.own.answers
+            log_prob = log_probs(params, state, frozen, sample.own)
+            estimate: Any = 0.0
+            if sample.others is not None:
+                other = log_probs(jax.lax.stop_gradient(params), state, frozen, sample.others)
+                estimate = jnp.mean(other - sample.others.log_prob_ref)
+            contrast = Contrast(
+                log_prob,
+                log_prob - sample.own.log_prob_ref,
+                log_prob - _sum(answers.log_prob, answers.mask),
+                jnp.sum(answers.mask, axis=-1),
+                sample.label,
+                sample.gap,
+                estimate,
+            )
+            losses = numbers.loss(contrast, state.kl_coefficient)
+            total = jnp.sum(jnp.where(sample.counts, losses, 0.0))
+            mean = total / jnp.maximum(jnp.sum(sample.counts), 1)
+            right = contrast.margin > 0  # which is expected of a label above a half
+            share = jnp.where(contrast.margin == 0, 0.5, right)
+            terms = {
+                "loss": losses,
+                "margin": state.kl_coefficient * contrast.margin,
+                "accuracy": jnp.where(sample.label >= 0.5, share, 1.0 - share),
+                "chosen_log_prob": log_prob[:, 0],
+                "rejected_log_prob": log_prob[:, 1],
+                "chosen_log_ratio": contrast.log_ratio_ref[:, 0],
+                "rejected_log_ratio": contrast.log_ratio_ref[:, 1],
+                "log_ratio_old": jnp.max(jnp.abs(contrast.log_ratio_old), axis=-1),
+                "counts": sample.counts,
+            }
+            return mean, terms
+
+        return of_minibatch
+
+    def update(state: LearnerState, frozen: Any, pairs: Pairs) -> tuple[LearnerState, Metrics]:
+        numbers = state.hyperparameters
+        answers = _side_by_side(pairs.chosen, pairs.rejected)
+        others = None
+        if mismatched:
+            of_others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), answers)
+            others = prepare(state, frozen, pairs.prompts, of_others)
+        sides = prepare(state, frozen, pairs.prompts, answers)
+        sample = _Sample(sides, others, pairs.label, pairs.gap, pairs.counts)
+        remaining = jnp.maximum(1.0 - state.updates * numbers.annealing, 0.0)
+        step_size = numbers.learning_rate * remaining
+        key, shuffle_key = jax.random.split(state.key)
+        params, optimizer_state, steps = descent.descend(
+            make_loss(state, frozen),
+            state.params,
+            state.optimizer_state,
+            sample,
+            shuffle_key,
+            optimizer(numbers, step_size),
+            config.num_epochs,
+            config.num_minibatches,
+            config.microbatch_size,
+            flatten=False,
+            weigh=lambda part: jnp.sum(part.counts).astype(jnp.float32),
+            finite_only=True,
+        )
+        first = jax.tree.map(lambda x: x[0], steps.terms)
+        counts = first.pop("counts")
+        deviation = jnp.where(counts, jnp.expm1(first.pop("log_ratio_old")), 0.0)
+        weight = jnp.sum(counts).astype(jnp.float32)
+        metrics = means(
+            {name: jnp.mean(x, where=counts) for name, x in first.items()}, weight=weight
+        )
+        if own:
+            metrics |= maxima({"first_ratio_deviation": jnp.max(jnp.abs(deviation[0]))})
+        metrics |= means({"grad_norm": jnp.mean(steps.grad_norm)}, weight=weight)
+        undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
+        metrics |= means({"nonfinite_step_rate": undefined, "learning_rate": step_size})
+        state = state._replace(
+            params=params,
+            optimizer_state=optimizer_state,
+            key=key,
+            updates=state.updates + 1,
+        )
+        return state, metrics
+
+    return Learner(init, update, defaults)
