@@ -290,9 +290,11 @@ def test_every_row_says_whether_it_has_a_target(method):
     plan = read_plan(["--method", method])
     world = building.make_world(plan)
     (target,) = building.targets_of([plan], world, [building.make_agent(plan, world)])
-    has_kl = method not in ("dapo", "gspo", "cispo", "sapo")
-    assert (target is not None) == has_kl
-    assert building.describe_target(plan, target).startswith("target: " if has_kl else NO_TARGET)
+    without_kl = ("dapo", "gspo", "cispo", "sapo", *methods.FROM_WINS)
+    said = building.describe_target(plan, target)
+    assert (target is not None) == (method not in (*without_kl, "kto"))
+    begins = "no target is known" if method == "kto" else "target: "
+    assert said.startswith(NO_TARGET if method in without_kl else begins)
 
 
 @pytest.mark.parametrize("world", ["tree", pytest.param("tiny", marks=pytest.mark.slow)])

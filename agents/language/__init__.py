@@ -11,7 +11,9 @@ from types import ModuleType
 
 from agents import module_name
 
-NAMES = (
+# By what they learn from: rewards of their own answers, by a gate; pairs of their own answers; a
+# data set of pairs; who wins.
+GATED = (
     "reinforce",
     "rloo",
     "grpo",
@@ -22,21 +24,11 @@ NAMES = (
     "sapo",
     "ppo",
     "rgpo",
-    "rebel",
-    "reward_distillation",
-    "online_dpo",
-    "on_policy_dpo",
-    "dpo",
-    "ipo",
-    "kto",
-    "rpo",
-    "zpg",
-    "zbcpg",
 )
-# Of these, what they learn from; the others from rewards of their own answers, by a gate.
-FROM_DATA = ("dpo", "ipo", "kto", "rpo")
 FROM_OWN_PAIRS = ("rebel", "reward_distillation", "online_dpo", "on_policy_dpo")
+FROM_DATA = ("dpo", "ipo", "kto", "rpo")
 FROM_WINS = ("zpg", "zbcpg")
+NAMES = (*GATED, *FROM_OWN_PAIRS, *FROM_DATA, *FROM_WINS)
 
 
 def load(name: str) -> ModuleType:

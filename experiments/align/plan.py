@@ -69,7 +69,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Settings in the place of the world's, of methods whose gradient is the noisier the more
 # parameters there are.
-_ZEROTH = {"learning_rate": 1e-2, "max_grad_norm": 1.0}
+_ZEROTH = {"learning_rate": 0.1, "max_grad_norm": 1.0}
 # Of what each method has beside them, its own settings are told.
 _SHARED = (DataConfig, OwnPairsConfig, ZerothConfig, Config)
 

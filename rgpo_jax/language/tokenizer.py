@@ -256,12 +256,26 @@ class Tokenizer:
         size: int = self._backend.get_vocab_size(with_added_tokens=True)
         return size
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. None is put before or after it; control tokens in it are recognised.
+    @property
+    def control_ids(self) -> set[int]:
+        """The ids of control tokens, which mean something else than their characters."""
+        added = self._backend.get_added_tokens_decoder()
+        return {number for number, token in added.items() if token.special}
 
-        A text from outside can therefore hold the token that ends a turn, as with other libraries.
+    def encode(self, text: str, control: bool = True) -> list[int]:
+        """The ids of a text; none is put before or after it.
+
+        Args:
+          text: any.
+          control: recognise control tokens in it: a text from outside can then hold the token that
+            ends a turn. Else they are encoded as the characters that they are made of.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        before = self._backend.encode_special_tokens
+        self._backend.encode_special_tokens = not control
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = before
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -120,7 +120,7 @@ def find(name: str | Path, revision: str = "main") -> Path:
         return path
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) or path.suffix == ".gguf":
         raise FileNotFoundError(f"{name}: no such file or folder")
-    folder = _hub_cache() / ("models--" + str(name).replace("/", "--"))
+    folder = hub_cache() / ("models--" + str(name).replace("/", "--"))
     reference = folder / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
     snapshot = folder / "snapshots" / commit
@@ -132,7 +132,7 @@ def find(name: str | Path, revision: str = "main") -> Path:
     return snapshot
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """Where Hugging Face keeps what was downloaded, as its own library finds it."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):

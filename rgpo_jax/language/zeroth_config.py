@@ -19,7 +19,7 @@ class ZerothConfig(Common):
     shuffled anew each time round."""
     num_directions: Count = 1
     """Directions that are tried in an update; must divide num_prompts, which are shared out."""
-    smoothing: Positive = 0.05
+    smoothing: Positive = 0.5
     """How far along a direction the other policy is (mu), in units of the parameters."""
     central: bool = False
     """Compare the policies on both sides of the present one, and not one with the present one; the
@@ -32,8 +32,8 @@ class ZerothConfig(Common):
     reward. None: as many as it takes to know the probability."""
     feedback: Literal["each", "pooled", "sign"] = "each"
     """What is made of the wins. each: the logit of each pair's share of wins, cut off by trim; with
-    few judges it is too small, and 0 with one. pooled: the logit of the share of all pairs of a
-    direction. sign: only which of the policies wins more often (arXiv 2506.03066)."""
+    few judges it is biased, by as much as trim says. pooled: the logit of the share of all pairs of
+    a direction. sign: only which of the policies wins more often (arXiv 2506.03066)."""
     trim: Annotated[float, _HALF] = 0.05
     """Shares of wins are kept this far from 0 and 1 (delta), where a logit is infinite."""
 
