@@ -1,16 +1,20 @@
 """A world of texts: a real model, prompts in its own template, and prompts that are held out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from envs.language.preference_tokens import tokenize
+from envs.language.preferences import PairData
 from rgpo_jax.language import decoder, decoder_policy
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder_policy import Prompts, Training
-from rgpo_jax.language.tokenizer import Tokenizer
+from rgpo_jax.language.pairs import Pairs
+from rgpo_jax.language.tokenizer import Message, Tokenizer
 from rgpo_jax.language.weights import Model
 from rgpo_jax.language.world import World
 
@@ -29,6 +33,9 @@ class TextWorld(NamedTuple):
       model: decoder and tokeniser, as they were read.
       training: what of it is trained.
       mesh: on which it lies; None: one device.
+      pairs: of answers to `prompts`, one each; None: there are none.
+      held_out_pairs: of answers to prompts that are not trained on.
+      notes: lines on the data.
     """
 
     world: World
@@ -39,6 +46,9 @@ class TextWorld(NamedTuple):
     model: Model
     training: Training
     mesh: Mesh | None = None
+    pairs: Pairs | None = None
+    held_out_pairs: Pairs | None = None
+    notes: tuple[str, ...] = ()
 
     def read(self, answers: Answers) -> list[str]:
         """The texts of answers [n, T]."""
@@ -90,25 +100,120 @@ def make(
             raise ValueError(f"a prompt of {len(row)} tokens: {limit}: {prompt[:60]!r}")
     longest = max(map(len, rows))
     longest += -longest % _MULTIPLE
-    if model.max_length is not None and longest + max_tokens > model.max_length:
-        raise ValueError(
-            f"{longest} tokens of a prompt and {max_tokens} of an answer: the model was made for "
-            f"{model.max_length}"
-        )
     train, rest = split(prompts, held_out)
 
     def padded(part: list[list[int]]) -> Prompts:
         tokens, mask = tokenizer.pad_left(part, longest)
         return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
 
+    rest = rest[:eval_prompts]
+    asked = padded(rows[: len(train)])
+    rest_asked = padded(rows[len(train) : len(train) + len(rest)])
+    model, world = _world(name, model, asked, max_tokens, training, mesh)
+    return TextWorld(world, tokenizer, train, rest, rest_asked, model, training, mesh)
+
+
+def of_pairs(
+    name: str,
+    model: Model,
+    train: PairData,
+    held_out: PairData,
+    eval_prompts: int,
+    eval_pairs: int,
+    max_tokens: int,
+    max_prompt_tokens: int,
+    too_long: Literal["skip", "truncate"],
+    training: Training,
+    mesh: Mesh | None = None,
+) -> TextWorld:
+    """Builds the world whose prompts are those of preference pairs, which it has as well.
+
+    Args:
+      name: of the world.
+      model: decoder and tokeniser.
+      train: pairs to learn from.
+      held_out: others.
+      eval_prompts: how many prompts of those are kept for evaluation.
+      eval_pairs: how many of those are kept.
+      max_tokens: of the longest answer, of the model's or of a pair.
+      max_prompt_tokens: of the longest prompt, template included.
+      too_long: what becomes of longer ones (`preference_tokens.tokenize`).
+      training: what of the model is trained.
+      mesh: see `make`.
+
+    Raises:
+      ValueError: no pair is left, or prompt and answer are too long for the model.
+    """
+    tokenizer = Tokenizer.load(model.tokenizer_source)
+    if not model.end_ids:
+        raise ValueError("the model names no token that ends an answer")
+    parts = []
+    for data in (train, held_out):
+        tokens = tokenize(
+            data,
+            tokenizer,
+            model.end_ids[0],
+            model.pad_id,
+            max_prompt_tokens,
+            max_tokens,
+            too_long,
+        )
+        parts.append(tokens)
+    for part in parts:
+        _check_length(model, part.pairs.prompts.tokens.shape[1], max_tokens)
+
+    def first(tree: Any, number: int) -> Any:
+        return jax.tree.map(lambda x: x[:number], tree)
+
+    own, other = parts
+    model, world = _world(name, model, own.pairs.prompts, max_tokens, training, mesh)
+    prompts, rest = ([as_text(pair.prompt) for pair in part.texts] for part in parts)
+    return TextWorld(
+        world,
+        tokenizer,
+        tuple(prompts),
+        tuple(rest[:eval_prompts]),
+        first(other.pairs.prompts, eval_prompts),
+        model,
+        training,
+        mesh,
+        own.pairs,
+        first(other.pairs, eval_pairs),
+        # Both parts of one file begin with the same line.
+        tuple(dict.fromkeys([*train.describe(), *own.notes, *held_out.describe(), *other.notes])),
+    )
+
+
+def as_text(prompt: Sequence[Message]) -> str:
+    """A conversation as a reward reads it: what the user says, if that is all, or all turns."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join(f"{names[turn['role']]}: {turn['content']}" for turn in prompt)
+
+
+def _check_length(model: Model, prompt_tokens: int, max_tokens: int) -> None:
+    if model.max_length is not None and prompt_tokens + max_tokens > model.max_length:
+        raise ValueError(
+            f"{prompt_tokens} tokens of a prompt and {max_tokens} of an answer: the model was made "
+            f"for {model.max_length}"
+        )
+
+
+def _world(
+    name: str,
+    model: Model,
+    prompts: Prompts,
+    max_tokens: int,
+    training: Training,
+    mesh: Mesh | None,
+) -> tuple[Model, World]:
+    """The model where it lies, and the world of these prompts."""
+    _check_length(model, prompts.tokens.shape[1], max_tokens)
     policy = decoder_policy.make(
         model.architecture, max_tokens, model.end_ids, model.pad_id, training, mesh
     )
     if mesh is not None:
         params = decoder.shard(model.params, model.architecture, mesh)
         model = model._replace(params=params)
-    frozen = policy.freeze(model.params)
-    world = World(name, padded(rows[: len(train)]), policy, frozen, None)
-    rest = rest[:eval_prompts]
-    rest_rows = padded(rows[len(train) : len(train) + len(rest)])
-    return TextWorld(world, tokenizer, train, rest, rest_rows, model, training, mesh)
+    return model, World(name, prompts, policy, policy.freeze(model.params), None)

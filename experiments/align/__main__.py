@@ -68,7 +68,8 @@ def _open(plan: Plan, folder: Path) -> _Opened:
 
             prepared = text_building.prepare(plan, folder)
             recorder = Recorder(folder, options.overwrite, options.resume, log_to=options.loggers)
-            recorder.say(prepared.description)
+            for line in (prepared.description, *prepared.text.notes):
+                recorder.say(line)
             return _Opened(prepared.plan, recorder, prepared.make_programs, prepared.finish)
         world = building.make_world(plan)
         agent = building.make_agent(plan, world)

@@ -174,7 +174,9 @@ def _compare(
                         markup=False,
                     )
                     return status
-            results.append(read_result(folder / row, row, getattr(plan.config, "kl_coefficient", 0) > 0))
+            results.append(
+                read_result(folder / row, row, getattr(plan.config, "kl_coefficient", 0) > 0)
+            )
             took = "finished already" if finished else f"{time.monotonic() - begun:.0f} s"
             say(f"{heading}: {results[-1].describe()}; {took}", markup=False)
         if results:

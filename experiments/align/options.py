@@ -24,7 +24,7 @@ _READ_IN = {
             *("prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
             *("train", "num_last_layers", "lora_rank", "lora_alpha", "critic", "dtype", "remat"),
             *("fsdp", "tp"),
-            *("eval_prompts", "eval_answers"),
+            *("eval_prompts", "eval_answers", "pairs", "too_long", "eval_pairs"),
         ),
         TEXT_WORLDS,
     ),
@@ -57,8 +57,17 @@ class Options(RunOptions, _What):  # the fields of the last come first
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Prompts, one a line, or JSON lines with a "prompt"; None: "Write one sentence about ...", of
     40 subjects. Some are held out, for evaluation."""
+    pairs: Annotated[str | None, tyro.conf.arg(metavar="PATH|NAME")] = None
+    """Preference data: JSON lines with chosen and rejected (.jsonl, .jsonl.gz), a folder with
+    train.jsonl and perhaps test.jsonl, or a data set in your hub cache, such as
+    Anthropic/hh-rlhf/harmless-base. Its prompts take the place of --prompts; dpo, ipo, kto and rpo
+    learn from its pairs."""
+    too_long: Literal["skip", "truncate"] = "skip"
+    """Pairs with longer prompts than max_prompt_tokens or answers than max_tokens are left out; or
+    their prompts lose the oldest turns, and their answers the end."""
     held_out: UnitInterval = 0.2
-    """Share of the prompts that is held out: the last ones."""
+    """Share of the prompts that is held out: the last ones. Of pairs, those of a share of the
+    prompts; where there is a file for tests, that is it."""
     reward: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = "vader"
     """Reward of answers: vader or textblob, sentiments from -1 to 1; or a function of your own
     (prompts, answers) -> scores, on lists of texts."""
@@ -98,17 +107,25 @@ class Options(RunOptions, _What):  # the fields of the last come first
     """Held-out prompts of an evaluation, the first so many of them."""
     eval_answers: Count = 4
     """Answers to each of them at an evaluation."""
+    eval_pairs: Count = 64
+    """Held-out pairs of which an evaluation tells margin and accuracy, the first so many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         flags.check_path("model", self.model)
         flags.check_path("prompts", self.prompts)
+        flags.check_path("pairs", self.pairs)
         if self.world == "model" and self.model is None:
             raise ConfigError("world", "model: needs one too: --model PATH|NAME")
         if self.world in TEXT_WORLDS and self.num_seeds > 1:
             raise ConfigError("num_seeds", f"{self.num_seeds}: expected 1 with world {self.world}")
         if not 0 < self.held_out < 1:
             raise ConfigError("held_out", f"{self.held_out}: expected a share between 0 and 1")
+        from_data = self.method.replace("-", "_") in methods.FROM_DATA
+        if self.world in TEXT_WORLDS and from_data and self.pairs is None:
+            raise ConfigError("method", f"{self.method}: needs pairs too: --pairs PATH|NAME")
+        if self.pairs is not None and self.prompts is not None:
+            raise ConfigError("prompts", f"{self.prompts}: expected none with --pairs")
         self._refuse_what_nothing_reads()
 
     def _refuse_what_nothing_reads(self) -> None:
@@ -116,6 +133,10 @@ class Options(RunOptions, _What):  # the fields of the last come first
             if self.world not in worlds and self._is_given(name):
                 accepted = f"goes with --world {' or '.join(worlds)}"
                 raise ConfigError(name, f"{getattr(self, name)}: {accepted}")
+        if self.pairs is None:
+            for name in ("too_long", "eval_pairs"):
+                if self._is_given(name):
+                    raise ConfigError(name, f"{getattr(self, name)}: goes with --pairs")
         for name, field, value in (
             ("num_last_layers", "train", "last_layers"),
             ("lora_rank", "train", "lora"),

@@ -95,9 +95,14 @@ class Plan:
 
     @property
     def headline(self) -> Headline:
-        if self.method in methods.FROM_DATA:
+        if self.learns_from_data:
             return _OF_DATA
         return dataclasses.replace(HEADLINE, largest=()) if self.is_zeroth else HEADLINE
+
+    @property
+    def learns_from_data(self) -> bool:
+        """Whether it learns from a data set of pairs."""
+        return self.method in methods.FROM_DATA
 
     @property
     def is_zeroth(self) -> bool:
@@ -225,7 +230,7 @@ def _defaults(config_class: Any, world: str, part: str) -> Common:
 
 def _with_whole_paths(options: Options) -> Options:
     """The options as they hold from another folder, too."""
-    paths = {name: getattr(options, name) for name in ("model", "prompts")}
+    paths = {name: getattr(options, name) for name in ("model", "prompts", "pairs")}
     found: dict[str, Any] = {
         name: str(Path(path).expanduser().resolve())
         for name, path in paths.items()
@@ -273,12 +278,16 @@ def read_plan(
     default = _defaults(config_class, world, part)
     options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
     if isinstance(config, Minibatched):
-        at_a_time = config.microbatch_size or config.num_samples // config.num_minibatches
+        minibatch_size = config.num_samples // config.num_minibatches
+        at_a_time = min(config.microbatch_size or minibatch_size, minibatch_size)
         if at_a_time % options.fsdp:
             raise BadInput(
                 f"--fsdp {options.fsdp}: expected a divisor of the {at_a_time} answers that are "
                 "differentiated at a time"
             )
+    is_made = options.world in EXACT_WORLDS
+    if isinstance(config, DataConfig) and not is_made and config.labels != "sampled":
+        raise BadInput(f"--labels {config.labels}: goes with --world {' or '.join(EXACT_WORLDS)}")
     plan = Plan(_with_whole_paths(options), config)
     if stored:
         folder = Path(str(plan.options.out)).expanduser()

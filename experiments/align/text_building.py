@@ -1,17 +1,23 @@
 """Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envs.language import prompts, rewards, text
+from envs.language import preferences, prompts, rewards, text
+from envs.language.preferences import PairData
 from envs.language.text import TextWorld
 from experiments.align import building
 from experiments.align.options import Options
 from experiments.align.plan import Plan
 from experiments.cli.flags import BadInput
 from experiments.plan import own
+from experiments.record.files import read_plain
+from experiments.record.run_folder import CONFIG
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -45,7 +51,13 @@ class Prepared:
 
         options = self.plan.options
         return TextPrograms(
-            self.text, self.agent, self.judge, options.seed, options.eval_answers, self.folder
+            self.text,
+            self.agent,
+            self.judge,
+            options.seed,
+            options.eval_answers,
+            self.folder,
+            self.plan.learns_from_data,
         )
 
     def finish(self) -> None:
@@ -84,8 +96,37 @@ def _mesh_of(options: Options) -> "Mesh | None":
     return Mesh(np.array(found[:number]).reshape(options.fsdp, options.tp), ("fsdp", "tp"))
 
 
-def load_world(options: Options, texts: Sequence[str], mesh: "Mesh | None" = None) -> TextWorld:
-    """The model that the options name, with prompts, on a mesh or on one device.
+class Pairs(NamedTuple):
+    """Preference data in two parts."""
+
+    train: PairData
+    held_out: PairData
+
+
+def read_pairs(options: Options) -> Pairs:
+    """The pairs that the options name, and those that are held out.
+
+    Raises:
+      BadInput: they cannot be read.
+    """
+    source = str(options.pairs)
+    try:
+        train = preferences.read(source, "train")
+        if preferences.find(source).is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                return Pairs(train, preferences.read(source, "test"))
+        return Pairs(*preferences.split_off(train, options.held_out, seed=0))
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{source}: ")
+        raise BadInput(f"--pairs {source}: {reason}") from None
+
+
+def load_world(
+    options: Options,
+    texts: Sequence[str] | Pairs,
+    mesh: "Mesh | None" = None,
+) -> TextWorld:
+    """The model that the options name, with prompts or pairs, on a mesh or on one device.
 
     Raises:
       BadInput: the model cannot be read, or a prompt is too long for it.
@@ -118,6 +159,20 @@ def load_world(options: Options, texts: Sequence[str], mesh: "Mesh | None" = Non
         with jax.default_device(None if mesh is None else jax.devices("cpu")[0]):
             # What is not trained is kept in the precision of the arithmetic.
             model = weights.load(path, dtype)
+        if isinstance(texts, Pairs):
+            return text.of_pairs(
+                options.world,
+                model,
+                texts.train,
+                texts.held_out,
+                options.eval_prompts,
+                options.eval_pairs,
+                options.max_tokens,
+                options.max_prompt_tokens,
+                options.too_long,
+                training,
+                mesh,
+            )
         return text.make(
             options.world,
             model,
@@ -148,6 +203,34 @@ def _reward(name: str, flag: str) -> rewards.TextReward:
         raise BadInput(f"{flag} {name}: {error}") from None
 
 
+def _data_of(world: TextWorld) -> dict[str, Any]:
+    """What config.json says of the pairs; a digest tells whether they are still the same."""
+    import jax
+    import numpy as np
+
+    if world.pairs is None:
+        return {}
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(world.pairs):
+        digest.update(np.asarray(array).tobytes())
+    facts = {"pairs": len(world.prompts), "sha256": digest.hexdigest(), "notes": list(world.notes)}
+    return {"data": facts}
+
+
+def _refuse_other_data(plan: Plan, folder: Path) -> None:
+    """Raises BadInput where a run would go on with other pairs than it began with."""
+    if not plan.options.resume or "data" not in plan.entries:
+        return
+    try:
+        stored = json.loads(read_plain(folder / CONFIG))["data"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not begun yet
+    if stored != plan.entries["data"]["sha256"]:
+        raise BadInput(
+            f"--pairs {plan.options.pairs}: holds other pairs than when the run in {folder} began"
+        )
+
+
 def prepare(plan: Plan, folder: Path) -> Prepared:
     """Loads the model, and builds all that trains it.
 
@@ -166,10 +249,11 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
         judge.score(["Say hello."], ["Hello!"])  # now rather than after the model is compiled
     except RewardFailed as error:
         raise BadInput(str(error)) from None
-    world = load_world(options, read_prompts(options), _mesh_of(options))
+    texts: Any = read_prompts(options) if options.pairs is None else read_pairs(options)
+    world = load_world(options, texts, _mesh_of(options))
     agent = building.make_agent(plan, world.world)
     frozen, init = world.world.frozen, world.world.policy.init
-    has_critic = plan.config.baseline == "value"
+    has_critic = getattr(plan.config, "baseline", None) == "value"
     model = {name: x for name, x in frozen.items() if name != "decoding"}
     params = jax.eval_shape(lambda key: init(key, frozen, has_critic), jax.random.key(0))
     count, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (model, params))
@@ -180,5 +264,6 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
         + (f", gold {options.gold}" if options.gold else "")
     )
     facts = {"name": name, "parameters": count, "trained": trained}
-    plan = building.with_entries(plan, agent, model=facts)
+    plan = building.with_entries(plan, agent, model=facts, **_data_of(world))
+    _refuse_other_data(plan, folder)
     return Prepared(plan, world, agent, judge, folder, description)

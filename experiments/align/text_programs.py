@@ -24,7 +24,7 @@ from experiments.training.programs import (
     memory_of,
     wait,
 )
-from rgpo_jax.language import decoder, kl, samples
+from rgpo_jax.language import decoder, kl, pair_learner, samples
 from rgpo_jax.language.agent import Agent, AgentState, prompts_of_update
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.learner import is_broken
@@ -69,6 +69,7 @@ class Judge(NamedTuple):
 
 
 class _Evaluated(NamedTuple):
+    pairs: Metrics  # of the held-out pairs; empty without them
     answers: Answers
     kl_k1: jax.Array  # of each answer [n]
     kl_k3: jax.Array
@@ -76,7 +77,7 @@ class _Evaluated(NamedTuple):
 
 
 class TextPrograms(Programs):
-    """One model: answers are sampled, read, judged and learnt from."""
+    """One model: answers are sampled, read, judged and learnt from; or pairs are learnt from."""
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class TextPrograms(Programs):
         seed: int,
         eval_answers: int,
         folder: Path,
+        from_data: bool = False,
     ):
         """Begins to compile.
 
@@ -96,6 +98,7 @@ class TextPrograms(Programs):
           seed: of the run.
           eval_answers: answers to each held-out prompt at an evaluation.
           folder: where samples of answers are kept.
+          from_data: learn from the world's pairs; answers are sampled at evaluations alone.
         """
         self.compiler = Compiler()
         self._text, self._agent, self._judge, self._folder = text, agent, judge, folder
@@ -110,8 +113,14 @@ class TextPrograms(Programs):
                 f"{k} {n}" for k, n in mesh.shape.items()
             )
         self._frozen = text.world.frozen
-        self._prompts, self._eval_prompts = jax.device_put(
-            (text.world.prompts, eval_prompts), everywhere
+        self._prompts, self._eval_prompts, self._eval_pairs, self._data = jax.device_put(
+            (
+                text.world.prompts,
+                eval_prompts,
+                text.held_out_pairs,
+                text.pairs if from_data else None,
+            ),
+            everywhere,
         )
         key = jax.random.key(seed)
         self._init_key, self._eval_key = key, jax.random.fold_in(key, EVALUATION_STREAM)
@@ -153,14 +162,19 @@ class TextPrograms(Programs):
             one = one.take(updates, state.learner.params, metrics | means(host), broken)
             return state, jax.tree.map(lambda x: x[None], one)
 
-        sampling = jax.jit(sample, out_shardings=everywhere).lower(
-            *self._sampled_with(state), *shapes
-        )
-        _, asked, answers, _ = sampling.out_info
-        scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
-        batch = replicated(Batch(asked, answers, scores))
-        names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
-        host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        sampling: Any = None
+        host: dict[str, Any] = {}
+        if self._data is None:
+            sampling = jax.jit(sample, out_shardings=everywhere).lower(
+                *self._sampled_with(state), *shapes
+            )
+            _, asked, answers, _ = sampling.out_info
+            scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
+            batch = replicated(Batch(asked, answers, scores))
+            names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
+            host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        else:
+            batch = replicated(self._data)
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
         self.metric_names = sorted(metrics)
@@ -170,14 +184,43 @@ class TextPrograms(Programs):
             state, frozen, batch, replicated(self._empty), host
         )
         self._update = self.compiler.start("update", updating)
-        self._sample = self.compiler.start("sampling", sampling)
+        self._sample: Any = sampling and self.compiler.start("sampling", sampling)
         self._init = self.compiler.start("initial states", init.lower(), often=False)
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
-            state, frozen, replicated(self._eval_prompts), jax.random.key(0)
+            state,
+            frozen,
+            replicated(self._eval_prompts),
+            replicated(self._eval_pairs),
+            jax.random.key(0),
         )
         self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
 
-    def _evaluation(self, state: AgentState, frozen: Any, prompts: Any, key: Any) -> _Evaluated:
+    @property
+    def _at_a_time(self) -> int | None:
+        """Answers that are read at a time; None: all."""
+        size: int | None = getattr(self._agent.config, "microbatch_size", None)
+        return size
+
+    def _measure(self, state: AgentState, frozen: Any, pairs: Any) -> Metrics:
+        """Of held-out pairs; names begin as those of an evaluation."""
+        if pairs is None:
+            return means({})
+        learner = state.learner
+        numbers = learner.hyperparameters
+        found = pair_learner.measure(
+            self._agent.policy,
+            learner.params,
+            frozen,
+            pairs,
+            numbers.temperature,
+            getattr(numbers, "kl_coefficient", 1.0),
+            self._at_a_time,
+        )
+        return means({f"pair_{name}": x for name, x in found.items()})
+
+    def _evaluation(
+        self, state: AgentState, frozen: Any, prompts: Any, pairs: Any, key: Any
+    ) -> _Evaluated:
         policy, learner = self._agent.policy, state.learner
         temperature = learner.hyperparameters.temperature
         answers = policy.sample(learner.params, frozen, prompts, key, temperature)
@@ -188,11 +231,10 @@ class TextPrograms(Programs):
             reference = policy.reference(frozen, encoded, part[1], temperature)
             return predicted.log_prob, predicted.entropy, reference
 
-        log_prob, entropy, reference = samples.in_parts(
-            judged, (prompts, answers), self._agent.config.microbatch_size
-        )
+        log_prob, entropy, reference = samples.in_parts(judged, (prompts, answers), self._at_a_time)
         m = jnp.where(answers.mask, log_prob - reference, 0.0)
         return _Evaluated(
+            self._measure(state, frozen, pairs),
             answers,
             jnp.sum(kl.k1(m), axis=-1),
             jnp.sum(jnp.where(answers.mask, kl.k3(m), 0.0), axis=-1),
@@ -202,9 +244,8 @@ class TextPrograms(Programs):
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states = self._init.result()(self._init_key, self._frozen)
-        self.memory_bytes = max(
-            memory_of(program.result()) for program in (self._update, self._sample)
-        )
+        programs = [self._update, *([self._sample] if self._sample else [])]
+        self.memory_bytes = max(memory_of(program.result()) for program in programs)
 
     @staticmethod
     def _sampled_with(state: AgentState) -> tuple[dict[str, Any], Any, Any]:
@@ -215,6 +256,12 @@ class TextPrograms(Programs):
         self, states: AgentState, progress: Progress, num_updates: int
     ) -> tuple[AgentState, Progress]:
         self.initial_states = None  # its memory is the update's to reuse
+        if self._sample is None:
+            for _ in range(num_updates):
+                states, progress = self._update.result()(
+                    states, self._frozen, self._data, progress, {}
+                )
+            return states, progress
         for _ in range(num_updates):
             begun = time.perf_counter()
             key, asked, answers, which = self._sample.result()(
@@ -238,7 +285,9 @@ class TextPrograms(Programs):
     def evaluate(self, states: AgentState, updates: int, whole: bool) -> dict[str, list[float]]:
         """Rewards and KL of fresh answers to the held-out prompts, one of each of which is kept."""
         key = jax.random.fold_in(self._eval_key, updates)
-        evaluated = self._evaluate.result()(states, self._frozen, self._eval_prompts, key)
+        evaluated = self._evaluate.result()(
+            states, self._frozen, self._eval_prompts, self._eval_pairs, key
+        )
         wait(evaluated)
         answers = evaluated.answers
         texts = self._text.read(answers)
@@ -260,6 +309,7 @@ class TextPrograms(Programs):
             ],
         )
         result = {
+            **evaluated.pairs,
             "reward": scores,
             "kl_ref": evaluated.kl_k1,
             "kl_ref_by_k3": evaluated.kl_k3,

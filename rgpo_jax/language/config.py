@@ -69,7 +69,8 @@ class Minibatched(Common):
     num_minibatches: Count = 4
     """Gradient steps a pass; must divide the samples of an update."""
     microbatch_size: Count | None = None
-    """Samples differentiated at a time, to fit memory. None: all of a minibatch at once."""
+    """Samples differentiated at a time, to fit memory: a divisor of a minibatch's, or more than it
+    has. None: all of a minibatch at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +81,8 @@ class Minibatched(Common):
                 f"{self.num_minibatches}: expected a divisor of {what} = {number}",
             )
         minibatch_size = number // self.num_minibatches
-        if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
+        at_a_time = min(self.microbatch_size or minibatch_size, minibatch_size)
+        if minibatch_size % at_a_time:
             raise ConfigError(
                 "microbatch_size",
                 f"{self.microbatch_size}: expected a divisor of a minibatch's {minibatch_size}",

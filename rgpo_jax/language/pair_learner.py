@@ -73,6 +73,58 @@ def _in_pairs(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), tree)
 
 
+def measure(
+    policy: Policy,
+    params: Any,
+    frozen: Any,
+    pairs: Pairs,
+    temperature: Any,
+    beta: Any,
+    size: int | None = None,
+) -> Metrics:
+    """What policy and reference say of pairs: margin and accuracy of the implicit reward.
+
+    Args:
+      policy: what answers.
+      params: of it.
+      frozen: what is not trained.
+      pairs: n of them.
+      temperature: of sampling.
+      beta: by which log-ratios are multiplied.
+      size: answers that are read at a time; None: all.
+    """
+    prompts = _one_by_one(_side_by_side(pairs.prompts, pairs.prompts))
+    answers = _one_by_one(_side_by_side(pairs.chosen, pairs.rejected))
+
+    def read(part: tuple) -> tuple[Array, Array]:
+        encoded = policy.encode(frozen, part[0], part[1])
+        predicted = policy.predict(params, frozen, encoded, part[1], temperature)
+        reference = policy.reference(frozen, encoded, part[1], temperature)
+        return _sum(predicted.log_prob, part[1].mask), _sum(reference, part[1].mask)
+
+    log_prob, reference = map(_in_pairs, samples.in_parts(read, (prompts, answers), size))
+    return _described(log_prob, log_prob - reference, pairs.label, beta, pairs.counts)
+
+
+def _described(
+    log_prob: Array, log_ratio: Array, label: Array, beta: Any, counts: Array
+) -> Metrics:
+    """Means over the pairs that count, of log pi and log pi / ref of both answers [n, 2]."""
+    margin = log_ratio[:, 0] - log_ratio[:, 1]
+    right = jnp.where(margin == 0, 0.5, margin > 0)
+    numbers = {
+        "margin": beta * margin,
+        # Which is expected of a label above a half.
+        "accuracy": jnp.where(label >= 0.5, right, 1.0 - right),
+        "chosen_log_prob": log_prob[:, 0],
+        "rejected_log_prob": log_prob[:, 1],
+        "chosen_log_ratio": log_ratio[:, 0],
+        "rejected_log_ratio": log_ratio[:, 1],
+    }
+    weight = jnp.sum(counts).astype(jnp.float32)
+    return means({name: jnp.mean(x, where=counts) for name, x in numbers.items()}, weight=weight)
+
+
 def make(
     policy: Policy,
     config: PairConfig,
@@ -164,19 +216,11 @@ def make(
             losses = numbers.loss(contrast, state.kl_coefficient)
             total = jnp.sum(jnp.where(sample.counts, losses, 0.0))
             mean = total / jnp.maximum(jnp.sum(sample.counts), 1)
-            right = contrast.margin > 0  # which is expected of a label above a half
-            share = jnp.where(contrast.margin == 0, 0.5, right)
-            terms = {
-                "loss": losses,
-                "margin": state.kl_coefficient * contrast.margin,
-                "accuracy": jnp.where(sample.label >= 0.5, share, 1.0 - share),
-                "chosen_log_prob": log_prob[:, 0],
-                "rejected_log_prob": log_prob[:, 1],
-                "chosen_log_ratio": contrast.log_ratio_ref[:, 0],
-                "rejected_log_ratio": contrast.log_ratio_ref[:, 1],
-                "log_ratio_old": jnp.max(jnp.abs(contrast.log_ratio_old), axis=-1),
-                "counts": sample.counts,
-            }
+            # Apart, for terms are flattened.
+            both = {"log_prob": log_prob, "log_ratio": contrast.log_ratio_ref}
+            terms = {f"{name}_{i}": x[:, i] for name, x in both.items() for i in range(2)}
+            terms |= {"loss": losses, "label": sample.label, "counts": sample.counts}
+            terms["log_ratio_old"] = jnp.max(jnp.abs(contrast.log_ratio_old), axis=-1)
             return mean, terms
 
         return of_minibatch
@@ -207,16 +251,23 @@ def make(
             weigh=lambda part: jnp.sum(part.counts).astype(jnp.float32),
             finite_only=True,
         )
-        first = jax.tree.map(lambda x: x[0], steps.terms)
-        counts = first.pop("counts")
-        deviation = jnp.where(counts, jnp.expm1(first.pop("log_ratio_old")), 0.0)
+        first = jax.tree.map(lambda x: x[0].ravel(), steps.terms)  # of the first pass
+        counts = first["counts"]
         weight = jnp.sum(counts).astype(jnp.float32)
-        metrics = means(
-            {name: jnp.mean(x, where=counts) for name, x in first.items()}, weight=weight
+        log_prob, log_ratio = (
+            jnp.stack([first[f"{name}_{i}"] for i in range(2)], axis=1)
+            for name in ("log_prob", "log_ratio")
         )
+        metrics = _described(log_prob, log_ratio, first["label"], state.kl_coefficient, counts)
+        numbers_of_steps = {
+            "loss": jnp.mean(first["loss"], where=counts),
+            "grad_norm": jnp.mean(steps.grad_norm),
+        }
+        metrics |= means(numbers_of_steps, weight=weight)
         if own:
-            metrics |= maxima({"first_ratio_deviation": jnp.max(jnp.abs(deviation[0]))})
-        metrics |= means({"grad_norm": jnp.mean(steps.grad_norm)}, weight=weight)
+            met = steps.terms["counts"][0, 0], steps.terms["log_ratio_old"][0, 0]
+            deviation = jnp.max(jnp.where(met[0], jnp.abs(jnp.expm1(met[1])), 0.0))
+            metrics |= maxima({"first_ratio_deviation": deviation})
         undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
         metrics |= means({"nonfinite_step_rate": undefined, "learning_rate": step_size})
         state = state._replace(
