@@ -1,6 +1,8 @@
 """Alignment of a model by pairs from a file: DPO and its kin, resume, refusals, held-out pairs."""
 
 import json
+import signal
+import sys
 
 import jax
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from language_models import write_tokenizer
 from probes import assert_refused
 
+from envs.language import preferences, rewards
 from experiments.align import __main__ as align
-from experiments.align import text_building
+from experiments.align import make_pairs, text_building
+from experiments.cli.interrupts import Interrupted
 from experiments.training import compiling, loop
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.language import decoder, weights
@@ -48,6 +52,16 @@ def rows(number=12):
     ]
 
 
+PREFERENCE = """
+def cats(prompts, first, second):
+    return [0.9 if "cat" in a and "cat" not in b else 0.5 for a, b in zip(first, second)]
+
+
+def sure(prompts, first, second):
+    return [2.0] * len(first)
+"""
+
+
 def write(path, content):
     path.write_text("\n".join(json.dumps(row) for row in content) + "\n")
 
@@ -75,12 +89,15 @@ def place(tmp_path_factory):
     weights.save(folder / "model", ARCHITECTURE, decoder.init(jax.random.key(0), ARCHITECTURE, 0.3))
     write_tokenizer(folder / "model")
     write(folder / "pairs.jsonl", rows())
+    (folder / "my_judges.py").write_text(PREFERENCE)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
+    yield
+    sys.modules.pop("my_judges", None)
 
 
 def records(folder):
@@ -203,3 +220,71 @@ def test_a_damaged_file_is_named_with_its_line(place, tmp_path, capsys):
     path.write_text(json.dumps(rows()[0]) + "\n" + '{"chosen": "torn')
     args = [*SMALL, "--pairs", str(path), "--method", "dpo"]
     assert_refused(align.main, args, f"--pairs {path}: {path}, line 2: not JSON", capsys)
+
+
+# Who judges.
+
+
+def test_a_judge_of_pairs_takes_the_place_of_the_reward(tmp_path, capsys):
+    args = [*SMALL, "--method", "online_dpo", "--num-updates", "2"]
+    judged = [*args, "--preference", "my_judges:cats", "--out", str(tmp_path / "run")]
+    assert align.main(judged) == 0
+    assert abs(records(tmp_path / "run")[-1]["sampled_reward"][0]) < 1e-6  # a mean over groups
+    capsys.readouterr()
+    for name, message in (
+        ("my_judges:sure", "--preference my_judges:sure: expected 1 probabilities, got others"),
+        ("my_judges:none", "--preference my_judges:none: AttributeError"),
+    ):
+        assert_refused(align.main, [*args, "--preference", name], message, capsys)
+    asked = [*SMALL, "--method", "rebel", "--preference", "my_judges:cats"]
+    assert_refused(align.main, asked, "goes with --method online-dpo or on-policy-dpo", capsys)
+
+
+def test_rewards_of_a_judge_are_the_least_squares_fit_of_its_logits():
+    strength = {"a": 0.3, "b": -1.0, "c": 2.0, "d": 0.0}
+
+    def consistent(prompts, first, second):
+        gaps = np.array([strength[a] - strength[b] for a, b in zip(first, second, strict=True)])
+        return 1 / (1 + np.exp(-gaps))
+
+    found = rewards.of_preference("judge", consistent, ["x"] * 4 + ["y"] * 4, [*"abcd", *"dcba"], 4)
+    expected = np.array([strength[x] for x in "abcd"]) - np.mean(list(strength.values()))
+    np.testing.assert_allclose(found[:4], expected, atol=1e-5)
+    np.testing.assert_allclose(found[4:], expected[::-1], atol=1e-5)
+
+
+# Pairs that a model makes.
+
+
+def test_made_pairs_are_read_again_and_follow_the_reward(place, tmp_path, capsys):
+    made = tmp_path / "made.jsonl"
+    args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt", "--max-tokens", "6"]
+    (place / "prompts.txt").write_text("the cat\na hat\nthe user\n")
+    args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "20"]
+    (place / "my_judges.py").write_text(
+        PREFERENCE + "\n\ndef letters(prompts, answers):\n    return [len(a) for a in answers]\n"
+    )
+    assert make_pairs.main([*args, "--out", str(made)]) == 0
+    assert f"20 pairs -> {made}" in capsys.readouterr().out
+    data = preferences.read(made)
+    assert len(data.pairs) == 20
+    assert all(len(pair.chosen) > len(pair.rejected) for pair in data.pairs)
+    again = tmp_path / "again.jsonl"
+    assert make_pairs.main([*args, "--out", str(again)]) == 0
+    assert again.read_bytes() == made.read_bytes()
+    capsys.readouterr()
+    assert_refused(make_pairs.main, [*args, "--out", str(made)], "exists already", capsys)
+    assert_refused(make_pairs.main, [*args, "--out", "x.txt"], "expected a file *.jsonl", capsys)
+
+
+def test_a_stop_keeps_the_pairs_that_were_made(place, tmp_path, monkeypatch):
+    batch = [make_pairs.Made("p", f"a{i}", "b", 1.0, 0.0, True) for i in range(3)]
+
+    def sample(options):
+        yield batch
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(make_pairs, "sample", sample)
+    out = tmp_path / "made.jsonl"
+    assert make_pairs.main(["--out", str(out)]) == 143
+    assert len(out.read_text().splitlines()) == 3

@@ -8,6 +8,11 @@ import numpy as np
 
 # (prompts, answers), lists of n texts -> n scores.
 TextReward = Callable[[Sequence[str], Sequence[str]], Any]
+# (prompts, first answers, second answers), lists of n texts -> n probabilities that the first is
+# the better one.
+TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
+
+_NEAREST = 1e-6  # of a judge's probabilities to 0 and 1, whose logits are infinite
 
 
 def _need(module: str, package: str) -> Any:
@@ -67,3 +72,49 @@ def score(
         shape = f"shape {scores.shape}" if scores.shape != (len(answers),) else "NaN or infinity"
         raise ValueError(f"{name}: expected {len(answers)} finite numbers, got {shape}")
     return scores
+
+
+def of_preference(
+    name: str,
+    preference: TextPreference,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    group_size: int,
+) -> np.ndarray:
+    """Rewards that say what a judge of pairs says, within each group of answers to a prompt.
+
+    Of a group the judge is asked for all pairs, each once. An answer's reward is the mean of its
+    logits against all: the least squares fit of differences of rewards to them, and of two answers
+    exactly what the judge says.
+
+    Args:
+      name: of the judge, for messages.
+      preference: the judge.
+      prompts: n texts, those of a group in a row.
+      answers: n texts.
+      group_size: G.
+
+    Returns:
+      Rewards [n], float32, whose mean over a group is 0.
+
+    Raises:
+      ValueError: it raised something, or gave anything but probabilities.
+    """
+    i, j = np.triu_indices(group_size, k=1)
+    starts = np.arange(0, len(answers), group_size)
+    first, second = ((starts[:, None] + at).ravel() for at in (i, j))
+    texts = [[answers[k] for k in at] for at in (first, second)]
+    try:
+        found = np.asarray(preference([prompts[k] for k in first], *texts), np.float64)
+    except Exception as error:
+        reason = " ".join(str(error).split())  # of one line
+        raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error
+    if found.shape != first.shape or not np.all((found >= 0) & (found <= 1)):
+        got = f"shape {found.shape}" if found.shape != first.shape else "others"
+        raise ValueError(f"{name}: expected {len(first)} probabilities, got {got}")
+    found = np.clip(found, _NEAREST, 1.0 - _NEAREST)
+    logits = np.log(found / (1.0 - found))
+    reward = np.zeros(len(answers))
+    np.add.at(reward, first, logits / group_size)
+    np.add.at(reward, second, -logits / group_size)
+    return reward.astype(np.float32)

@@ -24,7 +24,7 @@ _READ_IN = {
             *("prompts", "held_out", "reward", "gold", "max_tokens", "max_prompt_tokens"),
             *("train", "num_last_layers", "lora_rank", "lora_alpha", "critic", "dtype", "remat"),
             *("fsdp", "tp"),
-            *("eval_prompts", "eval_answers", "pairs", "too_long", "eval_pairs"),
+            *("eval_prompts", "eval_answers", "pairs", "too_long", "eval_pairs", "preference"),
         ),
         TEXT_WORLDS,
     ),
@@ -73,6 +73,10 @@ class Options(RunOptions, _What):  # the fields of the last come first
     (prompts, answers) -> scores, on lists of texts."""
     gold: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
     """Another reward, measured and never trained on, to tell over-optimisation; None: none."""
+    preference: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
+    """A judge of pairs of your own, (prompts, first answers, second answers) -> probabilities that
+    the first is better, for online-dpo and on-policy-dpo; --reward is then measured alone. None:
+    the reward is the judge."""
     max_tokens: Count = 32
     """Tokens of the longest answer."""
     max_prompt_tokens: Count = 256
@@ -121,7 +125,12 @@ class Options(RunOptions, _What):  # the fields of the last come first
             raise ConfigError("num_seeds", f"{self.num_seeds}: expected 1 with world {self.world}")
         if not 0 < self.held_out < 1:
             raise ConfigError("held_out", f"{self.held_out}: expected a share between 0 and 1")
-        from_data = self.method.replace("-", "_") in methods.FROM_DATA
+        method = self.method.replace("-", "_")
+        if self.preference is not None and method not in ("online_dpo", "on_policy_dpo"):
+            raise ConfigError(
+                "preference", f"{self.preference}: goes with --method online-dpo or on-policy-dpo"
+            )
+        from_data = method in methods.FROM_DATA
         if self.world in TEXT_WORLDS and from_data and self.pairs is None:
             raise ConfigError("method", f"{self.method}: needs pairs too: --pairs PATH|NAME")
         if self.pairs is not None and self.prompts is not None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -231,6 +231,24 @@ def _refuse_other_data(plan: Plan, folder: Path) -> None:
         )
 
 
+def scorer(name: str, flag: str) -> Callable[[Sequence[str], Sequence[str]], Any]:
+    """The scores [n] that a reward gives to answers, (prompts, answers) -> scores.
+
+    Raises:
+      BadInput: there is no such reward; and whenever it does not give n numbers.
+    """
+    reward = _reward(name, flag)
+
+    def score(asked: Sequence[str], answers: Sequence[str]) -> Any:
+        try:
+            return rewards.score(f"{flag} {name}", reward, asked, answers)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
+    score(["Say hello."], ["Hello!"])  # now rather than after the model is compiled
+    return score
+
+
 def prepare(plan: Plan, folder: Path) -> Prepared:
     """Loads the model, and builds all that trains it.
 
@@ -245,8 +263,12 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
     judge = Judge(options.reward, _reward(options.reward, "--reward"))
     if options.gold is not None:
         judge = judge._replace(gold_name=options.gold, gold=_reward(options.gold, "--gold"))
+    if options.preference is not None:
+        compare = own.function(options.preference, "--preference")
+        judge = judge._replace(preference_name=options.preference, preference=compare)
     try:
         judge.score(["Say hello."], ["Hello!"])  # now rather than after the model is compiled
+        judge.compare(["Say hello."] * 2, ["Hello!", "Hi!"], 2)
     except RewardFailed as error:
         raise BadInput(str(error)) from None
     texts: Any = read_prompts(options) if options.pairs is None else read_pairs(options)

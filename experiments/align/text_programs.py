@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from envs.language import rewards
-from envs.language.rewards import TextReward
+from envs.language.rewards import TextPreference, TextReward
 from envs.language.text import TextWorld
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
@@ -46,12 +46,30 @@ class Judge(NamedTuple):
       reward: what is trained on.
       gold_name: of the other.
       gold: what is measured alone; None: nothing.
+      preference_name: of the judge of pairs.
+      preference: what learning takes in the place of the reward; None: the reward.
     """
 
     name: str
     reward: TextReward
     gold_name: str | None = None
     gold: TextReward | None = None
+    preference_name: str | None = None
+    preference: TextPreference | None = None
+
+    def compare(self, prompts: list[str], answers: list[str], group_size: int) -> np.ndarray | None:
+        """Rewards [n] that stand for a judge's preferences within groups; None without a judge.
+
+        Raises:
+          RewardFailed: it does not give probabilities.
+        """
+        if self.preference is None:
+            return None
+        name = f"--preference {self.preference_name}"
+        try:
+            return rewards.of_preference(name, self.preference, prompts, answers, group_size)
+        except ValueError as error:
+            raise RewardFailed(str(error)) from None
 
     def score(self, prompts: list[str], answers: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
         """Rewards and gold rewards [n].
@@ -274,7 +292,10 @@ class TextPrograms(Programs):
             self.remark = f"{rate:,.0f} tokens/s sampled"
             asked_texts = [self._text.prompts[i] for i in np.asarray(which)]
             texts = [text for text in asked_texts for _ in range(self._agent.config.group_size)]
-            scores, gold = self._judge.score(texts, self._text.read(answers))
+            read = self._text.read(answers)
+            scores, gold = self._judge.score(texts, read)
+            compared = self._judge.compare(texts, read, self._agent.config.group_size)
+            scores = scores if compared is None else compared
             host = {"tokens_per_second": np.float32(rate)}
             if gold is not None:
                 host["gold_reward"] = np.float32(gold.mean())
