@@ -103,9 +103,10 @@ def of_preference(
     i, j = np.triu_indices(group_size, k=1)
     starts = np.arange(0, len(answers), group_size)
     first, second = ((starts[:, None] + at).ravel() for at in (i, j))
-    texts = [[answers[k] for k in at] for at in (first, second)]
+    asked = [prompts[k] for k in first.tolist()]
+    texts = [[answers[k] for k in at.tolist()] for at in (first, second)]
     try:
-        found = np.asarray(preference([prompts[k] for k in first], *texts), np.float64)
+        found = np.asarray(preference(asked, *texts), np.float64)
     except Exception as error:
         reason = " ".join(str(error).split())  # of one line
         raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error

@@ -83,6 +83,11 @@ class Made(NamedTuple):
     second_reward: float
     first_wins: bool
 
+    def is_odd(self) -> bool:
+        """Whether it is no pair: equal answers, an empty one, or one with what no text has."""
+        both = (self.first, self.second)
+        return self.first == self.second or any(not text or "\0" in text for text in both)
+
     def row(self) -> dict[str, Any]:
         """As a line of the file has it."""
         answers = [(self.first, self.first_reward), (self.second, self.second_reward)]
@@ -136,15 +141,15 @@ def _make(options: Options, interrupts: Interrupts) -> int:
             interrupts.check()
             for made in batch:
                 tied = options.labels == "reward" and made.first_reward == made.second_reward
-                if made.first == made.second or not made.first or not made.second or tied:
+                if made.is_odd() or tied:
                     equal += 1
                 elif len(rows) < options.num_pairs:
                     rows.append(to_json(made.row()))
             rate = len(rows) / (time.perf_counter() - started)
             left = (options.num_pairs - len(rows)) / rate if rate else float("inf")
             console.print(
-                f"{len(rows):,} of {options.num_pairs:,} pairs, {equal:,} left out as equal, tied "
-                f"or empty; {rate:.1f} a second, {left:.0f} s left",
+                f"{len(rows):,} of {options.num_pairs:,} pairs, {equal:,} left out (equal, tied, "
+                f"empty or no text); {rate:.1f} a second, {left:.0f} s left",
                 markup=False,
             )
             if len(rows) >= options.num_pairs:
