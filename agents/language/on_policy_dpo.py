@@ -16,7 +16,7 @@ from rgpo_jax.language.pair_config import OwnPairsConfig
 class _Labels:
     labels: Literal["sampled", "reward"] = "sampled"
     """Who is preferred: drawn, with P = sigmoid of the difference of rewards; or the one of the
-    larger reward, where ties are skipped and counted."""
+    larger reward, where ties are skipped and counted. In worlds of texts, reward by default."""
 
 
 Config = config(
@@ -24,8 +24,8 @@ Config = config(
     _Labels,
     OwnPairsConfig,
     num_updates=8,
-    num_prompts=256,
-    num_epochs=100,
+    num_prompts=64,
+    num_epochs=16,
     anneal_learning_rate=False,
 )
 loss = loss_of("dpo")

@@ -15,7 +15,7 @@ from rgpo_jax.language.pair_config import OwnPairsConfig
 class _Labels:
     labels: Literal["sampled", "reward"] = "sampled"
     """Who is preferred: drawn, with P = sigmoid of the difference of rewards; or the one of the
-    larger reward, where ties are skipped and counted."""
+    larger reward, where ties are skipped and counted. In worlds of texts, reward by default."""
 
 
 Config = config(__name__, _Labels, OwnPairsConfig, group_size=4, pairing="best_worst")

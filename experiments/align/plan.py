@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import language as methods
-from experiments.align.options import EXACT_WORLDS, WORLDS, Options
+from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, Options
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan.reading import KnownBefore, refuse_other_settings
@@ -67,9 +67,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Settings in the place of the world's, of methods whose gradient is the noisier the more
-# parameters there are.
-_ZEROTH = {"learning_rate": 0.1, "max_grad_norm": 1.0}
+# Settings in the place of the world's, of methods whose gradient is mostly noise.
+_ZEROTH = {"learning_rate": 0.1}
+# The same of rounds with a full fit, where answers cost nothing.
+_ROUNDS = {"num_prompts": 1024, "num_epochs": 100}
 # Of what each method has beside them, its own settings are told.
 _SHARED = (DataConfig, OwnPairsConfig, ZerothConfig, Config)
 
@@ -222,6 +223,10 @@ def _defaults(config_class: Any, world: str, part: str) -> Common:
     stays = set(_own_settings(config_class))
     if isinstance(own, ZerothConfig):
         wanted |= _ZEROTH
+    if isinstance(own, OwnPairsConfig) and world in TEXT_WORLDS:
+        wanted["labels"] = "reward"  # differences of such rewards are no logits
+    if config_class is methods.load("on_policy_dpo").Config and world in EXACT_WORLDS:
+        wanted, stays = wanted | _ROUNDS, stays - _ROUNDS.keys()
     if isinstance(own, PairConfig) and world in EXACT_WORLDS:
         stays.discard("kl_coefficient")  # it goes with the size of rewards
     names = {field.name for field in dataclasses.fields(own)} - stays

@@ -96,7 +96,7 @@ def initializer(learner: Learner, config: Common) -> Callable[..., AgentState]:
     return init
 
 
-def sampler(
+def sampling(
     policy: Policy, config: Any
 ) -> Callable[[AgentState, Any, Any], tuple[AgentState, Any, Answers]]:
     """`Agent.sample`: `group_size` answers to each of the update's `num_prompts` prompts."""
@@ -140,7 +140,7 @@ def make(
       **parts: further arguments of `learner.make`, such as an optimiser.
     """
     learner = learners.make(policy, config, gate, **parts)
-    sample = sampler(policy, config)
+    sample = sampling(policy, config)
 
     def update(state: AgentState, frozen: Any, batch: Batch) -> tuple[AgentState, Metrics]:
         learnt, metrics = learner.update(state.learner, frozen, batch)

@@ -14,7 +14,7 @@ from rgpo_jax.language.agent import (
     Reward,
     initializer,
     prompts_of_update,
-    sampler,
+    sampling,
 )
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig
@@ -165,7 +165,7 @@ def from_own(
     learner = pair_learner.make(policy, config, loss, own=True, **parts)
     group = config.group_size
 
-    sample = sampler(policy, config)
+    sample = sampling(policy, config)
 
     def which_pairs(reward: Array) -> tuple[Array, Array]:
         """Numbers of the first and of the second answers [pairs], by rewards [P * G]."""
