@@ -120,11 +120,13 @@ def from_data(
     learner = pair_learner.make(policy, config, loss, **parts)
 
     def pairs_of(state: AgentState, frozen: Any, data: Any) -> Pairs:
-        updates = state.learner.updates
-        if source is not from_array and config.num_pairs is None:  # without end
+        updates, number = state.learner.updates, config.num_pairs
+        if source is from_array:
+            there = descent.num_samples(data)
+            number = min(number or there, there)
+        if number is None:  # without end
             which = updates * config.num_prompts + jnp.arange(config.num_prompts)
         else:
-            number = config.num_pairs or descent.num_samples(data)
             which = prompts_of_update(state.prompt_key, updates, config.num_prompts, number)
         return source(state, frozen, data, which)
 
