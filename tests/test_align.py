@@ -220,7 +220,7 @@ def test_a_run_that_breaks_says_where(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--method", "grp"], "--method grp: unknown method; did you mean grpo, dr_grpo, rgpo?"),
+        (["--method", "grp"], "--method grp: unknown method; did you mean grpo, rpo, dr_grpo?"),
         (["--method", "dr-grp"], "--method dr-grp: unknown method; did you mean dr_grpo"),
         (["--world", "bandits"], "--world bandits: expected one of bandit, tree, tiny, smollm2"),
         (["--mix", "0.3", "--dual", "min"], "--mix 0.3: goes with dual geometric, not min"),
