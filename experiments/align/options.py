@@ -68,10 +68,11 @@ class Options(RunOptions, _What):  # the fields of the last come first
     held_out: UnitInterval = 0.2
     """Share of the prompts that is held out: the last ones. Of pairs, those of a share of the
     prompts; where there is a file for tests, that is it."""
-    reward: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = "vader"
-    """Reward of answers: vader or textblob, sentiments from -1 to 1; or a function of your own
-    (prompts, answers) -> scores, on lists of texts."""
-    gold: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION")] = None
+    reward: Annotated[str, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION|DIR")] = "vader"
+    """Reward of answers: vader or textblob, sentiments from -1 to 1; a function of your own
+    (prompts, answers) -> scores, on lists of texts; or a reward that experiments.align.reward has
+    learnt from pairs."""
+    gold: Annotated[str | None, tyro.conf.arg(metavar="NAME|MODULE:FUNCTION|DIR")] = None
     """Another reward, measured and never trained on, to tell over-optimisation; None: none."""
     preference: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
     """A judge of pairs of your own, (prompts, first answers, second answers) -> probabilities that

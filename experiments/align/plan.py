@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import language as methods
+from envs.language.rewards import BUILT_IN
 from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, Options
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
@@ -235,11 +236,12 @@ def _defaults(config_class: Any, world: str, part: str) -> Common:
 
 def _with_whole_paths(options: Options) -> Options:
     """The options as they hold from another folder, too."""
-    paths = {name: getattr(options, name) for name in ("model", "prompts", "pairs")}
+    names = ("model", "prompts", "pairs", "reward", "gold")
+    paths = {name: getattr(options, name) for name in names}
     found: dict[str, Any] = {
         name: str(Path(path).expanduser().resolve())
         for name, path in paths.items()
-        if path is not None and Path(path).expanduser().exists()
+        if path is not None and path not in BUILT_IN and Path(path).expanduser().exists()
     }
     return dataclasses.replace(options, **found)
 

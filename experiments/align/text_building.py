@@ -190,12 +190,20 @@ def load_world(
 
 
 def _reward(name: str, flag: str) -> rewards.TextReward:
+    if name not in rewards.BUILT_IN and Path(name).expanduser().is_dir():
+        from envs.language import learnt_reward
+
+        try:
+            return learnt_reward.load(name)
+        except (ImportError, OSError, ValueError) as error:
+            raise BadInput(f"{flag} {name}: {error}") from None
     if ":" in name:
         found: rewards.TextReward = own.function(name, flag)
         return found
     if name not in rewards.BUILT_IN:
         raise BadInput(
-            f"{flag} {name}: expected {', '.join(rewards.BUILT_IN)}, or MODULE:FUNCTION of your own"
+            f"{flag} {name}: expected {', '.join(rewards.BUILT_IN)}, MODULE:FUNCTION of your own, "
+            "or the folder of a reward that was learnt"
         )
     try:
         return rewards.BUILT_IN[name]()
