@@ -1,6 +1,5 @@
 """Learns a reward from pairs of answers: `python -m experiments.align.reward --help`."""
 
-import contextlib
 import dataclasses
 import math
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from experiments.align import pair_data
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput, CacheChoice
@@ -176,7 +176,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     options = flags.read(Options, Options(pairs=tyro.MISSING, out=tyro.MISSING), args, PROG)
     folder = _choose_folder(options)
-    train, held_out = _read_pairs(options)
+    train, held_out = pair_data.read(options.pairs, options.held_out)
     from envs.language import learnt_reward
     from experiments.record.files import without_nan
     from experiments.record.provenance import provenance
@@ -227,22 +227,6 @@ def _choose_folder(options: Options) -> Path:
                 f"--out {options.out}: holds something that is no reward; choose another"
             )
     return folder
-
-
-def _read_pairs(options: Options) -> tuple["PairData", "PairData"]:
-    """The pairs to learn from, and those that are held out."""
-    from envs.language import preferences
-
-    source = options.pairs
-    try:
-        train = preferences.read(source, "train")
-        if preferences.find(source).is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                return train, preferences.read(source, "test")
-        return preferences.split_off(train, options.held_out, seed=0)
-    except (OSError, ValueError) as error:
-        reason = str(error).removeprefix(f"{source}: ")
-        raise BadInput(f"--pairs {source}: {reason}") from None
 
 
 def _percent(estimate: "Estimate") -> str:

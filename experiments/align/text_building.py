@@ -1,18 +1,17 @@
 """Builds what trains a real model: weights, tokeniser, prompts, rewards, programs and the page."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from envs.language import preferences, prompts, rewards, text
-from envs.language.preferences import PairData
+from envs.language import prompts, rewards, text
 from envs.language.text import TextWorld
-from experiments.align import building
+from experiments.align import building, pair_data
 from experiments.align.options import Options
+from experiments.align.pair_data import Parts
 from experiments.align.plan import Plan
 from experiments.cli.flags import BadInput
 from experiments.plan import own
@@ -96,34 +95,9 @@ def _mesh_of(options: Options) -> "Mesh | None":
     return Mesh(np.array(found[:number]).reshape(options.fsdp, options.tp), ("fsdp", "tp"))
 
 
-class Pairs(NamedTuple):
-    """Preference data in two parts."""
-
-    train: PairData
-    held_out: PairData
-
-
-def read_pairs(options: Options) -> Pairs:
-    """The pairs that the options name, and those that are held out.
-
-    Raises:
-      BadInput: they cannot be read.
-    """
-    source = str(options.pairs)
-    try:
-        train = preferences.read(source, "train")
-        if preferences.find(source).is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                return Pairs(train, preferences.read(source, "test"))
-        return Pairs(*preferences.split_off(train, options.held_out, seed=0))
-    except (OSError, ValueError) as error:
-        reason = str(error).removeprefix(f"{source}: ")
-        raise BadInput(f"--pairs {source}: {reason}") from None
-
-
 def load_world(
     options: Options,
-    texts: Sequence[str] | Pairs,
+    texts: Sequence[str] | Parts,
     mesh: "Mesh | None" = None,
 ) -> TextWorld:
     """The model that the options name, with prompts or pairs, on a mesh or on one device.
@@ -159,7 +133,7 @@ def load_world(
         with jax.default_device(None if mesh is None else jax.devices("cpu")[0]):
             # What is not trained is kept in the precision of the arithmetic.
             model = weights.load(path, dtype)
-        if isinstance(texts, Pairs):
+        if isinstance(texts, Parts):
             return text.of_pairs(
                 options.world,
                 model,
@@ -279,7 +253,11 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
         judge.compare(["Say hello."] * 2, ["Hello!", "Hi!"], 2)
     except RewardFailed as error:
         raise BadInput(str(error)) from None
-    texts: Any = read_prompts(options) if options.pairs is None else read_pairs(options)
+    texts: Any = (
+        read_prompts(options)
+        if options.pairs is None
+        else pair_data.read(options.pairs, options.held_out)
+    )
     world = load_world(options, texts, _mesh_of(options))
     agent = building.make_agent(plan, world.world)
     frozen, init = world.world.frozen, world.world.policy.init
