@@ -260,14 +260,14 @@ def test_made_pairs_are_read_again_and_follow_the_reward(place, tmp_path, capsys
     made = tmp_path / "made.jsonl"
     args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt", "--max-tokens", "6"]
     (place / "prompts.txt").write_text("the cat\na hat\nthe user\n")
-    args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "20"]
+    args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "6"]
     (place / "my_judges.py").write_text(
         PREFERENCE + "\n\ndef letters(prompts, answers):\n    return [len(a) for a in answers]\n"
     )
     assert make_pairs.main([*args, "--out", str(made)]) == 0
-    assert f"20 pairs -> {made}" in capsys.readouterr().out
+    assert f"6 pairs -> {made}" in capsys.readouterr().out
     data = preferences.read(made)
-    assert len(data.pairs) == 20
+    assert len(data.pairs) == 6
     assert all(len(pair.chosen) > len(pair.rejected) for pair in data.pairs)
     again = tmp_path / "again.jsonl"
     assert make_pairs.main([*args, "--out", str(again)]) == 0
@@ -275,6 +275,14 @@ def test_made_pairs_are_read_again_and_follow_the_reward(place, tmp_path, capsys
     capsys.readouterr()
     assert_refused(make_pairs.main, [*args, "--out", str(made)], "exists already", capsys)
     assert_refused(make_pairs.main, [*args, "--out", "x.txt"], "expected a file *.jsonl", capsys)
+
+
+def test_answers_that_are_all_the_same_end_it(tmp_path, monkeypatch, capsys):
+    made = make_pairs.Made("p", "a", "a", 1.0, 1.0, True)
+    monkeypatch.setattr(make_pairs, "sample", lambda options: iter([[made] * 8] * 20))
+    assert make_pairs.main(["--out", str(tmp_path / "made.jsonl")]) == 3
+    assert "of 104 pairs 104 were left out" in capsys.readouterr().err
+    assert not (tmp_path / "made.jsonl").exists()
 
 
 def test_a_stop_keeps_the_pairs_that_were_made(place, tmp_path, monkeypatch):

@@ -116,6 +116,32 @@ def test_what_takes_too_long_after_a_signal_is_given_up(capfd):
     assert "it is given up" in capfd.readouterr().err
 
 
+def test_a_signal_that_came_just_before_is_waited_for_no_longer():
+    began = time.monotonic()
+    with Interrupts() as interrupts, interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(GivenUp), interrupts.bounded(0.2):
+            time.sleep(5)
+    assert time.monotonic() - began < 4
+
+
+def test_what_was_given_up_in_a_callback_of_the_garbage_collector_is_given_up_all_the_same():
+    def collected(phase, info):
+        gc.callbacks.remove(collected)
+        time.sleep(0.5)  # the wait ends in here, and Python drops what is raised
+
+    with (
+        Interrupts() as interrupts,
+        interrupts.deferred(),
+        pytest.raises(GivenUp),
+        interrupts.bounded(0.1),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(5)
+
+
 def test_what_ends_in_time_after_a_signal_is_not_given_up():
     with Interrupts() as interrupts, interrupts.deferred():
         with interrupts.bounded(0.3):

@@ -8,6 +8,7 @@ from language_probes import plain_descent, quick_jit
 
 from agents import language as methods
 from envs.language import bandit, tree
+from rgpo_jax.config import ConfigError
 from rgpo_jax.language import contrasts, pair_agent, pair_learner, pair_targets
 from rgpo_jax.language.pair_config import DataConfig
 from rgpo_jax.language.samples import Batch
@@ -119,6 +120,29 @@ def test_an_update_without_any_pair_that_counts_changes_nothing():
     assert metrics["tied_pairs"] == 1.0
     assert metrics.weights["margin"] == 0
     np.testing.assert_array_equal(after.learner.params["actor"], state.learner.params["actor"])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("kto", {"num_prompts": 8, "microbatch_size": 4}, "of which the KL is estimated"),
+        ("kto", {"num_prompts": 1}, "at least 2 pairs"),
+        ("rebel", {"group_size": 3}, "an even number with pairing neighbours"),
+        ("dpo", {"num_pairs": 1}, "at least 2, or None"),
+        ("zpg", {"feedback": "sign", "trim": 0.1}, "goes with feedback each or pooled"),
+        ("zpg", {"num_prompts": 6, "num_directions": 4}, "a divisor of num_prompts = 6"),
+    ],
+)
+def test_settings_that_go_together_badly_are_refused(method, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        methods.load(method).Config(**settings)
+
+
+def test_rpo_with_a_beta_that_newton_s_method_cannot_take_has_no_target():
+    world = bandit.make()
+    config = methods.load("rpo").Config(kl_coefficient=0.001)
+    reward = np.asarray(world.enumeration.reward)
+    assert pair_targets.settled("rpo", config, reference_of(world), reward) is None
 
 
 @pytest.mark.parametrize("method", ["dpo", "rebel"])

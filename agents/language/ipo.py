@@ -14,5 +14,5 @@ class _Loss:
 
 
 Config = config(__name__, _Loss, DataConfig)
-loss = loss_of("ipo", _Loss)
+loss = loss_of("ipo", ("by_length",))
 make = maker_from_data(Config, loss)

@@ -5,7 +5,7 @@ A method is a file with these two calls. What it says of itself is its docstring
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rgpo_jax
@@ -68,12 +68,12 @@ def maker(config_class: Any, default_gate: "Callable[[Any], Tunable]") -> "Calla
     return make
 
 
-def loss_of(name: str, settings: type | None = None) -> "Callable[[Any], Tunable]":
+def loss_of(name: str, settings: Sequence[str] = ()) -> "Callable[[Any], Tunable]":
     """Returns Config -> the loss of pairs of this name (`rgpo_jax.language.contrasts`).
 
     Args:
       name: of the loss.
-      settings: dataclass of its numbers and switches, which the Config has as well.
+      settings: of the Config, its numbers and switches.
     """
 
     def loss(config: Any) -> "Tunable":
@@ -81,16 +81,12 @@ def loss_of(name: str, settings: type | None = None) -> "Callable[[Any], Tunable
         from rgpo_jax.language import contrasts
         from rgpo_jax.tunable import Tunable
 
-        found = {} if settings is None else {f.name: getattr(config, f.name) for f in _of(settings)}
+        found = {setting: getattr(config, setting) for setting in settings}
         switches = tuple((k, x) for k, x in found.items() if isinstance(x, bool))
         numbers = {k: x for k, x in found.items() if not isinstance(x, bool)}
         return Tunable(getattr(contrasts, name), numbers, switches)
 
     return loss
-
-
-def _of(settings: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(settings)
 
 
 def maker_from_data(

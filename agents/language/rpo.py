@@ -19,5 +19,5 @@ class _Loss:
 
 
 Config = config(__name__, _Loss, DataConfig, kl_coefficient=0.01)
-loss = loss_of("rpo", _Loss)
+loss = loss_of("rpo", ("eta",))
 make = maker_from_data(Config, loss)

@@ -168,12 +168,14 @@ def of_pairs(
     own, other = parts
     model, world = _world(name, model, own.pairs.prompts, max_tokens, training, mesh)
     prompts, rest = ([as_text(pair.prompt) for pair in part.texts] for part in parts)
+    # Several pairs may have one prompt.
+    asked = np.array(sorted(rest.index(text) for text in set(rest))[:eval_prompts])
     return TextWorld(
         world,
         tokenizer,
         tuple(prompts),
-        tuple(rest[:eval_prompts]),
-        first(other.pairs.prompts, eval_prompts),
+        tuple(rest[i] for i in asked),
+        jax.tree.map(lambda x: x[asked], other.pairs.prompts),
         model,
         training,
         mesh,

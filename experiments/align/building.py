@@ -94,7 +94,9 @@ def describe_target(plan: Plan, target: "np.ndarray | None") -> str:
         if target is None:
             return "no target is known for these settings; reward and KL are exact all the same"
         of_own = "the maximum of E[R] - beta KL(pi || ref), pi = ref exp(R / beta) / Z"
-        return f"target: {_SETTLES.get(plan.method, of_own)}"
+        number = getattr(config, "num_pairs", None)
+        here = "" if number is None else f"; with pairs without end, of which there are {number:,}"
+        return f"target: {_SETTLES.get(plan.method, of_own)}{here}"
     if plan.is_zeroth:
         return "no interior target: without a KL term the policy goes to the best answers"
     if target is not None and config.kl == "reward":

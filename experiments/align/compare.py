@@ -94,8 +94,8 @@ class Options(Checked):
     """bandit: an answer is one of five arms. tree: three of four tokens. tiny: a transformer with
     random weights. Reward, KL and the frontier are exact in each."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Rows, such as rloo or rgpo-min, or methods, of which grpo and rgpo are several rows; none:
-    all that there are."""
+    """Rows, such as rloo, dpo or rgpo-min, or methods, of which grpo and rgpo are several rows;
+    none: all that have a gate."""
     seed: CountOrZero = 0
     """First seed."""
     num_seeds: Count = 5
@@ -116,7 +116,11 @@ class Options(Checked):
     def rows(self) -> list[str]:
         """Those that were asked for, in the order in which all are told."""
         asked = {row for name in self.methods for row in _rows_of(name)}
-        return [row for row in ROWS if row in asked or not self.methods]
+        return [row for row in ROWS if row in asked or (not self.methods and _is_gated(row))]
+
+
+def _is_gated(row: str) -> bool:
+    return ROWS[row][1] in methods.GATED
 
 
 def _rows_of(name: str) -> list[str]:
@@ -578,7 +582,7 @@ def draw(results: Sequence[Result], frontier: Frontier, world: str) -> bytes:
 
 _LINEAR = 1e-3  # of reward: smaller ones are drawn on a linear scale, down to 0
 _TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30)
-_MARKERS = "osD"
+_MARKERS = "osD^"
 _NEAR = 0.03  # of the panel: ends so near to each other share a label
 
 

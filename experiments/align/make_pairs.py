@@ -11,7 +11,7 @@ import tyro
 
 from experiments.align.options import Options as RunOptions
 from experiments.cli import flags
-from experiments.cli.exits import EXIT_NOT_KEPT
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
@@ -21,6 +21,7 @@ from rgpo_jax.ranges import Count, CountOrZero, Positive
 
 PROG = "python -m experiments.align.make_pairs"
 _BATCH = 8  # pairs that are sampled at a time
+_MOST_LEFT_OUT = 100  # for each that is kept
 _ENDING = ".jsonl"
 
 
@@ -45,9 +46,9 @@ class Options(Checked):
     steepness: Positive = 4.0
     """Of labels that are sampled."""
     num_pairs: Count = 256
-    """Pairs to make; those of two equal answers are left out."""
-    max_tokens: Count = 32
-    """Tokens of the longest answer."""
+    """Pairs to make."""
+    max_tokens: Count = 64
+    """Tokens of the longest answer; pairs with one that has not ended by then are left out."""
     temperature: Positive = 1.0
     """Of sampling."""
     seed: CountOrZero = 0
@@ -63,6 +64,8 @@ class Options(Checked):
             raise ConfigError("out", f"{self.out}: expected a file *{_ENDING}")
         if self.world == "model" and self.model is None:
             raise ConfigError("world", "model: needs one too: --model PATH|NAME")
+        if self.labels == "reward" and self.steepness != type(self).steepness:
+            raise ConfigError("steepness", f"{self.steepness}: goes with labels sampled")
         if self.world != "model" and self.model is not None:
             raise ConfigError("model", f"{self.model}: goes with --world model")
 
@@ -74,6 +77,7 @@ class Made(NamedTuple):
       prompt, first, second: texts.
       first_reward, second_reward: their scores.
       first_wins: whether the first is the chosen one.
+      ended: whether both answers did, and none was cut.
     """
 
     prompt: str
@@ -82,11 +86,13 @@ class Made(NamedTuple):
     first_reward: float
     second_reward: float
     first_wins: bool
+    ended: bool = True
 
     def is_odd(self) -> bool:
-        """Whether it is no pair: equal answers, an empty one, or one with what no text has."""
+        """Whether it is no pair: equal answers, or one that is cut, empty or no text."""
         both = (self.first, self.second)
-        return self.first == self.second or any(not text or "\0" in text for text in both)
+        equal = self.first == self.second
+        return equal or not self.ended or any(not text or "\0" in text for text in both)
 
     def row(self) -> dict[str, Any]:
         """As a line of the file has it."""
@@ -135,25 +141,34 @@ def _make(options: Options, interrupts: Interrupts) -> int:
         console.print(f"{len(rows):,} pairs -> {path}", markup=False)
         return 0
 
-    started, equal = time.perf_counter(), 0
+    started, left_out = time.perf_counter(), 0
     try:
         for batch in sample(options):
             interrupts.check()
             for made in batch:
                 tied = options.labels == "reward" and made.first_reward == made.second_reward
                 if made.is_odd() or tied:
-                    equal += 1
+                    left_out += 1
                 elif len(rows) < options.num_pairs:
                     rows.append(to_json(made.row()))
             rate = len(rows) / (time.perf_counter() - started)
             left = (options.num_pairs - len(rows)) / rate if rate else float("inf")
             console.print(
-                f"{len(rows):,} of {options.num_pairs:,} pairs, {equal:,} left out (equal, tied, "
-                f"empty or no text); {rate:.1f} a second, {left:.0f} s left",
+                f"{len(rows):,} of {options.num_pairs:,} pairs, {left_out:,} left out (cut, "
+                f"equal, tied, empty or no text); {rate:.1f} a second, {left:.0f} s left",
                 markup=False,
             )
             if len(rows) >= options.num_pairs:
                 break
+            if left_out >= _MOST_LEFT_OUT * (1 + len(rows)):
+                print(
+                    f"error: of {left_out + len(rows):,} pairs {left_out:,} were left out: the "
+                    "answers are cut or equal, or the reward is the same for all",
+                    file=sys.stderr,
+                )
+                if rows:
+                    write()
+                return EXIT_BROKEN
     except Interrupted:
         if rows:
             write()
@@ -198,7 +213,8 @@ def sample(options: Options) -> Iterator[list[Made]]:
         position += _BATCH
         twice = np.repeat(which, 2)
         prompts = type(world.world.prompts)(jnp.asarray(asked[twice]), jnp.asarray(masks[twice]))
-        answers = world.read(draw(params, frozen, prompts, step_key, options.temperature))
+        drawn = draw(params, frozen, prompts, step_key, options.temperature)
+        answers, ended = world.read(drawn), np.asarray(drawn.ended)
         rewards = score([texts[i] for i in twice], answers)
         made = []
         for i, prompt in enumerate(which):
@@ -207,7 +223,8 @@ def sample(options: Options) -> Iterator[list[Made]]:
             draw_below = rng.uniform() < 1.0 / (1.0 + np.exp(-gap))
             wins = bool(draw_below if options.labels == "sampled" else first > second)
             one, other = answers[2 * i : 2 * i + 2]
-            made.append(Made(texts[prompt], one, other, first, second, wins))
+            both = bool(ended[2 * i : 2 * i + 2].all())
+            made.append(Made(texts[prompt], one, other, first, second, wins, both))
         yield made
 
 

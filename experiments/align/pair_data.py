@@ -1,6 +1,5 @@
 """Preference data that a flag names, in two parts."""
 
-import contextlib
 from typing import NamedTuple
 
 from envs.language import preferences
@@ -24,8 +23,11 @@ def read(source: str, held_out: float) -> Parts:
     try:
         train = preferences.read(source, "train")
         if preferences.find(source).is_dir():
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 return Parts(train, preferences.read(source, "test"))
+            except FileNotFoundError as error:
+                if error.errno is not None:  # there is one, which cannot be opened
+                    raise
         return Parts(*preferences.split_off(train, held_out, seed=0))
     except (OSError, ValueError) as error:
         reason = str(error).removeprefix(f"{source}: ")

@@ -215,8 +215,23 @@ def _own_settings(config_class: Any) -> dict[str, Any]:
     }
 
 
-def _defaults(config_class: Any, world: str, part: str) -> Common:
-    """A method's defaults in a world: its own where they differ from the common ones."""
+def _made_of(config_class: Any) -> set[str]:
+    """The settings that make a method what it is: those that it alone has, and its defaults."""
+    shared = next(base for base in _SHARED if issubclass(config_class, base))
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    alone = fields - {field.name for field in dataclasses.fields(shared)}
+    return alone | set(_own_settings(config_class))
+
+
+def _defaults(config_class: Any, world: str, part: str, judged: bool = False) -> Common:
+    """A method's defaults in a world: its own where they differ from the common ones.
+
+    Args:
+      config_class: of the method.
+      world: its name.
+      part: what is trained.
+      judged: whether a judge of pairs says with which probability an answer is preferred.
+    """
     own: Common = config_class()
     wanted = dict(DEFAULTS[world])
     if world in _RATES:
@@ -224,9 +239,11 @@ def _defaults(config_class: Any, world: str, part: str) -> Common:
     stays = set(_own_settings(config_class))
     if isinstance(own, ZerothConfig):
         wanted |= _ZEROTH
-    if isinstance(own, OwnPairsConfig) and world in TEXT_WORLDS:
+    if isinstance(own, OwnPairsConfig) and world in TEXT_WORLDS and not judged:
         wanted["labels"] = "reward"  # differences of such rewards are no logits
-    if config_class is methods.load("on_policy_dpo").Config and world in EXACT_WORLDS:
+    if config_class is methods.load("kto").Config:
+        wanted.pop("microbatch_size", None)  # it would estimate the KL
+    if config_class is methods.load("on_policy_dpo").Config and world in ("bandit", "tree"):
         wanted, stays = wanted | _ROUNDS, stays - _ROUNDS.keys()
     if isinstance(own, PairConfig) and world in EXACT_WORLDS:
         stays.discard("kl_coefficient")  # it goes with the size of rewards
@@ -274,7 +291,7 @@ def read_plan(
         "-", "_"
     ):
         # What makes a method what it is does not come from another's run.
-        made_of = {name for m in methods.NAMES for name in _own_settings(_config_class(m))}
+        made_of = {name for m in methods.NAMES for name in _made_of(_config_class(m))}
         from_file = {name: x for name, x in from_file.items() if name not in made_of}
     if world not in WORLDS:
         raise BadInput(f"--world {world}: expected one of {', '.join(WORLDS)}")
@@ -282,7 +299,7 @@ def read_plan(
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     file_args = flags.as_arguments(from_file, source, known, settings_of_methods())
     what = "Align a language model, or a small one whose every answer is known."
-    default = _defaults(config_class, world, part)
+    default = _defaults(config_class, world, part, chosen("preference", None) is not None)
     options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
     if isinstance(config, Minibatched):
         minibatch_size = config.num_samples // config.num_minibatches

@@ -85,7 +85,10 @@ def read(folder: Path) -> Shown:
         [int(line["updates"]) for line in evaluations]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise BadInput(f"--runs {folder}: no run of experiments.align: {error!r}") from None
-    answers = answer_log.read(folder)
+    try:
+        answers = answer_log.read(folder)
+    except OSError as error:
+        raise BadInput(f"--runs {folder}: {error.strerror or error}") from None
     if not answers or not evaluations:
         raise BadInput(f"--runs {folder}: no answers; expected a run of a real model")
     return Shown(name, evaluations, answers)

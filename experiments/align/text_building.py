@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents import language as methods
 from envs.language import prompts, rewards, text
 from envs.language.text import TextWorld
 from experiments.align import building, pair_data
@@ -113,7 +114,9 @@ def load_world(
     on_cpu = jax.default_backend() == "cpu"
     dtype: Any = options.dtype
     if dtype == "auto":
-        dtype = "float32" if on_cpu else "bfloat16"
+        # In bfloat16 a small step along a direction is rounded away.
+        is_zeroth = options.method.replace("-", "_") in methods.FROM_WINS
+        dtype = "float32" if on_cpu or is_zeroth else "bfloat16"
     training = Training(
         options.train,
         options.num_last_layers,
@@ -193,7 +196,7 @@ def _data_of(world: TextWorld) -> dict[str, Any]:
     if world.pairs is None:
         return {}
     digest = hashlib.sha256()
-    for array in jax.tree.leaves(world.pairs):
+    for array in jax.tree.leaves((world.pairs, world.held_out_pairs)):
         digest.update(np.asarray(array).tobytes())
     facts = {"pairs": len(world.prompts), "sha256": digest.hexdigest(), "notes": list(world.notes)}
     return {"data": facts}

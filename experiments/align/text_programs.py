@@ -190,6 +190,8 @@ class TextPrograms(Programs):
             scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
             batch = replicated(Batch(asked, answers, scores))
             names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
+            # Else the rewards that stand for a judge's preferences, whose mean is always 0.
+            names += ["sampled_reward"] * (judge.preference is not None)
             host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
         else:
             batch = replicated(self._data)
@@ -295,8 +297,10 @@ class TextPrograms(Programs):
             read = self._text.read(answers)
             scores, gold = self._judge.score(texts, read)
             compared = self._judge.compare(texts, read, self._agent.config.group_size)
-            scores = scores if compared is None else compared
             host = {"tokens_per_second": np.float32(rate)}
+            if compared is not None:
+                host["sampled_reward"] = np.float32(scores.mean())
+                scores = compared
             if gold is not None:
                 host["gold_reward"] = np.float32(gold.mean())
             batch = Batch(asked, answers, jnp.asarray(scores))

@@ -99,7 +99,7 @@ class Interrupts:
     def _raise_again(self, dropped: "sys.UnraisableHookArgs") -> None:
         """Python says what it drops. What a hook raises is dropped as well, so a timer does."""
         if isinstance(dropped.exc_value, Interrupted):
-            self._send(_MOMENT, self._raised)
+            self._send(_MOMENT, self._raised, isinstance(dropped.exc_value, GivenUp))
         else:
             self._unraisable(dropped)
 
@@ -149,9 +149,11 @@ class Interrupts:
         """Inside what is deferred, where giving up loses nothing that was kept.
 
         Raises:
-          GivenUp: so many seconds after the first signal.
+          GivenUp: so many seconds after the first signal, or from here on if that has come already.
         """
         self._patience = seconds
+        if self._pending:  # since a moment ago
+            self._send(seconds, self._pending, overdue=True)
         try:
             yield
             if self._raised:  # something swallowed it

@@ -212,12 +212,16 @@ class Training:
                 if asked:
                     self._write_summaries(interrupted=True)
                     raise Interrupted(asked)
-                before = self._copied_parts() if takes_long else None
+                before = None  # not two copies at a time
+                if takes_long and jax.process_count() == 1:
+                    before = self._copied_parts()
             if not self._all_broken:
                 self._save()
-            cause = self._programs.find_cause() if position.broken else None
-            if cause:
-                self._say(f"error: {cause}")
+            if position.broken:
+                with contextlib.suppress(Interrupted), self._evaluating():
+                    cause = self._programs.find_cause()
+                    if cause:
+                        self._say(f"error: {cause}")
             self._write_summaries()
         if position.broken:
             what = self._headline.broken

@@ -61,7 +61,13 @@ class Agent(NamedTuple):
     config: Any
 
 
-def prompts_of_update(key: Array, updates: Array, num_prompts: int, num_all: int) -> Array:
+def prompts_of_update(
+    key: Array,
+    updates: Array,
+    num_prompts: int,
+    num_all: int,
+    permutation: Callable[[Array, int], Array] = jax.random.permutation,
+) -> Array:
     """Which prompts an update has: all come in turn, shuffled anew each time round.
 
     Args:
@@ -69,6 +75,7 @@ def prompts_of_update(key: Array, updates: Array, num_prompts: int, num_all: int
       updates: number of updates before, int32 []; the position in the data follows from it.
       num_prompts: P, of an update.
       num_all: of all prompts there are.
+      permutation: (key, n) -> the numbers below n in some order.
 
     Returns:
       Indices [P], int32.
@@ -76,9 +83,9 @@ def prompts_of_update(key: Array, updates: Array, num_prompts: int, num_all: int
     position = updates * num_prompts + jnp.arange(num_prompts)
     first = position[0] // num_all
     rounds = -(-num_prompts // num_all) + 1  # that an update can touch
-    orders = jax.vmap(
-        lambda i: jax.random.permutation(jax.random.fold_in(key, first + i), num_all)
-    )(jnp.arange(rounds))
+    orders = jax.vmap(lambda i: permutation(jax.random.fold_in(key, first + i), num_all))(
+        jnp.arange(rounds)
+    )
     return orders[position // num_all - first, position % num_all]
 
 

@@ -28,7 +28,7 @@ class Common(Checked):
     num_prompts: Count = 8
     """Prompts of an update: all that there are come in turn, shuffled anew each time round."""
     learning_rate: Positive = 1e-6
-    """Step size of Adam."""
+    """Step size of the optimiser: Adam, but for plain steps where the gradient is of who wins."""
     anneal_learning_rate: bool = True
     """Let the learning rate fall linearly to 0 over num_updates."""
     max_grad_norm: Positive = 1.0

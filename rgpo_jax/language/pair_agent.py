@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax import descent
+from rgpo_jax import descent, shuffle
 from rgpo_jax.language import kl, pair_learner, samples
 from rgpo_jax.language.agent import (
     Agent,
@@ -127,7 +127,9 @@ def from_data(
         if number is None:  # without end
             which = updates * config.num_prompts + jnp.arange(config.num_prompts)
         else:
-            which = prompts_of_update(state.prompt_key, updates, config.num_prompts, number)
+            # Of many pairs, a sort at every update would take most of its time.
+            order = shuffle.permutation
+            which = prompts_of_update(state.prompt_key, updates, config.num_prompts, number, order)
         return source(state, frozen, data, which)
 
     def update(state: AgentState, frozen: Any, data: Any) -> tuple[AgentState, Metrics]:
@@ -181,9 +183,9 @@ def from_own(
         return start + jnp.argmax(by_prompt, axis=-1), start + worst
 
     def update(state: AgentState, frozen: Any, batch: Batch) -> tuple[AgentState, Metrics]:
-        answers, numbers = batch.answers, state.learner.hyperparameters
+        numbers = state.learner.hyperparameters
+        answers, log_ratio_ref, of_sampler = _read(policy, config, state, frozen, batch)
         shaped = samples.shape_reward(batch.reward, answers, numbers.missing_end)
-        log_ratio_ref = log_ratio_to_reference(policy, config, state, frozen, batch)
         totals = jnp.sum(log_ratio_ref, axis=-1)
         if kl_in_reward:
             shaped = shaped - state.learner.kl_coefficient * totals
@@ -202,6 +204,7 @@ def from_own(
             wins = gap >= 0
             pairs = ordered(asked, first, second, gap, wins, ~equal)
         learnt, metrics = learner.update(state.learner, frozen, pairs)
+        metrics |= of_sampler
         length = jnp.sum(answers.mask, axis=-1)
         k3 = jnp.sum(jnp.where(answers.mask, kl.k3(log_ratio_ref), 0.0), axis=-1)
         metrics |= means(
@@ -226,15 +229,30 @@ def from_own(
     return Agent(initializer(learner, config), sample, update, step, learner, policy, config)
 
 
-def log_ratio_to_reference(
+def _read(
     policy: Policy, config: Any, state: AgentState, frozen: Any, batch: Batch
-) -> Array:
-    """log pi / pi_ref of each token that was sampled [n, T]; 0 where masked."""
+) -> tuple[Answers, Array, Metrics]:
+    """What policy and reference say of answers that were sampled, before any gradient step.
+
+    Returns:
+      The answers, their log-probabilities computed anew where the policy asks for it; log pi /
+      pi_ref of each token [n, T], 0 where masked; and by how much the sampler's differ.
+    """
     answers, temperature = batch.answers, state.learner.hyperparameters.temperature
 
-    def of_part(part: tuple) -> Array:
-        return policy.reference(frozen, policy.encode(frozen, *part), part[1], temperature)
+    def of_part(part: tuple) -> tuple[Array, Array]:
+        encoded = policy.encode(frozen, part[0], part[1])
+        reference = policy.reference(frozen, encoded, part[1], temperature)
+        if not policy.recomputes:
+            return part[1].log_prob, reference
+        params = state.learner.params
+        return policy.predict(params, frozen, encoded, part[1], temperature).log_prob, reference
 
     size = None if config.microbatch_size is None else 2 * config.microbatch_size
-    reference = samples.in_parts(of_part, (batch.prompts, answers), size)
-    return jnp.where(answers.mask, answers.log_prob - reference, 0.0)
+    log_prob, reference = samples.in_parts(of_part, (batch.prompts, answers), size)
+    mask = answers.mask
+    metrics = means({})
+    if policy.recomputes:
+        metrics = samples.sampler_metrics(log_prob, answers)
+        answers = answers._replace(log_prob=jnp.where(mask, log_prob, 0.0))
+    return answers, jnp.where(mask, answers.log_prob - reference, 0.0), metrics

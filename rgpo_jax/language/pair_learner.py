@@ -176,14 +176,8 @@ def make(
         def judge(part: tuple) -> Array:
             return policy.reference(frozen, part[0], part[1], temperature)
 
-        def read(part: tuple) -> Array:
-            return policy.predict(state.params, frozen, part[0], part[1], temperature).log_prob
-
         encoded = samples.in_parts(encode, (asked, flat), size)
         reference = samples.in_parts(judge, (encoded, flat), size)
-        if own and policy.recomputes:
-            before = samples.in_parts(read, (encoded, flat), size)
-            answers = answers._replace(log_prob=_in_pairs(before))
         return _Sides(_in_pairs(encoded), answers, _in_pairs(_sum(reference, flat.mask)))
 
     def log_probs(params: Any, state: LearnerState, frozen: Any, sides: _Sides) -> Array:

@@ -90,7 +90,7 @@ def settled(
     reference = np.asarray(reference, np.float64)
     reference = reference / reference.sum(axis=-1, keepdims=True)
     reward = np.asarray(reward, np.float64)
-    if method == "kto" or getattr(config, "labels", None) == "reward":
+    if method == "kto" or beta == 0 or getattr(config, "labels", None) == "reward":
         return None
     if getattr(config, "missing_end", None) is not None:  # other rewards than these
         return None
@@ -99,7 +99,12 @@ def settled(
             return None
         return np.stack([ipo_policy(q, r, beta) for q, r in zip(reference, reward, strict=True)])
     if method == "rpo":
-        each = [rpo_policy(q, r, beta, config.eta) for q, r in zip(reference, reward, strict=True)]
+        each = []
+        for q, r in zip(reference, reward, strict=True):
+            try:
+                each.append(rpo_policy(q, r, beta, config.eta))
+            except ArithmeticError:
+                return None
         found = [policy for policy in each if policy is not None]
         return np.stack(found) if len(found) == len(each) else None
     return gibbs(reference, reward, beta)

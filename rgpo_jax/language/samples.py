@@ -80,10 +80,13 @@ def token_rewards(reward: Array, mask: Array, penalty: Array) -> Array:
 
 
 def in_parts(function: Callable[[Any], Any], tree: Any, size: int | None) -> Any:
-    """A function of samples [n, ...], run on so many of them at a time; None: on all."""
+    """A function of samples [n, ...], run on so many of them at a time, or on the most below that
+    divide n; None: on all.
+    """
     n = descent.num_samples(tree)
-    if size is None or size >= n or n % size:
+    if size is None or size >= n:
         return function(tree)
+    size = max(part for part in range(1, size + 1) if n % part == 0)
     parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
     return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), jax.lax.map(function, parts))
 
@@ -104,6 +107,14 @@ def predict(
         (prompts, answers),
         config.microbatch_size,
     )
+
+
+def sampler_metrics(log_prob: Array, answers: Answers) -> Metrics:
+    """By how much the sampler's log-probabilities of tokens differ from those computed anew."""
+    difference = jnp.where(answers.mask, log_prob - answers.log_prob, 0.0)
+    metrics = maxima({"sampler_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(difference)))})
+    size = jnp.mean(jnp.abs(difference), where=answers.mask)
+    return metrics | means({"sampler_log_ratio": size})
 
 
 def prepare(
@@ -132,9 +143,7 @@ def prepare(
     if policy.recomputes or config.baseline == "value":
         before = predict(policy, config, state, frozen, state.params, prompts, answers)
     if policy.recomputes:
-        difference = jnp.where(mask, before.log_prob - answers.log_prob, 0.0)
-        metrics |= maxima({"sampler_ratio_deviation": jnp.max(jnp.abs(jnp.expm1(difference)))})
-        metrics |= means({"sampler_log_ratio": jnp.mean(jnp.abs(difference), where=mask)})
+        metrics |= sampler_metrics(before.log_prob, answers)
         answers = answers._replace(log_prob=jnp.where(mask, before.log_prob, 0.0))
     log_prob_ref = in_parts(
         lambda part: policy.reference(frozen, part[0], part[1], hyperparameters.temperature),

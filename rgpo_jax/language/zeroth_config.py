@@ -39,6 +39,8 @@ class ZerothConfig(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.feedback == "sign" and self.trim != type(self).trim:
+            raise ConfigError("trim", f"{self.trim}: goes with feedback each or pooled")
         if self.num_prompts % self.num_directions:
             raise ConfigError(
                 "num_directions",

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rgpo_jax import descent
+from rgpo_jax import descent, shuffle
 from rgpo_jax.hyperparameters import TracedNumbers
 from rgpo_jax.language.agent import Agent, AgentState, Reward, initializer, prompts_of_update
 from rgpo_jax.language.answers import Answers
@@ -65,7 +65,7 @@ def on_coordinates(num_coordinates: int) -> Direction:
     def direction(key: Array, number: int) -> Array:
         which_key, sign_key = jax.random.split(key)
         size = min(num_coordinates, number)
-        which = jax.random.choice(which_key, number, (size,), replace=False)
+        which = shuffle.permutation(which_key, number)[:size]
         signs = jax.random.rademacher(sign_key, (size,), jnp.float32)
         return jnp.zeros(number).at[which].set(signs / jnp.sqrt(size))
 
