@@ -10,9 +10,9 @@ import pytest
 from language_models import write_tokenizer
 from probes import assert_refused
 
-from envs.language import preferences, rewards
+from envs.language import learnt_reward, preferences, rewards
 from experiments.align import __main__ as align
-from experiments.align import make_pairs, text_building
+from experiments.align import make_pairs, reward, text_building
 from experiments.cli.interrupts import Interrupted
 from experiments.training import compiling, loop
 from rgpo_jax.checkpoint import Checkpoints
@@ -258,16 +258,16 @@ def test_rewards_of_a_judge_are_the_least_squares_fit_of_its_logits():
 
 def test_made_pairs_are_read_again_and_follow_the_reward(place, tmp_path, capsys):
     made = tmp_path / "made.jsonl"
-    args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt", "--max-tokens", "6"]
+    args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt", "--max-tokens", "400"]
     (place / "prompts.txt").write_text("the cat\na hat\nthe user\n")
-    args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "6"]
+    args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "4"]
     (place / "my_judges.py").write_text(
         PREFERENCE + "\n\ndef letters(prompts, answers):\n    return [len(a) for a in answers]\n"
     )
     assert make_pairs.main([*args, "--out", str(made)]) == 0
-    assert f"6 pairs -> {made}" in capsys.readouterr().out
+    assert f"4 pairs -> {made}" in capsys.readouterr().out
     data = preferences.read(made)
-    assert len(data.pairs) == 6
+    assert len(data.pairs) == 4
     assert all(len(pair.chosen) > len(pair.rejected) for pair in data.pairs)
     again = tmp_path / "again.jsonl"
     assert make_pairs.main([*args, "--out", str(again)]) == 0
@@ -296,3 +296,18 @@ def test_a_stop_keeps_the_pairs_that_were_made(place, tmp_path, monkeypatch):
     out = tmp_path / "made.jsonl"
     assert make_pairs.main(["--out", str(out)]) == 143
     assert len(out.read_text().splitlines()) == 3
+
+
+def test_a_reward_that_was_learnt_from_the_pairs_judges_the_answers(tmp_path, capsys):
+    learnt = tmp_path / "learnt"
+    assert reward.main(["--pairs", "pairs.jsonl", "--l2", "0.1", "--out", str(learnt)]) == 0
+    args = [*SMALL, "--method", "rebel", "--num-updates", "1", "--reward", str(learnt)]
+    assert align.main([*args, "--out", str(tmp_path / "run")]) == 0
+    scores = learnt_reward.load(learnt)(["the cat"] * 2, ["a cat", "the hat"])
+    assert scores[0] > scores[1]
+    rows = [json.loads(x) for x in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    again = learnt_reward.load(learnt)([x["prompt"] for x in rows], [x["answer"] for x in rows])
+    np.testing.assert_allclose([x["reward"] for x in rows], again, rtol=1e-5, atol=1e-6)
+    (learnt / "reward.json").write_text("{")
+    capsys.readouterr()
+    assert_refused(align.main, args, f"--reward {learnt}: ", capsys)
