@@ -258,9 +258,10 @@ def test_rewards_of_a_judge_are_the_least_squares_fit_of_its_logits():
 
 def test_made_pairs_are_read_again_and_follow_the_reward(place, tmp_path, capsys):
     made = tmp_path / "made.jsonl"
-    args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt", "--max-tokens", "400"]
+    args = ["--world", "model", "--model", "model", "--prompts", "prompts.txt"]
     (place / "prompts.txt").write_text("the cat\na hat\nthe user\n")
     args += ["--reward", "my_judges:letters", "--labels", "reward", "--num-pairs", "4"]
+    args += ["--max-tokens", "400"]
     (place / "my_judges.py").write_text(
         PREFERENCE + "\n\ndef letters(prompts, answers):\n    return [len(a) for a in answers]\n"
     )
