@@ -9,7 +9,11 @@ from experiments.cli import flags
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Count, CountOrZero, Range
 
-StudyName = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
+Control = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
+Alignment = Literal["coverage", "overoptimisation", "zeroth_order", "group_size", "regression"]
+StudyName = Literal[Control, Alignment]
+CONTROL: tuple[Control, ...] = get_args(Control)  # of the paper's claims; made by default
+ALIGNMENT: tuple[Alignment, ...] = get_args(Alignment)  # of methods, in exact worlds
 STUDIES: tuple[StudyName, ...] = get_args(StudyName)
 
 AtLeastTwo = Annotated[
@@ -29,8 +33,8 @@ class Options(Checked):
     None: a new one in runs/."""
     overwrite: bool = False
     """Replace what an earlier call wrote there."""
-    studies: tuple[StudyName, ...] = STUDIES
-    """Which of them to make."""
+    studies: tuple[StudyName, ...] = CONTROL
+    """Which of them to make; those of alignment, from coverage on, where they are named."""
     seed: CountOrZero = 0
     """Of all random draws."""
     samples: Samples = 10_000_000
@@ -41,6 +45,8 @@ class Options(Checked):
     """Random decision processes of the study of improvement."""
     pairs: AtLeastTwo = 21
     """Pairs of timings of the study of cost."""
+    seeds: AtLeastTwo = 20
+    """Seeds of each row of the studies of alignment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
