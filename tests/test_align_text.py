@@ -460,8 +460,8 @@ def test_ppo_trains_each_part_with_a_critic(part, critic, tmp_path):
         (["--reward", "my_rewards:nobody"], "--reward my_rewards:nobody: AttributeError"),
         (["--reward", "my_rewards:number"], "--reward my_rewards:number: "),
         (["--reward", "nowhere:reward"], "--reward nowhere:reward: no module named 'nowhere'"),
-        (["--reward", "vade"], "--reward vade: expected vader, textblob, or MODULE:FUNCTION"),
-        (["--gold", "vade"], "--gold vade: expected vader, textblob, or MODULE:FUNCTION"),
+        (["--reward", "vade"], "--reward vade: expected vader, textblob, MODULE:FUNCTION"),
+        (["--gold", "vade"], "--gold vade: expected vader, textblob, MODULE:FUNCTION"),
     ],
 )
 def test_what_is_no_reward_is_refused(args, message, tmp_path, capsys):
