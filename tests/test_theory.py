@@ -17,7 +17,7 @@ import pytest
 from experiments.record import files
 from experiments.theory import __main__ as program
 from experiments.theory import catalogue, drawing, improvement, keeping
-from experiments.theory.options import STUDIES, Options
+from experiments.theory.options import CONTROL, STUDIES, Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Study, say
 from tests import browser
 
@@ -224,7 +224,7 @@ def test_the_studies_have_modules():
 @pytest.mark.slow  # studies of which the suite has tests of their own
 def test_every_study_is_kept_and_found_as_it_was(tmp_path):
     options = Options(samples=10_000, replicates=2, mdps=2, pairs=2)
-    for name in STUDIES:
+    for name in CONTROL:
         study = importlib.import_module(f"experiments.theory.{name}").run(
             options, lambda share: None
         )
