@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from agents import language as methods
 from experiments.align import compare
 from experiments.align.plan import read_plan
 from rgpo_jax.language import targets
@@ -83,7 +84,9 @@ def test_rows_are_chosen_by_their_name_or_their_methods():
     def rows(*names):
         return compare.Options(methods=names).rows
 
-    assert rows() == [*compare.ROWS]
+    gated = [row for row, args in compare.ROWS.items() if args[1] in methods.GATED]
+    assert rows() == gated and len(gated) == 15
+    assert rows("dpo", "rebel") == ["rebel", "dpo"]
     assert rows("dr-grpo", "grpo") == ["grpo-published", "grpo-direct", "dr_grpo"]
     assert rows("rgpo-two-sided") == ["rgpo-two_sided"]
     assert len(rows("rgpo")) == 5
