@@ -159,17 +159,17 @@ def of_pairs(
             too_long,
         )
         parts.append(tokens)
-    for part in parts:
-        _check_length(model, part.pairs.prompts.tokens.shape[1], max_tokens)
 
     def first(tree: Any, number: int) -> Any:
         return jax.tree.map(lambda x: x[:number], tree)
 
     own, other = parts
+    _check_length(model, other.pairs.prompts.tokens.shape[1], max_tokens)
     model, world = _world(name, model, own.pairs.prompts, max_tokens, training, mesh)
     prompts, rest = ([as_text(pair.prompt) for pair in part.texts] for part in parts)
     # Several pairs may have one prompt.
-    asked = np.array(sorted(rest.index(text) for text in set(rest))[:eval_prompts])
+    asked = np.unique(rest, return_index=True)[1]
+    asked = np.sort(asked)[:eval_prompts]
     return TextWorld(
         world,
         tokenizer,

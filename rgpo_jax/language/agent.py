@@ -130,6 +130,23 @@ def sampling(
     return sample
 
 
+def stepping(
+    sample: Callable[..., tuple[AgentState, Any, Answers]],
+    update: Callable[[AgentState, Any, Batch], tuple[AgentState, Metrics]],
+    reward: Reward | None,
+) -> Callable[[AgentState, Any, Any], tuple[AgentState, Metrics]]:
+    """`Agent.step` of the other two; without a reward it raises TypeError."""
+
+    @jax.jit  # traced once, wherever it is used
+    def step(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Metrics]:
+        if reward is None:
+            raise TypeError("this agent's reward lives on the host: call sample, then update")
+        state, asked, answers = sample(state, frozen, prompts)
+        return update(state, frozen, Batch(asked, answers, reward(asked, answers)))
+
+    return step
+
+
 def make(
     policy: Policy,
     config: Config,
@@ -153,11 +170,5 @@ def make(
         learnt, metrics = learner.update(state.learner, frozen, batch)
         return state._replace(learner=learnt), metrics
 
-    @jax.jit  # traced once, wherever it is used
-    def step(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Metrics]:
-        if reward is None:
-            raise TypeError("this agent's reward lives on the host: call sample, then update")
-        state, asked, answers = sample(state, frozen, prompts)
-        return update(state, frozen, Batch(asked, answers, reward(asked, answers)))
-
+    step = stepping(sample, update, reward)
     return Agent(initializer(learner, config), sample, update, step, learner, policy, config)

@@ -15,6 +15,7 @@ from rgpo_jax.language.agent import (
     initializer,
     prompts_of_update,
     sampling,
+    stepping,
 )
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig
@@ -219,13 +220,7 @@ def from_own(
         )
         return state._replace(learner=learnt, key=key), metrics
 
-    @jax.jit  # traced once, wherever it is used
-    def step(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Metrics]:
-        if reward is None:
-            raise TypeError("this agent's reward lives on the host: call sample, then update")
-        state, asked, answers = sample(state, frozen, prompts)
-        return update(state, frozen, Batch(asked, answers, reward(asked, answers)))
-
+    step = stepping(sample, update, reward)
     return Agent(initializer(learner, config), sample, update, step, learner, policy, config)
 
 

@@ -24,7 +24,14 @@ from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import descent, shuffle
 from rgpo_jax.hyperparameters import TracedNumbers
-from rgpo_jax.language.agent import Agent, AgentState, Reward, initializer, prompts_of_update
+from rgpo_jax.language.agent import (
+    Agent,
+    AgentState,
+    Reward,
+    initializer,
+    prompts_of_update,
+    stepping,
+)
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.learner import Learner
 from rgpo_jax.language.policy import Policy
@@ -229,12 +236,7 @@ def make(
         )
         return state._replace(learner=learnt, key=key), metrics
 
-    @jax.jit  # traced once, wherever it is used
-    def step(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Metrics]:
-        if reward is None:
-            raise TypeError("this agent's reward lives on the host: call sample, then update")
-        state, asked, answers = sample(state, frozen, prompts)
-        return update(state, frozen, Batch(asked, answers, reward(asked, answers)))
+    step = stepping(sample, update, reward)
 
     def refuse(*_: Any) -> Any:
         raise TypeError("this learner learns from directions: call Agent.update")
