@@ -52,6 +52,26 @@ def is_broken(metrics: Metrics) -> Array:
     return metrics["nonfinite_step_rate"] >= 1.0
 
 
+def initializer(
+    policy: Policy, optimizer: Callable[[Any, Any], optax.GradientTransformation], critic: bool
+) -> Callable[[Array, Any, Any], LearnerState]:
+    """`Learner.init` of a policy, with a critic or without."""
+
+    def init(key: Array, frozen: Any, hyperparameters: Any) -> LearnerState:
+        params_key, key = jax.random.split(key)
+        params = policy.init(params_key, frozen, critic)
+        return LearnerState(
+            params,
+            descent.init(optimizer(hyperparameters, 0.0), params, flatten=False),
+            key,
+            jnp.int32(0),
+            jnp.asarray(getattr(hyperparameters, "kl_coefficient", 0.0), jnp.float32),
+            hyperparameters,
+        )
+
+    return init
+
+
 def is_dual(gate: Tunable) -> bool:
     """Whether a gate is one of two ratios: it has an argument `log_ratio_ref`."""
     return "log_ratio_ref" in inspect.signature(gate.function).parameters
@@ -84,18 +104,6 @@ def make(
     # Where answers may differ in weight: else a mean over minibatches of equal size is exact.
     weighs = config.aggregation == "token_mean" or config.drop_equal_groups
     defaults = Hyperparameters.from_settings(config, gate=gate)
-
-    def init(key: Array, frozen: Any, hyperparameters: Hyperparameters) -> LearnerState:
-        params_key, key = jax.random.split(key)
-        params = policy.init(params_key, frozen, has_critic)
-        return LearnerState(
-            params,
-            descent.init(optimizer(hyperparameters, 0.0), params, flatten=False),
-            key,
-            jnp.int32(0),
-            jnp.asarray(hyperparameters.kl_coefficient, jnp.float32),
-            hyperparameters,
-        )
 
     def make_loss(state: LearnerState, frozen: Any) -> descent.Loss:
         hyperparameters = state.hyperparameters
@@ -218,4 +226,4 @@ def make(
         )
         return state, metrics
 
-    return Learner(init, update, defaults)
+    return Learner(initializer(policy, optimizer, has_critic), update, defaults)

@@ -13,7 +13,7 @@ from rgpo_jax.hyperparameters import TracedNumbers
 from rgpo_jax.language import samples
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.contrasts import Contrast
-from rgpo_jax.language.learner import Learner, adam
+from rgpo_jax.language.learner import Learner, adam, initializer
 from rgpo_jax.language.pair_config import PairConfig
 from rgpo_jax.language.pairs import Pairs
 from rgpo_jax.language.policy import Policy
@@ -151,18 +151,6 @@ def make(
     """
     defaults = Numbers.from_settings(config, loss=loss)
 
-    def init(key: Array, frozen: Any, numbers: Any) -> LearnerState:
-        params_key, key = jax.random.split(key)
-        params = policy.init(params_key, frozen, False)
-        return LearnerState(
-            params,
-            descent.init(optimizer(numbers, 0.0), params, flatten=False),
-            key,
-            jnp.int32(0),
-            jnp.asarray(numbers.kl_coefficient, jnp.float32),
-            numbers,
-        )
-
     def prepare(state: LearnerState, frozen: Any, prompts: Any, answers: Answers) -> _Sides:
         """Of prompts [n, ...] and answers [n, 2, T]."""
         temperature = state.hyperparameters.temperature
@@ -272,4 +260,4 @@ def make(
         )
         return state, metrics
 
-    return Learner(init, update, defaults)
+    return Learner(initializer(policy, optimizer, critic=False), update, defaults)

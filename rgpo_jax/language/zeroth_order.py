@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 from rgpo_jax import descent, shuffle
 from rgpo_jax.hyperparameters import TracedNumbers
+from rgpo_jax.language import learner as learners
 from rgpo_jax.language.agent import (
     Agent,
     AgentState,
@@ -142,13 +143,6 @@ def make(
     defaults = Numbers.from_settings(config)
     count = config.num_directions
 
-    def init(key: Array, frozen: Any, numbers: Any) -> LearnerState:
-        params_key, key = jax.random.split(key)
-        params = policy.init(params_key, frozen, False)
-        optimizer_state = descent.init(optimizer(numbers, 0.0), params, flatten=False)
-        nothing = jnp.float32(0)
-        return LearnerState(params, optimizer_state, key, jnp.int32(0), nothing, numbers)
-
     def directions_of(state: AgentState, number: int) -> Array:
         """Those of this update [D, d]: `sample` and `update` make the same ones."""
         key = jax.random.fold_in(state.prompt_key, _DIRECTION_STREAM)
@@ -241,5 +235,5 @@ def make(
     def refuse(*_: Any) -> Any:
         raise TypeError("this learner learns from directions: call Agent.update")
 
-    learner = Learner(init, refuse, defaults)
+    learner = Learner(learners.initializer(policy, optimizer, critic=False), refuse, defaults)
     return Agent(initializer(learner, config), sample, update, step, learner, policy, config)
