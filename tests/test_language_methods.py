@@ -566,6 +566,33 @@ def test_both_ratios_of_a_dual_gate_move_with_the_policy(dual):
     )
 
 
+# Two KLs in the place of a gate
+
+
+def test_the_kl_to_the_policy_that_sampled_pulls_an_answer_back_by_its_log_ratio():
+    """And that to the reference by the other: the weight is A - c l - a m, of whole answers."""
+    world = answers_that_end()
+    log_ratio = [[0.1, 0.2], [0.3, -0.1], [-0.2, 0.0], [0.05, 0.0]]
+    met = Met(world, [0, 1, 6, 4], log_ratio, reward=[3.0, 1.0, 0.0, -1.0])
+    advantage = np.asarray(met.reward - met.reward.mean())[:, None] * 4 / 3
+    to_old = met.log_ratio.sum(axis=1, keepdims=True)
+    to_reference = np.where(met.mask, met.log_ratio_ref, 0.0).sum(axis=1, keepdims=True)
+    pulled = advantage - 0.7 * to_old - 0.3 * to_reference
+    actual = met.ascent("dual_kl", old_kl_coefficient=0.7, kl_coefficient=0.3)
+    np.testing.assert_allclose(actual, met.along(pulled / 4), atol=1e-15)
+
+
+def test_two_kls_settle_where_one_does_whatever_the_second():
+    world = answers_that_end()
+    for weight_of_old in (0.2, 5.0):
+        settings = {"kl_coefficient": BETA, "old_kl_coefficient": weight_of_old}
+        rests = target("dual_kl", world, **settings)
+        np.testing.assert_allclose(
+            rests, targets.gibbs(reference_of(world), rewards_of(world), BETA), atol=1e-11
+        )
+        assert largest(mean_ascent("dual_kl", world, logits_of(world, rests), **settings)) < 1e-11
+
+
 # PPO: tokens, padding, critic
 
 

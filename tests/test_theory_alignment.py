@@ -104,7 +104,7 @@ def test_an_agent_that_is_given_pairs_comes_to_their_exact_fit():
 
     def build(one):
         q, winners, losers = one
-        world = alignment.world_of(jnp.log(q)[None], None)
+        world = bandit.of(jnp.log(q)[None], None)
         data = alignment.pairs_of(jnp.zeros(400, jnp.int32), winners, losers)
         settings = {"num_updates": 300, "num_prompts": 400, "kl_coefficient": 0.5}
         return alignment.setup(dpo, world, data, learning_rate=0.05, max_grad_norm=1e6, **settings)

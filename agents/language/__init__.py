@@ -24,6 +24,7 @@ GATED = (
     "sapo",
     "ppo",
     "rgpo",
+    "dual_kl",
 )
 FROM_OWN_PAIRS = ("rebel", "reward_distillation", "online_dpo", "on_policy_dpo")
 FROM_DATA = ("dpo", "ipo", "kto", "rpo")

@@ -1,5 +1,8 @@
 """A bandit: an answer is one of K arms, and several prompts have arms of their own."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,18 +19,37 @@ def make(num_arms: int = 5, num_prompts: int = 4, problem: int = 0) -> World:
       num_prompts: N.
       problem: which of the problems there are; training's seeds do not change it.
     """
-    rng = np.random.default_rng(problem)
-    logits = jnp.asarray(rng.normal(size=(num_prompts, 1, num_arms)), jnp.float32)
-    reward = jnp.asarray(rng.normal(size=(num_prompts, num_arms)), jnp.float32)
+    return of(*draw(np.random.default_rng(problem), num_arms, num_prompts))
 
-    def judge(prompts: jnp.ndarray, answers: Answers) -> jnp.ndarray:
-        return reward[prompts, answers.tokens[:, 0]]
 
+def draw(
+    rng: np.random.Generator, num_arms: int = 5, num_prompts: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a reference and rewards, both [N, K]."""
+    logits = rng.normal(size=(num_prompts, num_arms))
+    return logits, rng.normal(size=(num_prompts, num_arms))
+
+
+def of(logits: Any, reward: Any) -> World:
+    """The world of given logits and rewards [N, K], which may be traced.
+
+    With reward None it has none, for methods that learn from pairs that they are given.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    number, arms = logits.shape
+    judge = None
+    if reward is not None:
+        reward = jnp.asarray(reward, jnp.float32)
+
+        def judge(prompts: jax.Array, answers: Answers) -> jax.Array:
+            return reward[prompts, answers.tokens[:, 0]]
+
+    values = jnp.zeros((number, arms)) if reward is None else reward
     return World(
         "bandit",
-        jnp.arange(num_prompts, dtype=jnp.int32),
-        tabular.make(num_arms, length=1),
-        {"logits": logits},
+        jnp.arange(number, dtype=jnp.int32),
+        tabular.make(arms, length=1),
+        {"logits": logits[:, None, :]},
         judge,
-        Enumeration(tabular.all_answers(num_arms, length=1), reward),
+        Enumeration(tabular.all_answers(arms, length=1), values),
     )

@@ -1,5 +1,7 @@
 """A token tree: answers few enough to enumerate, with logits of their own for each prefix."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,11 +29,29 @@ def make(
       end_id: a token that ends an answer; None: all answers are as long as the longest.
       problem: which of the problems there are; training's seeds do not change it.
     """
-    rng = np.random.default_rng(problem)
+    drawn = draw(np.random.default_rng(problem), vocabulary, length, num_prompts, end_id)
+    return of(*drawn, length=length, end_id=end_id)
+
+
+def draw(
+    rng: np.random.Generator,
+    vocabulary: int = 4,
+    length: int = 3,
+    num_prompts: int = 2,
+    end_id: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a reference after each prefix [N, prefixes, V], and favourite tokens [N]."""
     rows = tabular.num_prefixes(vocabulary, length)
-    logits = jnp.asarray(rng.normal(size=(num_prompts, rows, vocabulary)), jnp.float32)
+    logits = rng.normal(size=(num_prompts, rows, vocabulary))
     content = [token for token in range(vocabulary) if token != end_id]
-    favourite = jnp.asarray(rng.choice(content, size=num_prompts), jnp.int32)
+    return logits, rng.choice(content, size=num_prompts)
+
+
+def of(logits: Any, favourite: Any, length: int = 3, end_id: int | None = None) -> World:
+    """The world of given logits [N, prefixes, V] and favourite tokens [N], which may be traced."""
+    logits = jnp.asarray(logits, jnp.float32)
+    favourite = jnp.asarray(favourite, jnp.int32)
+    num_prompts, _, vocabulary = logits.shape
     answers = tabular.all_answers(vocabulary, length, end_id)
 
     def judge(prompts: jnp.ndarray, answers: Answers) -> jnp.ndarray:

@@ -13,7 +13,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import scipy  # its parts load where they are first used
@@ -42,6 +42,9 @@ from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
 
+if TYPE_CHECKING:
+    from rgpo_jax.language.world import World
+
 PROG = "python -m experiments.align.compare"
 MARK, PAGE, TABLE, NUMBERS, FIGURE = (
     "compare.json",
@@ -63,6 +66,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "rgpo-two_sided": ("--method", "rgpo", "--dual", "two_sided"),
     "rgpo-min": ("--method", "rgpo", "--dual", "min"),
     "rgpo-none": ("--method", "rgpo", "--dual", "none"),
+    "dual_kl": ("--method", "dual_kl"),
     "dapo": ("--method", "dapo"),
     "gspo": ("--method", "gspo"),
     "cispo": ("--method", "cispo"),
@@ -328,6 +332,17 @@ class Frontier:
     reference: np.ndarray
     reward: np.ndarray
 
+    @classmethod
+    def of(cls, world: "World", temperature: float = 1.0) -> "Frontier":
+        """That of a world whose answers are enumerated."""
+        from rgpo_jax.language.world import all_log_probs
+
+        assert world.enumeration is not None
+        log_probs = all_log_probs(world, None, world.frozen, temperature)
+        reference = np.exp(np.asarray(log_probs, np.float64))
+        reference /= reference.sum(axis=-1, keepdims=True)
+        return cls(reference, np.asarray(world.enumeration.reward, np.float64))
+
     def at(self, inverse: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """KL and reward at 1 / b, of the shape of 1 / b."""
         inverse = np.asarray(inverse, float)
@@ -372,14 +387,7 @@ class Frontier:
 
 def frontier_of(plan: Plan) -> Frontier:
     """That of a plan's world, at its temperature."""
-    from rgpo_jax.language.world import all_log_probs
-
-    world = building.make_world(plan)
-    assert world.enumeration is not None
-    log_probs = all_log_probs(world, None, world.frozen, plan.config.temperature)
-    reference = np.exp(np.asarray(log_probs, np.float64))
-    reference /= reference.sum(axis=-1, keepdims=True)
-    return Frontier(reference, np.asarray(world.enumeration.reward, np.float64))
+    return Frontier.of(building.make_world(plan), plan.config.temperature)
 
 
 class Interval(NamedTuple):

@@ -17,11 +17,11 @@ from scipy.special import expit, log_expit
 from experiments.align.compare import Interval
 from experiments.reproduction.ranks import holm
 from experiments.theory.study import Line, say
-from rgpo_jax.language import pair_agent, tabular
+from rgpo_jax.language import pair_agent
 from rgpo_jax.language.agent import Agent
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.pairs import Pairs
-from rgpo_jax.language.world import Enumeration, World, all_log_probs
+from rgpo_jax.language.world import World, all_log_probs
 
 CHOICE = 1000  # seeds from here on above the reported ones choose settings
 LEVEL = 0.05  # of tests, after Holm's correction
@@ -41,31 +41,6 @@ class Greek:
 
 
 # Worlds and policies.
-
-
-def world_of(logits: Any, reward: Any) -> World:
-    """A bandit of given logits and rewards [N, K], which may be traced; reward None: it has none.
-
-    Without a reward its methods learn from pairs that are given.
-    """
-    logits = jnp.asarray(logits, jnp.float32)
-    number, arms = logits.shape
-    judge = None
-    if reward is not None:
-        reward = jnp.asarray(reward, jnp.float32)
-
-        def judge(prompts: jax.Array, answers: Answers) -> jax.Array:
-            return reward[prompts, answers.tokens[:, 0]]
-
-    values = jnp.zeros((number, arms)) if reward is None else reward
-    return World(
-        "bandit",
-        jnp.arange(number, dtype=jnp.int32),
-        tabular.make(arms, length=1),
-        {"logits": logits[:, None, :]},
-        judge,
-        Enumeration(tabular.all_answers(arms, length=1), values),
-    )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

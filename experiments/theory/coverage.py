@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.language import on_policy_dpo
+from envs.language import bandit
 from experiments.align.compare import Interval
 from experiments.theory import alignment
 from experiments.theory.alignment import (
@@ -109,7 +110,7 @@ def by_agent(problem: Problem, seed: int, settings: Mapping[str, Any], updates: 
     def build(one: Problem) -> alignment.Setup:
         return alignment.setup(
             on_policy_dpo,
-            alignment.world_of(jnp.log(one.reference)[None], one.reward[None]),
+            bandit.of(jnp.log(one.reference)[None], one.reward[None]),
             num_updates=updates,
             kl_coefficient=BETA,
             max_grad_norm=1e6,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.language import grpo
+from envs.language import bandit
 from experiments.align.compare import Interval
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, compare, divergence, plain
@@ -102,7 +103,7 @@ def two_arms_of_many(q: float, beta: float) -> float:
 
 def trained(problem: Problem, kl: Kl, size: int, seed: int, seeds: int) -> np.ndarray:
     """Policies of the suite's agent at the end [S, K]."""
-    world = alignment.world_of(np.log(problem.reference)[None], problem.reward[None])
+    world = bandit.of(np.log(problem.reference)[None], problem.reward[None])
     made = alignment.setup(
         grpo,
         world,

@@ -10,7 +10,9 @@ from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Count, CountOrZero, Range
 
 Control = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
-Alignment = Literal["coverage", "overoptimisation", "zeroth_order", "group_size", "regression"]
+Alignment = Literal[
+    "coverage", "overoptimisation", "zeroth_order", "group_size", "regression", "dual_gates"
+]
 StudyName = Literal[Control, Alignment]
 CONTROL: tuple[Control, ...] = get_args(Control)  # of the paper's claims; made by default
 ALIGNMENT: tuple[Alignment, ...] = get_args(Alignment)  # of methods, in exact worlds

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.language import rebel, rloo, rpo
+from envs.language import bandit
 from experiments.align.compare import Interval
 from experiments.theory import alignment
 from experiments.theory.alignment import (
@@ -123,7 +124,7 @@ def online(problem: Problem, method: Any, seed: int, **settings: Any) -> Path:
     """Along the training of a method whose reward is the proxy."""
 
     def build(one: Problem) -> alignment.Setup:
-        world = alignment.world_of(_logits(one), one.proxy[None])
+        world = bandit.of(_logits(one), one.proxy[None])
         return alignment.setup(
             method,
             world,
@@ -149,7 +150,7 @@ def by_agent(problem: Problem, method: Any, updates: int = 1000, **settings: Any
 
     def build(one: Any) -> alignment.Setup:
         problem, winners, losers = one
-        world = alignment.world_of(_logits(problem), None)
+        world = bandit.of(_logits(problem), None)
         data = alignment.pairs_of(jnp.zeros(PAIRS, jnp.int32), winners, losers)
         return alignment.setup(
             method,

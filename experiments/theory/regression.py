@@ -13,7 +13,7 @@ from experiments.theory.alignment import Greek, band, compare
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
 from rgpo_jax.language.targets import gibbs
-from rgpo_jax.language.world import World, all_log_probs
+from rgpo_jax.language.world import World
 
 BETA = 0.3
 UPDATES = 30
@@ -49,11 +49,8 @@ class Exact(NamedTuple):
 
     @classmethod
     def of(cls, world: World) -> "Exact":
-        assert world.enumeration is not None
-        reference = np.exp(np.asarray(all_log_probs(world, None, world.frozen), np.float64))
-        reference /= reference.sum(axis=-1, keepdims=True)
-        reward = np.asarray(world.enumeration.reward, np.float64)
-        return cls(Frontier(reference, reward), gibbs(reference, reward, BETA))
+        frontier = Frontier.of(world)
+        return cls(frontier, gibbs(frontier.reference, frontier.reward, BETA))
 
     def reward(self, policy: np.ndarray) -> np.ndarray:
         """Mean over prompts [...] of policies [..., N, M]."""

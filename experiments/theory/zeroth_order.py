@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit
 
 from agents.language import rloo, zbcpg, zpg
+from envs.language import bandit
 from experiments.align.compare import Interval
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, compare, softmax
@@ -257,7 +258,7 @@ def learn(row: Row, arms: int, seed: int, seeds: int) -> Learnt:
         settings |= {"smoothing": MU, "max_grad_norm": 10.0}
 
     def build(one: Problem) -> alignment.Setup:
-        world = alignment.world_of(jnp.log(one.reference)[None], one.reward[None])
+        world = bandit.of(jnp.log(one.reference)[None], one.reward[None])
         return alignment.setup(row.method, world, **settings, **row.settings)
 
     as_float = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), problem)

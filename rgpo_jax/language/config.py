@@ -127,6 +127,9 @@ class Config(Minibatched):
     (Ziegler et al. 2019); None: keep it."""
     kl_horizon: Positive = 10_000.0
     """Answers over which the coefficient adapts."""
+    old_kl_coefficient: NonNegative | None = None
+    """Weight of a second KL in the loss, to the policy that sampled, by k2: it holds the passes of
+    an update near to it; None: no such term."""
     baseline: Literal["none", "batch", "group", "leave_one_out", "value"] = "leave_one_out"
     """What is subtracted from an answer's reward: nothing, the mean over the batch, that over its
     group, that over the others of its group, or a critic's value, token by token."""

@@ -123,7 +123,13 @@ def make(
                 counts,
             )
             total = objective.policy_loss(
-                config, hyperparameters.gate, dual, parts, state.kl_coefficient, constant
+                config,
+                hyperparameters.gate,
+                dual,
+                parts,
+                state.kl_coefficient,
+                constant,
+                hyperparameters.old_kl_coefficient,
             )
             reported = {"log_ratio": parts.log_ratio, "mask": parts.mask}
             by_token = config.aggregation if parts.mask.ndim > 1 else "answer_mean"

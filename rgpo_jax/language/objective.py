@@ -90,8 +90,9 @@ def policy_loss(
     parts: Terms,
     kl_coefficient: Any,
     length_constant: Any,
+    old_kl_coefficient: Any = None,
 ) -> Array:
-    """Minus the gated surrogate, and the KL to the reference where that is a term of the loss.
+    """Minus the gated surrogate, and the KLs that are terms of the loss.
 
     Args:
       config: aggregation; where and by what estimate KL enters.
@@ -101,6 +102,7 @@ def policy_loss(
       parts: of the batch.
       kl_coefficient: beta.
       length_constant: see `Config.length_constant`.
+      old_kl_coefficient: of the KL to the policy that sampled; None: there is no such term.
     """
     log_ratio, log_ratio_ref, advantage, mask = parts
     advantage = jnp.where(mask, advantage, 1.0)  # and not 0, by which a gate may divide
@@ -111,4 +113,6 @@ def policy_loss(
         if config.kl == "direct":  # the ratio is not detached: its gradient is the policy's
             penalty *= jnp.exp(jnp.minimum(log_ratio, kl.LARGEST))
         value += kl_coefficient * penalty
+    if old_kl_coefficient is not None:
+        value += old_kl_coefficient * kl.k2(log_ratio)
     return aggregate(value, mask, config.aggregation, length_constant)

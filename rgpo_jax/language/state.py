@@ -27,6 +27,7 @@ class Hyperparameters(TracedNumbers):
     kl_coefficient: Any
     kl_target: Any
     kl_horizon: Any
+    old_kl_coefficient: Any
     length_constant: Any
     missing_end: Any
     annealing: Any

@@ -1,0 +1,184 @@
+"""Methods at equal KL to the reference: rows, searches with equal budgets, reward at a KL.
+
+A point of a run says little: a method that is slow, or held by a larger coefficient, has less KL
+and less reward. So what is compared is the most reward that a run has while its KL is at most so
+large, with settings that were chosen for that KL, for each row out of equally many, on other seeds.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from agents import language as methods
+from experiments.align.compare import Frontier
+from experiments.theory import alignment
+from experiments.theory.alignment import Setup
+from rgpo_jax.language.agent import Agent
+from rgpo_jax.language.samples import Batch
+from rgpo_jax.language.world import World
+
+_NOISE = 7  # of the key that noise comes from: no other key is folded with it
+_NORMALISED = {"normalize": True}  # so that a gate has the weight 1 at first, as all others have
+
+# Row -> its method and its own settings. The first are others' methods, the last two regress.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": ("ppo", {}),
+    "reinforce": ("reinforce", {}),
+    "rloo": ("rloo", {}),
+    "grpo-published": ("grpo", {"kl": "published"}),
+    "grpo-direct": ("grpo", {"kl": "direct"}),
+    "rgpo-none": ("rgpo", {"dual": "none", **_NORMALISED}),
+    "rgpo-product": ("rgpo", {"dual": "product", **_NORMALISED}),
+    "rgpo-geometric": ("rgpo", {"dual": "geometric", **_NORMALISED}),
+    "rgpo-two_sided": ("rgpo", {"dual": "two_sided", **_NORMALISED}),
+    "rgpo-min": ("rgpo", {"dual": "min", **_NORMALISED}),
+    "rebel": ("rebel", {}),
+    "dual_kl": ("dual_kl", {}),
+}
+DUAL = ("rgpo-product", "rgpo-geometric", "rgpo-two_sided", "rgpo-min")
+REGRESSIONS = ("rebel", "dual_kl")
+
+
+def build(row: str, world: World, noise: Any, **settings: Any) -> Setup:
+    """A row's agent in a world whose rewards are given with noise.
+
+    Args:
+      row: of `ROWS`.
+      world: without noise.
+      noise: standard deviation of what is added to each answer's reward, anew each time.
+      **settings: of the Config, beside the row's own.
+    """
+    method, own = ROWS[row]
+    made = alignment.setup(methods.load(method), world, **settings, **own)
+    return made._replace(agent=noisy(made.agent, world, noise))
+
+
+def noisy(agent: Agent, world: World, noise: Any) -> Agent:
+    """The agent, its step with noise of this standard deviation on each answer's reward."""
+    judge = world.reward
+    assert judge is not None
+
+    def step(state: Any, frozen: Any, prompts: Any) -> tuple[Any, Any]:
+        state, asked, answers = agent.sample(state, frozen, prompts)
+        reward = judge(asked, answers)
+        key = jax.random.fold_in(state.key, _NOISE)
+        reward = reward + noise * jax.random.normal(key, reward.shape)
+        return agent.update(state, frozen, Batch(asked, answers, reward))
+
+    return agent._replace(step=step)
+
+
+def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
+    """All combinations of settings: name -> its value in each of them [C]."""
+    combined = np.array(list(itertools.product(*values.values())), float)
+    return dict(zip(values, combined.T, strict=True))
+
+
+def reward_within(kl: np.ndarray, reward: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The most reward along a path while its KL is at most so large.
+
+    Between two points of a path reward is linear in the root of KL, as it is for small steps away
+    from the reference.
+
+    Args:
+      kl: to the reference [..., P], 0 at the first point.
+      reward: [..., P].
+      levels: of KL [K], rising.
+
+    Returns:
+      [..., K]
+    """
+    root, edges = np.sqrt(np.maximum(kl, 0.0)), np.sqrt(np.asarray(levels, float))
+    inside = root[..., None] <= edges  # [..., P, K]
+    best = np.max(np.where(inside, reward[..., None], -np.inf), axis=-2)
+    before, after = root[..., :-1, None], root[..., 1:, None]
+    crosses = inside[..., :-1, :] != inside[..., 1:, :]
+    width = np.where(crosses, after - before, 1.0)
+    share = (edges - before) / width
+    start, end = reward[..., :-1, None], reward[..., 1:, None]
+    at = np.where(crosses, start + share * (end - start), -np.inf)
+    return np.asarray(np.maximum(best, np.max(at, axis=-2)))
+
+
+class Paths(NamedTuple):
+    """Exact expectations along training, of all settings and seeds.
+
+    Attributes:
+      kl: to the reference, mean over prompts [C, S, P].
+      reward: [C, S, P].
+    """
+
+    kl: np.ndarray
+    reward: np.ndarray
+
+
+def paths_of(policies: np.ndarray, frontiers: Sequence[Frontier]) -> Paths:
+    """Of policies [C, S, P, N, M], each seed in the world of its own frontier [S]."""
+    reference = np.stack([f.reference for f in frontiers])[:, None]  # [S, 1, N, M]
+    rewards = np.stack([f.reward for f in frontiers])[:, None]
+    kl = alignment.divergence(policies, reference).mean(axis=-1)
+    return Paths(kl, np.sum(policies * rewards, axis=-1).mean(axis=-1))
+
+
+class Chosen(NamedTuple):
+    """A row at each KL with the settings that were best there for the choosers.
+
+    Attributes:
+      settings: which of the combinations, at each KL [K].
+      reward: of the reported seeds [S, K].
+      share: of the frontier's gain over the reference at that KL [S, K].
+    """
+
+    settings: np.ndarray
+    reward: np.ndarray
+    share: np.ndarray
+
+
+def choose(
+    paths: Paths, frontiers: Sequence[Frontier], levels: np.ndarray, choosers: int
+) -> Chosen:
+    """Settings by the first seeds, and what they give on the others.
+
+    Args:
+      paths: of choosers and reported seeds.
+      frontiers: of each seed's world.
+      levels: of KL [K].
+      choosers: how many seeds choose.
+    """
+    reward = reward_within(paths.kl, paths.reward, levels)  # [C, S, K]
+    origin = np.array([f.origin for f in frontiers])[:, None]
+    gain = np.stack([f.reward_at(levels) for f in frontiers]) - origin  # [S, K]
+    share = (reward - origin) / gain
+    best = np.argmax(share[:, :choosers].mean(axis=1), axis=0)  # [K]
+    at = np.arange(len(levels))
+    return Chosen(best, reward[best, choosers:, at].T, share[best, choosers:, at].T)
+
+
+def learn(
+    make: Callable[[Any], tuple[World, Any]],
+    row: str,
+    problems: Any,
+    keys: jax.Array,
+    settings: Mapping[str, Any],
+    numbers: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """A row's policies along training [C, S, updates + 1, N, M].
+
+    Args:
+      make: problem -> world and noise; called while tracing.
+      row: of `ROWS`.
+      problems: of each seed, a tree of arrays [S, ...].
+      keys: of each seed [S].
+      settings: of the Config.
+      numbers: combinations of traced settings [C].
+    """
+
+    def of_problem(problem: Any) -> Setup:
+        world, noise = make(problem)
+        return build(row, world, noise, **settings)
+
+    updates = settings["num_updates"]
+    return alignment.train(of_problem, problems, keys, updates, updates, numbers)
