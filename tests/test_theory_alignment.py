@@ -17,10 +17,13 @@ from experiments.theory import (
     alignment,
     coverage,
     drawing,
+    dual_gates,
+    equal_kl,
     group_size,
     overoptimisation,
     page,
     regression,
+    tiny_gates,
     zeroth_order,
 )
 from experiments.theory.options import ALIGNMENT, CONTROL, STUDIES, Options
@@ -33,7 +36,7 @@ from rgpo_jax.language.world import all_log_probs
 def test_the_studies_of_alignment_are_made_where_they_are_named():
     assert Options().studies == CONTROL
     assert (*CONTROL, *ALIGNMENT) == STUDIES
-    assert len(CONTROL) == 6 and len(ALIGNMENT) == 5
+    assert len(CONTROL) == 6 and len(ALIGNMENT) == 7
 
 
 # Exact fits.
@@ -344,7 +347,33 @@ def row(name, world, exact, seed, seeds):
     return regression.Row(0.1, *rng.uniform(0.1, 0.4, size=(4, seeds, 31)))
 
 
+def a_row(row, world, epochs, frontiers, problems, keys, choosers):
+    """In the place of runs of a row, which have a test of their own."""
+    rng = np.random.default_rng(len(row) + epochs)
+    combinations, number = len(dual_gates.settings_of()["learning_rate"]), len(frontiers)
+    found = {}
+    for noise in dual_gates.NOISES:
+        steps = rng.uniform(0.0, 0.2, size=(2, combinations, number, 4))
+        paths = equal_kl.Paths(*np.cumsum(steps, axis=-1))
+        chosen = equal_kl.choose(paths, frontiers, dual_gates.LEVELS, choosers)
+        last = equal_kl.Paths(*(x[:, choosers:, -1] for x in paths))
+        found[dual_gates.Case(world, noise, epochs)] = dual_gates.Found(chosen, last)
+    return found
+
+
+def a_transformers_row(row, frontiers, problems, keys):
+    rng = np.random.default_rng(len(row))
+    paths = equal_kl.Paths(*np.cumsum(rng.uniform(0.0, 0.5, size=(2, 8, 4, 26)), axis=-1))
+    chosen = equal_kl.choose(paths, frontiers, tiny_gates.LEVELS, tiny_gates.CHOOSERS)
+    return tiny_gates.Found(chosen, chosen.share.mean(axis=1), np.stack(paths)[:, 0, 2:])
+
+
 SMALL = {
+    "tiny_gates": (tiny_gates, {"learn": a_transformers_row, "CHOOSERS": 2}),
+    "dual_gates": (
+        dual_gates,
+        {"learn": a_row, "CHOOSERS": 2, "SHARPNESSES": (1.0, 4.0), "_STEPS": 600},
+    ),
     "coverage": (
         coverage,
         {

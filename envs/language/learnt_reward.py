@@ -279,11 +279,17 @@ class DecoderMembers:
         padded = Prompts(jnp.asarray(tokens), jnp.asarray(mask))
         return self.of_tokens(padded, _answers(filled, np.arange(width) < lengths[:, None]))
 
-    def of_tokens(self, prompts: Prompts, answers: Answers) -> np.ndarray:
-        """Rewards [K, n], float64, of answers [n, T] to prompts [n, P]."""
+    def of_tokens(
+        self, prompts: Prompts, answers: Answers, told: Callable[[int], None] = lambda done: None
+    ) -> np.ndarray:
+        """Rewards [K, n], float64, of answers [n, T] to prompts [n, P].
+
+        `told` is called with how many are done, again and again.
+        """
         number = len(answers.tokens)
         parts = []
         for start in range(0, number, _ROWS):
+            told(start)
             # The last rows again, where there are too few: they are dropped.
             rows = np.minimum(np.arange(start, start + _ROWS), number - 1)
             part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (prompts, answers))

@@ -1,6 +1,7 @@
 """A tiny transformer with random weights; its answers are many, and still can be enumerated."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +35,30 @@ def make(num_prompts: int = 4, problem: int = 0, training: Training = Training()
       problem: which of the problems there are; training's seeds do not change it.
       training: what of the transformer is trained.
     """
+    return of(*draw(problem, num_prompts), training)
+
+
+def draw(problem: int, num_prompts: int = 4) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The transformer's weights, the prompts' tokens [N, P], and what each token is worth [V]."""
     rng = np.random.default_rng(problem)
     frozen = decoder.init(jax.random.key(problem), ARCHITECTURE, _SCALE)
     tokens = rng.integers(1, VOCABULARY, size=(num_prompts, _PROMPT_LENGTH))
-    prompts = Prompts(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, bool))
-    worth = jnp.asarray(rng.normal(size=VOCABULARY) / LENGTH, jnp.float32).at[END].set(0.0)
+    worth = rng.normal(size=VOCABULARY) / LENGTH
+    worth[END] = 0.0
+    return frozen, tokens, worth
+
+
+def of(frozen: Any, tokens: Any, worth: Any, training: Training = Training()) -> World:
+    """The world of given weights, prompts [N, P] and worths of tokens [V], which may be traced."""
+    tokens, worth = jnp.asarray(tokens, jnp.int32), jnp.asarray(worth, jnp.float32)
+    prompts = Prompts(tokens, jnp.ones(tokens.shape, bool))
 
     def judge(prompts: Prompts, answers: Answers) -> jnp.ndarray:
         del prompts
         return jnp.sum(jnp.where(answers.mask, worth[answers.tokens], 0.0), axis=-1)
 
     answers = tabular.all_answers(VOCABULARY, LENGTH, END)
-    reward = jnp.broadcast_to(judge(prompts, answers), (num_prompts, len(answers.tokens)))
+    reward = jnp.broadcast_to(judge(prompts, answers), (len(tokens), len(answers.tokens)))
     policy = decoder_policy.make(ARCHITECTURE, LENGTH, (END,), END, training)
     return World("tiny", prompts, policy, frozen, judge, Enumeration(answers, reward))
 

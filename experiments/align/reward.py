@@ -359,11 +359,19 @@ def _learn_decoder(
         """A member's rewards of chosen and rejected [2, n]."""
         alone = jax.tree.map(lambda x: x[None], params)
         members = learnt_reward.DecoderMembers(model, tokenizer, training, alone)
-        both = []
-        for side in (sides.chosen, sides.rejected):
-            interrupts.check()
-            both.append(members.of_tokens(sides.prompts, side)[0])
-        return np.stack(both)
+        told, total = time.perf_counter(), 2 * len(sides.chosen.tokens)
+
+        def of(side: Any, before: int) -> "np.ndarray":
+            def progress(done: int) -> None:
+                nonlocal told
+                interrupts.check()
+                if time.perf_counter() - told > _SILENCE:
+                    told = time.perf_counter()
+                    say(f"{before + done:,} of {total:,} answers scored")
+
+            return members.of_tokens(sides.prompts, side, progress)[0]
+
+        return np.stack([of(sides.chosen, 0), of(sides.rejected, total // 2)])
 
     def learn(member: int) -> Any:
         rng = np.random.default_rng([options.seed, member])

@@ -264,7 +264,8 @@ def gains(tests: Sequence[Comparison]) -> bool | None:
     return False if all(test.interval.high < MATTERS for test in tests) else None
 
 
-def _words(tests: Sequence[Comparison]) -> str:
+def words(tests: Sequence[Comparison]) -> str:
+    """Each difference with its interval and its corrected p."""
     return "; ".join(
         f"{test.name}: {tell(test.interval, 2)} ({alignment.p_value(test.p)})" for test in tests
     )
@@ -314,7 +315,7 @@ def _claims(
             "worlds.",
             "ours",
             True if ahead else (False if gains(primary) is False else None),
-            f"share of the frontier's gain, minus PPO-RLHF's: {_words(primary)}",
+            f"share of the frontier's gain, minus PPO-RLHF's: {words(primary)}",
             ("dual_gates",),
         ),
         Claim(
@@ -326,7 +327,7 @@ def _claims(
             f"{sum(t.sign < 0 for t in shown)} below; from "
             f"{say(min(t.interval.mean for t in without), 2)} to "
             f"{say(max(t.interval.mean for t in without), 2)}"
-            + (f"; shown: {_words(shown)}" if shown else ""),
+            + (f"; shown: {words(shown)}" if shown else ""),
             ("dual_gates", "dual_gates_reuse"),
         ),
         Claim(
@@ -338,7 +339,7 @@ def _claims(
             + "; ".join(
                 f"{t.name}: {_ratio(t.interval)} ({alignment.p_value(t.p)})" for t in at_end.kl
             )
-            + f". Difference of rewards: {_words(at_end.reward)}",
+            + f". Difference of rewards: {words(at_end.reward)}",
             ("dual_gates_steps",),
         ),
         Claim(
@@ -346,7 +347,7 @@ def _claims(
             "ours",
             alignment.agree(reuse, 1),
             f"change of the share from {_passes(few)} to {_passes(many)}, minus PPO-RLHF's, "
-            f"{_noise(NOISE)}: {_words(reuse)}",
+            f"{_noise(NOISE)}: {words(reuse)}",
             ("dual_gates_reuse",),
         ),
         Claim(
@@ -354,7 +355,7 @@ def _claims(
             "reward at equal KL than every dual gate, in both worlds.",
             "ours",
             alignment.agree(regression, 1),
-            f"difference of shares at {LEVEL:g} nats: {_words(regression)}",
+            f"difference of shares at {LEVEL:g} nats: {words(regression)}",
             ("dual_gates",),
         ),
         Claim(

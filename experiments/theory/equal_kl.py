@@ -46,12 +46,12 @@ def build(row: str, world: World, noise: Any, **settings: Any) -> Setup:
     """A row's agent in a world whose rewards are given with noise.
 
     Args:
-      row: of `ROWS`.
+      row: of `ROWS`; or a method, with its own settings.
       world: without noise.
       noise: standard deviation of what is added to each answer's reward, anew each time.
       **settings: of the Config, beside the row's own.
     """
-    method, own = ROWS[row]
+    method, own = ROWS.get(row, (row, {}))
     made = alignment.setup(methods.load(method), world, **settings, **own)
     return made._replace(agent=noisy(made.agent, world, noise))
 
@@ -123,6 +123,30 @@ def paths_of(policies: np.ndarray, frontiers: Sequence[Frontier]) -> Paths:
     return Paths(kl, np.sum(policies * rewards, axis=-1).mean(axis=-1))
 
 
+class Gains(NamedTuple):
+    """What runs earn while their KL is at most so large [C, S, K].
+
+    Attributes:
+      reward: the most of it.
+      share: of the frontier's gain over the reference at that KL.
+    """
+
+    reward: np.ndarray
+    share: np.ndarray
+
+    def best(self) -> np.ndarray:
+        """Which setting has the largest mean share over seeds, at each KL [K]."""
+        return np.asarray(np.argmax(self.share.mean(axis=1), axis=0))
+
+
+def gains_of(paths: Paths, frontiers: Sequence[Frontier], levels: np.ndarray) -> Gains:
+    """At each KL of `levels` [K], each seed in the world of its own frontier [S]."""
+    reward = reward_within(paths.kl, paths.reward, levels)
+    origin = np.array([f.origin for f in frontiers])[:, None]
+    most = np.stack([f.reward_at(levels) for f in frontiers])  # [S, K]
+    return Gains(reward, (reward - origin) / (most - origin))
+
+
 class Chosen(NamedTuple):
     """A row at each KL with the settings that were best there for the choosers.
 
@@ -148,13 +172,15 @@ def choose(
       levels: of KL [K].
       choosers: how many seeds choose.
     """
-    reward = reward_within(paths.kl, paths.reward, levels)  # [C, S, K]
-    origin = np.array([f.origin for f in frontiers])[:, None]
-    gain = np.stack([f.reward_at(levels) for f in frontiers]) - origin  # [S, K]
-    share = (reward - origin) / gain
-    best = np.argmax(share[:, :choosers].mean(axis=1), axis=0)  # [K]
-    at = np.arange(len(levels))
-    return Chosen(best, reward[best, choosers:, at].T, share[best, choosers:, at].T)
+    found = gains_of(paths, frontiers, levels)
+    best = Gains(*(x[:, :choosers] for x in found)).best()
+    return take(Gains(*(x[:, choosers:] for x in found)), best, best)
+
+
+def take(found: Gains, at: np.ndarray, settings: np.ndarray) -> Chosen:
+    """Of reported seeds, at each KL the row `at` [K] of what was run, which has these settings."""
+    levels = np.arange(len(at))
+    return Chosen(settings, found.reward[at, :, levels].T, found.share[at, :, levels].T)
 
 
 def learn(
@@ -164,16 +190,18 @@ def learn(
     keys: jax.Array,
     settings: Mapping[str, Any],
     numbers: Mapping[str, np.ndarray],
+    points: int | None = None,
 ) -> np.ndarray:
-    """A row's policies along training [C, S, updates + 1, N, M].
+    """A row's policies along training [C, S, points + 1, N, M].
 
     Args:
       make: problem -> world and noise; called while tracing.
-      row: of `ROWS`.
+      row: as in `build`.
       problems: of each seed, a tree of arrays [S, ...].
       keys: of each seed [S].
       settings: of the Config.
       numbers: combinations of traced settings [C].
+      points: at which policies are kept, beside the start; None: after each update.
     """
 
     def of_problem(problem: Any) -> Setup:
@@ -181,4 +209,4 @@ def learn(
         return build(row, world, noise, **settings)
 
     updates = settings["num_updates"]
-    return alignment.train(of_problem, problems, keys, updates, updates, numbers)
+    return alignment.train(of_problem, problems, keys, updates, points or updates, numbers)

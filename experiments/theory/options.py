@@ -11,7 +11,13 @@ from rgpo_jax.ranges import Count, CountOrZero, Range
 
 Control = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
 Alignment = Literal[
-    "coverage", "overoptimisation", "zeroth_order", "group_size", "regression", "dual_gates"
+    "coverage",
+    "overoptimisation",
+    "zeroth_order",
+    "group_size",
+    "regression",
+    "dual_gates",
+    "tiny_gates",
 ]
 StudyName = Literal[Control, Alignment]
 CONTROL: tuple[Control, ...] = get_args(Control)  # of the paper's claims; made by default

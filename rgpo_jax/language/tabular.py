@@ -26,6 +26,7 @@ def _rows(tokens: Array, vocabulary: int) -> Array:
     return jnp.stack(rows, axis=-1)
 
 
+@jax.ensure_compile_time_eval()  # how many there are is a shape, also where worlds are traced
 def all_answers(vocabulary: int, length: int, end_id: int | None = None) -> Answers:
     """Every answer there is [M, T]; what follows an end token is filled up with it."""
     axes = jnp.meshgrid(*[jnp.arange(vocabulary, dtype=jnp.int32)] * length, indexing="ij")

@@ -1,0 +1,246 @@
+"""Dual gates at equal KL in transformers: all methods that learn from rewards of their answers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.language import tiny
+from experiments.align.compare import Frontier, Interval
+from experiments.theory import alignment, dual_gates, equal_kl
+from experiments.theory.alignment import Greek, band, compare
+from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
+from experiments.theory.options import Options
+from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
+from rgpo_jax.language.world import World
+
+UPDATES, POINTS = 100, 25
+PROMPTS, GROUP, EPOCHS, MINIBATCHES = 8, 8, 4, 4
+CHOOSERS = 3
+COEFFICIENTS = (0.0, 0.03, 0.1, 0.3)
+RATES = (3e-4, 1e-3)
+LEVELS = np.geomspace(0.1, 10.0, 9)
+TOLD = (1.0, 3.1622776601683795, 10.0)  # of LEVELS, on the page
+PRIMARY = TOLD[1]
+# Beside the rows of the other study those whose papers have no KL; here they are searched with one.
+ALL = (*ROWS, "dr_grpo", "dapo", "gspo", "cispo", "sapo")
+
+
+class Found(NamedTuple):
+    """A row.
+
+    Attributes:
+      chosen: with the best settings at each KL.
+      area: mean share over `LEVELS`, which are equally far apart in the logarithm [S].
+      path: KL and reward of one setting along training, that of the primary comparison [2, S, P].
+    """
+
+    chosen: Chosen
+    area: np.ndarray
+    path: np.ndarray
+
+
+def settings_of() -> dict[str, np.ndarray]:
+    """What every row is searched over."""
+    return equal_kl.grid(kl_coefficient=COEFFICIENTS, learning_rate=RATES)
+
+
+def draw(seeds: Sequence[int]) -> tuple[list[Frontier], Any]:
+    """A transformer of each seed: its frontier, and the arrays that make its world [S, ...]."""
+    drawn = [tiny.draw(seed) for seed in seeds]
+    frontiers = [Frontier.of(tiny.of(*problem)) for problem in drawn]
+    return frontiers, jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *drawn)
+
+
+def _make(problem: Any) -> tuple[World, float]:
+    return tiny.of(*problem), 0.0
+
+
+def _paths(
+    row: str,
+    frontiers: Sequence[Frontier],
+    problems: Any,
+    keys: jax.Array,
+    numbers: dict[str, np.ndarray],
+    updates: int,
+) -> equal_kl.Paths:
+    settings = {
+        "num_updates": updates,
+        "num_prompts": PROMPTS,
+        "group_size": GROUP,
+        "num_epochs": EPOCHS,
+        "num_minibatches": MINIBATCHES,
+    }
+    policies = equal_kl.learn(_make, row, problems, keys, settings, numbers, points=POINTS)
+    return equal_kl.paths_of(policies, frontiers)
+
+
+def learn(
+    row: str, frontiers: Sequence[Frontier], problems: Any, keys: jax.Array, updates: int = UPDATES
+) -> Found:
+    """A row: all settings for the first seeds, which choose, and those chosen for the others."""
+    grid = settings_of()
+
+    def part(chosen: slice, numbers: dict[str, np.ndarray]) -> tuple[equal_kl.Paths, Gains]:
+        known = frontiers[chosen]
+        some = jax.tree.map(lambda x: x[chosen], problems)
+        paths = _paths(row, known, some, keys[chosen], numbers, updates)
+        return paths, equal_kl.gains_of(paths, known, LEVELS)
+
+    _, searched = part(slice(CHOOSERS), grid)
+    best = searched.best()
+    kept, at = np.unique(best, return_inverse=True)
+    paths, gains = part(slice(CHOOSERS, None), {name: x[kept] for name, x in grid.items()})
+    chosen = equal_kl.take(gains, at, best)
+    shown = at[_at(PRIMARY)]
+    return Found(chosen, chosen.share.mean(axis=1), np.stack([x[shown] for x in paths]))
+
+
+def _at(level: float) -> int:
+    return int(np.argmin(np.abs(level - LEVELS)))
+
+
+def run(options: Options, progress: Progress) -> Study:
+    """All rows."""
+    numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
+    frontiers, problems = draw([options.seed + number for number in numbers])
+    keys = jnp.concatenate([alignment.keys_of(options.seed + number, 1) for number in numbers])
+    found: dict[str, Found] = {}
+    for done, row in enumerate(ALL, 1):
+        found[row] = learn(row, frontiers, problems, keys)
+        progress(done / len(ALL))
+    answers, searched = UPDATES * PROMPTS * GROUP, len(settings_of()["learning_rate"])
+    return Study(
+        "Dual gates at equal KL: transformers",
+        (
+            "The question of the study before, where a policy is a transformer of two layers: "
+            f"{options.seeds} of them with random weights, prompts and rewards, 2,801 answers to "
+            "each of 4 prompts; reward and KL of whole answers are exact sums. Every row has "
+            f"{answers:,} answers, {PROMPTS} prompts \N{MULTIPLICATION SIGN} {GROUP} an update, "
+            f"{EPOCHS} passes in {MINIBATCHES} minibatches, Adam, and {searched} settings "
+            f"({Greek.beta} of {', '.join(f'{b:g}' for b in COEFFICIENTS)}; rates "
+            f"{', '.join(f'{r:g}' for r in RATES)}), of which {CHOOSERS} other transformers choose "
+            f"the best at each KL, at this horizon. The policy is looked at {POINTS} times. Rows "
+            "whose papers have no KL are searched with one like the others. Gates have k = 4 and "
+            "are normalised.",
+            "Primary comparison, stated before the reported transformers were trained: the share "
+            f"of the frontier's gain at {PRIMARY:.2g} nats, each of the four dual gates minus "
+            f"PPO-RLHF: {len(DUAL)} tests, paired by transformer, by Student's t, corrected by "
+            "Holm's method. Each claim's tests are corrected together. A difference of less than "
+            f"{dual_gates.MATTERS:g} of a share is taken as of no use. Area: the mean share over "
+            f"{len(LEVELS)} KLs from {LEVELS[0]:g} to {LEVELS[-1]:g} nats, equally far apart in "
+            "the logarithm.",
+        ),
+        _claims(found),
+        [_figure(found, frontiers[CHOOSERS:], options.seeds)],
+        [_table(found)],
+    )
+
+
+def _share(found: dict[str, Found], row: str, level: float = PRIMARY) -> np.ndarray:
+    return found[row].chosen.share[:, _at(level)]
+
+
+def _claims(found: dict[str, Found]) -> list[Claim]:
+    primary = compare({row: _share(found, row) - _share(found, "ppo") for row in DUAL})
+    without = compare(
+        {
+            f"{row}, {level:.2g} nats": _share(found, row, level)
+            - _share(found, "rgpo-none", level)
+            for level in TOLD
+            for row in DUAL
+        }
+    )
+    area = compare({row: found[row].area - found["ppo"].area for row in DUAL})
+    regression = compare(
+        {
+            f"{other} minus {row}": _share(found, other) - _share(found, row)
+            for other in REGRESSIONS
+            for row in DUAL
+        }
+    )
+    words = dual_gates.words
+    figures = ("tiny_gates",)
+    return [
+        Claim(
+            f"At equal KL ({PRIMARY:.2g} nats) some dual gate has more reward than PPO-RLHF, in "
+            "transformers.",
+            "ours",
+            dual_gates.gains(primary),
+            f"share of the frontier's gain, minus PPO-RLHF's: {words(primary)}",
+            figures,
+        ),
+        Claim(
+            "A reference in the gate adds reward at equal KL to RGPO's gate without it, in "
+            "transformers.",
+            "ours",
+            dual_gates.gains(without),
+            f"share minus that of rgpo-none: {words(without)}",
+            figures,
+        ),
+        Claim(
+            "Some dual gate has a larger area under its frontier than PPO-RLHF.",
+            "ours",
+            dual_gates.gains(area),
+            f"mean share, {LEVELS[0]:g} to {LEVELS[-1]:g} nats, minus PPO-RLHF's: {words(area)}",
+            figures,
+        ),
+        Claim(
+            "REBEL and dual_kl have more reward at equal KL than every dual gate, in transformers.",
+            "ours",
+            alignment.agree(regression, 1),
+            f"difference of shares at {PRIMARY:.2g} nats: {words(regression)}",
+            figures,
+        ),
+    ]
+
+
+def _figure(found: dict[str, Found], frontiers: Sequence[Frontier], seeds: int) -> Figure:
+    curves, paths = [], []
+    for style, row in enumerate(ALL):
+        curves.append(band(row, LEVELS, found[row].chosen.share, style))
+        kl, reward = found[row].path.mean(axis=1)
+        paths.append(alignment.plain(row, kl, reward, style))
+    largest = max(float(found[row].path[0].mean(axis=0).max()) for row in ALL)
+    inverse = np.geomspace(1e-2, 1e4, 600)
+    known = [f.at(inverse) for f in frontiers]
+    kl, reward = (np.mean([x[i] for x in known], axis=0) for i in (0, 1))
+    inside = kl <= 1.05 * largest
+    paths.append(alignment.plain("frontier", kl[inside], reward[inside], None, "--"))
+    nats = "KL(pi || ref), nats"
+    return Figure(
+        "tiny_gates",
+        f"Left: the share of the frontier's gain at each KL, {seeds} transformers, 95 % intervals. "
+        f"Right: along training, with the settings of the primary comparison ({PRIMARY:.2g} nats), "
+        "means; dashed: the exact frontier.",
+        [
+            Panel("reward at equal KL", nats, "share of the frontier's gain", curves, log_x=True),
+            Panel("along training", nats, "reward", paths),
+        ],
+    )
+
+
+def _table(found: dict[str, Found]) -> Table:
+    grid = settings_of()
+    columns = ["row"]
+    for level in TOLD:
+        columns += [f"reward at {level:.2g} nats", "from", "to", "share", "from", "to"]
+    columns += ["area", "from", "to", f"{Greek.beta} at {PRIMARY:.2g} nats", "rate"]
+    cells: list[tuple[Value, ...]] = []
+    for row, value in found.items():
+        line: list[Value] = [row]
+        for level in TOLD:
+            line += [*Interval.of(value.chosen.reward[:, _at(level)])]
+            line += [*Interval.of(_share(found, row, level))]
+        best = value.chosen.settings[_at(PRIMARY)]
+        numbers = [float(grid[name][best]) for name in ("kl_coefficient", "learning_rate")]
+        cells.append((*line, *Interval.of(value.area), *numbers))
+    return Table(
+        "tiny_gates",
+        "The most reward while the KL is at most so large, its share of the frontier's gain, the "
+        "area under the row's frontier, 95 % intervals by Student's t; and the settings chosen",
+        columns,
+        cells,
+    )
