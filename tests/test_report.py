@@ -234,6 +234,53 @@ def test_a_run_of_another_program_is_told_by_its_own_names(tmp_path):
     assert "sampled actions" not in page.split("<script")[0]
 
 
+def write_run_of(folder, headline, **columns):
+    """A run of two seeds in a world, whose metrics are columns of five lines."""
+    folder.mkdir()
+    config = {
+        "settings": {"method": folder.name, "world": "bandit", "seed": 0, "num_seeds": 2},
+        "subject": {"agent": folder.name, "env": "bandit", "total": 4},
+        "headline": headline.entry(),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+        {headline.unit.counter: i, "updates": i, "wall_seconds": i}
+        | {name: [values[i]] * 2 for name, values in columns.items()}
+        for i in range(5)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text("{}")
+
+
+def test_runs_that_train_on_different_things_are_all_shown(tmp_path):
+    margin = Curve("margin", "margin of pairs", "margin", "margin")
+    of_data = dataclasses.replace(_ALIGNMENT, training=margin)
+    rising, falling = [0.1 * i for i in range(5)], [-0.1 * i for i in range(5)]
+    write_run_of(tmp_path / "dpo", of_data, reward=rising, margin=falling)
+    write_run_of(tmp_path / "rgpo", _ALIGNMENT, reward=rising, train_reward=rising)
+    report = Report("both", runs.collect([str(tmp_path)], strict=True), None)
+    assert list(report.curves) == ["reward", "margin", "train_reward"]
+    labels = {
+        metric: [series.label for chart in charts.values() for series in chart.series]
+        for metric, charts in report.curves.items()
+    }
+    assert labels == {"reward": ["dpo", "rgpo"], "margin": ["dpo"], "train_reward": ["rgpo"]}
+    page = render(report).decode()
+    assert ">margin of pairs</option>" in page
+    assert ">reward of training answers</option>" in page
+
+
+def test_runs_of_another_score_are_left_out_and_named(tmp_path):
+    write_run_of(tmp_path / "a", _ALIGNMENT, reward=[0.1] * 5)
+    write_run_of(tmp_path / "ppo", CONTROL, eval_return=[9.0] * 5)
+    found = runs.collect([str(tmp_path)], strict=True)
+    assert [run.name for run in found.runs] == ["a"]
+    (note,) = (note for note in found.notes if "Left out" in note)
+    assert "reward of the policy by answers: ppo." in note
+    assert found.headline == _ALIGNMENT
+    assert "Left out" in render(Report("one", found, None)).decode()
+
+
 def test_control_has_the_units_of_files_written_before_there_were_any():
     entry = CONTROL.entry()
     assert list(entry) == [

@@ -88,7 +88,7 @@ _DIAGNOSTICS: dict[str, tuple[str, str, bool]] = {
 def learning_curves(collection: Collection) -> dict[str, dict[str, Chart]]:
     """Metric -> environment -> scores and returns over training."""
     found: dict[str, dict[str, Chart]] = {}
-    for curve in collection.headline.curves:
+    for curve in collection.curves:
         for env in collection.envs:
             metric, key = curve.metric, f"{curve.metric}-{env}"
             chart = _over_training(collection, env, metric, key, env, curve.axis, markers=True)

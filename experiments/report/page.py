@@ -112,7 +112,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             variants=collection.variants,
             metrics={
                 curve.metric: curve.title
-                for curve in collection.headline.curves
+                for curve in collection.curves
                 if curve.metric in report.curves
             },
             curves={

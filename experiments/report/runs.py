@@ -28,7 +28,7 @@ import numpy as np
 from experiments.cli.flags import BadInput
 from experiments.plan.run_options import MOST_SEEDS
 from experiments.record.files import is_text, read_plain
-from experiments.record.headline import CONTROL, Headline
+from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.record.provenance import short_commit
 from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
 
@@ -243,8 +243,14 @@ class Collection:
 
     @property
     def headline(self) -> Headline:
-        """By which metrics its runs are judged: those of the first."""
+        """By which metrics its runs are judged: those of the first, whose score is that of all."""
         return self.runs[0].headline if self.runs else CONTROL
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """What is shown over training, of whichever run has it; the score first."""
+        headlines = [run.headline for run in self.runs] or [CONTROL]
+        return tuple(dict.fromkeys(curve for headline in headlines for curve in headline.curves))
 
     @property
     def is_growing(self) -> bool:
@@ -340,8 +346,25 @@ def gather(runs: Sequence[Run], waiting: int = 0, notes: Sequence[str] = ()) -> 
             notes.append(f"{run.name} broke: {run.headline.broken} ({where}).")
         elif run.status == INTERRUPTED:
             notes.append(f"{run.name} was interrupted at {run.progress:.0%}.")
+    runs, others = _of_one_kind(runs)
+    if others:
+        names = ", ".join(run.name for run in others)
+        notes.append(
+            f"Left out, as its score is another than {runs[0].headline.score.title} by "
+            f"{runs[0].headline.unit.name}: {names}. Make a report of these alone."
+        )
     cells, more = _cells(runs)
     return Collection(tuple(runs), cells, (*notes, *more), waiting)
+
+
+def _of_one_kind(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Those whose score and progress are the first run's, and the others."""
+
+    def kind(run: Run) -> tuple[Curve, Unit]:
+        return run.headline.score, run.headline.unit
+
+    same = [run for run in runs if kind(run) == kind(runs[0])]
+    return same, [run for run in runs if kind(run) != kind(runs[0])]
 
 
 class NotARun(Exception):
