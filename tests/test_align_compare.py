@@ -8,6 +8,8 @@ import pytest
 
 from agents import language as methods
 from experiments.align import compare
+from experiments.align.frontier import Frontier
+from experiments.align.intervals import Interval
 from experiments.align.plan import read_plan
 from rgpo_jax.language import targets
 
@@ -105,7 +107,7 @@ def test_the_frontier_is_that_of_gibbs_policies(frontier):
 
 def test_the_frontier_of_two_arms_in_closed_form():
     q, p = 0.3, np.array([0.3, 0.5, 0.9, 1 - 1e-6])
-    line = compare.Frontier(np.array([[q, 1 - q]]), np.array([[1.0, 0.0]]))
+    line = Frontier(np.array([[q, 1 - q]]), np.array([[1.0, 0.0]]))
     kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     np.testing.assert_allclose(line.reward_at(kl), p, atol=1e-7)
     np.testing.assert_allclose(line.end, (-np.log(q), 1.0))
@@ -130,7 +132,7 @@ def test_no_policy_lies_above_the_frontier(frontier):
 
 
 def test_intervals_are_students():
-    interval = compare.Interval.of(np.array([1.0, 2.0, 3.0]))
+    interval = Interval.of(np.array([1.0, 2.0, 3.0]))
     half = 4.302653 / np.sqrt(3)  # t with 2 degrees of freedom
     np.testing.assert_allclose(interval, (2.0, 2.0 - half, 2.0 + half), rtol=1e-6)
-    assert compare.Interval.of(np.array([1.0])).show(2) == "1.00"
+    assert Interval.of(np.array([1.0])).show(2) == "1.00"

@@ -7,9 +7,10 @@ import pytest
 
 from agents import language as methods
 from envs.language import bandit, tree
-from experiments.align.compare import Frontier
+from experiments.align import intervals
+from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates
-from experiments.theory.equal_kl import Paths, reward_within
+from experiments.theory.equal_kl import Paths
 from rgpo_jax import gates
 from rgpo_jax.gates import weight
 from rgpo_jax.language import targets
@@ -242,7 +243,7 @@ def test_the_maximum_with_two_kls_is_the_mixture_of_both_policies():
 def test_gains_need_to_be_shown_and_to_matter():
     def tests(*means, spread=1e-4):
         rng = np.random.default_rng(0)
-        return alignment.compare({str(m): m + spread * rng.normal(size=20) for m in means})
+        return intervals.compare({str(m): m + spread * rng.normal(size=20) for m in means})
 
     assert dual_gates.gains(tests(0.05, -0.01)) is True
     assert dual_gates.gains(tests(-0.05, -0.01)) is False

@@ -12,7 +12,8 @@ from scipy.special import expit
 
 from agents.language import dpo, reinforce
 from envs.language import bandit
-from experiments.align.compare import Interval
+from experiments.align import intervals
+from experiments.align.intervals import Interval
 from experiments.theory import (
     alignment,
     coverage,
@@ -138,15 +139,15 @@ def test_runs_side_by_side_are_those_of_the_agent_alone():
 def test_comparisons_by_hand():
     rng = np.random.default_rng(0)
     far, none = rng.normal(3.0, 1.0, 12), rng.normal(0.0, 1.0, 12)
-    tests = alignment.compare({"far": far, "none": none, "same": np.zeros(12)})
+    tests = intervals.compare({"far": far, "none": none, "same": np.zeros(12)})
     ps = [stats.ttest_1samp(x, 0.0).pvalue for x in (far, none)]
     assert tests[0].p == pytest.approx(3 * ps[0])
     assert (tests[0].sign, tests[1].sign, tests[2].sign) == (1, 0, 0)
     low, high = stats.t.interval(0.95, 11, far.mean(), stats.sem(far))
     assert tests[0].interval == pytest.approx(Interval(far.mean(), low, high))
-    assert alignment.agree(tests[:1], 1) is True
-    assert alignment.agree(tests[:1], -1) is False
-    assert alignment.agree(tests, 1) is None
+    assert intervals.agree(tests[:1], 1) is True
+    assert intervals.agree(tests[:1], -1) is False
+    assert intervals.agree(tests, 1) is None
 
 
 def test_slopes_and_bands():
@@ -347,14 +348,19 @@ def row(name, world, exact, seed, seeds):
     return regression.Row(0.1, *rng.uniform(0.1, 0.4, size=(4, seeds, 31)))
 
 
+def rising(rng, largest, shape):
+    """Paths from 0 in random steps up to the largest."""
+    steps = rng.uniform(0.0, largest, size=shape)
+    return np.cumsum(steps, axis=-1) - steps[..., :1]
+
+
 def a_row(row, world, epochs, frontiers, problems, keys, choosers):
     """In the place of runs of a row, which have a test of their own."""
     rng = np.random.default_rng(len(row) + epochs)
     combinations, number = len(dual_gates.settings_of()["learning_rate"]), len(frontiers)
     found = {}
     for noise in dual_gates.NOISES:
-        steps = rng.uniform(0.0, 0.2, size=(2, combinations, number, 4))
-        paths = equal_kl.Paths(*np.cumsum(steps, axis=-1))
+        paths = equal_kl.Paths(*rising(rng, 0.2, (2, combinations, number, 5)))
         chosen = equal_kl.choose(paths, frontiers, dual_gates.LEVELS, choosers)
         last = equal_kl.Paths(*(x[:, choosers:, -1] for x in paths))
         found[dual_gates.Case(world, noise, epochs)] = dual_gates.Found(chosen, last)
@@ -363,7 +369,7 @@ def a_row(row, world, epochs, frontiers, problems, keys, choosers):
 
 def a_transformers_row(row, frontiers, problems, keys):
     rng = np.random.default_rng(len(row))
-    paths = equal_kl.Paths(*np.cumsum(rng.uniform(0.0, 0.5, size=(2, 8, 4, 26)), axis=-1))
+    paths = equal_kl.Paths(*rising(rng, 0.5, (2, 8, 4, 26)))
     chosen = equal_kl.choose(paths, frontiers, tiny_gates.LEVELS, tiny_gates.CHOOSERS)
     return tiny_gates.Found(chosen, chosen.share.mean(axis=1), np.stack(paths)[:, 0, 2:])
 

@@ -13,15 +13,16 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import scipy  # its parts load where they are first used
 import tyro
 
 from agents import language as methods
 from experiments.align import __main__ as program
 from experiments.align import building
+from experiments.align.frontier import Frontier
+from experiments.align.intervals import Interval
 from experiments.align.plan import HEADLINE, Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN
@@ -41,9 +42,6 @@ from experiments.record.run_folder import (
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero
-
-if TYPE_CHECKING:
-    from rgpo_jax.language.world import World
 
 PROG = "python -m experiments.align.compare"
 MARK, PAGE, TABLE, NUMBERS, FIGURE = (
@@ -318,98 +316,9 @@ def read_result(folder: Path, row: str, has_kl: bool) -> Result:
         raise BadInput(f"{folder}: the run cannot be read: {error}") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Frontier:
-    """The most reward at each KL to the reference: {q exp(R / b) / Z : b > 0}, in float64.
-
-    Over several prompts reward and KL are means, and the frontier has one b for all of them.
-
-    Attributes:
-      reference: q [N, M].
-      reward: R [N, M].
-    """
-
-    reference: np.ndarray
-    reward: np.ndarray
-
-    @classmethod
-    def of(cls, world: "World", temperature: float = 1.0) -> "Frontier":
-        """That of a world whose answers are enumerated."""
-        from rgpo_jax.language.world import all_log_probs
-
-        assert world.enumeration is not None
-        log_probs = all_log_probs(world, None, world.frozen, temperature)
-        reference = np.exp(np.asarray(log_probs, np.float64))
-        reference /= reference.sum(axis=-1, keepdims=True)
-        return cls(reference, np.asarray(world.enumeration.reward, np.float64))
-
-    def at(self, inverse: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """KL and reward at 1 / b, of the shape of 1 / b."""
-        inverse = np.asarray(inverse, float)
-        logits = np.log(self.reference) + inverse[..., None, None] * self.reward
-        peak = logits.max(axis=-1, keepdims=True)
-        log_total = peak + np.log(np.exp(logits - peak).sum(axis=-1, keepdims=True))
-        reward = (np.exp(logits - log_total) * self.reward).sum(axis=-1)
-        kl = inverse[..., None] * reward - log_total[..., 0]
-        return np.maximum(kl.mean(axis=-1), 0.0), reward.mean(axis=-1)
-
-    @property
-    def origin(self) -> float:
-        """The reference's reward."""
-        return float((self.reference * self.reward).sum(axis=-1).mean())
-
-    @property
-    def end(self) -> tuple[float, float]:
-        """KL and reward of the best answers alone, in the reference's proportions."""
-        best = self.reward == self.reward.max(axis=-1, keepdims=True)
-        mass = np.where(best, self.reference, 0.0).sum(axis=-1)
-        return float(-np.log(mass).mean()), float(self.reward.max(axis=-1).mean())
-
-    def reward_at(self, kl: np.ndarray | float) -> np.ndarray:
-        """The most reward that a policy of this KL, or a smaller one, can have."""
-        kl = np.asarray(kl, float)
-        low, high = np.full(kl.shape, -30.0), np.full(kl.shape, 30.0)  # log(1 / b)
-        for _ in range(100):
-            middle = (low + high) / 2
-            is_less = self.at(np.exp(middle))[0] < kl
-            low, high = np.where(is_less, middle, low), np.where(is_less, high, middle)
-        last_kl, last_reward = self.end
-        reached = np.where(kl >= last_kl, last_reward, self.at(np.exp(low))[1])
-        return np.where(kl <= 0, self.origin, reached)
-
-    def share(self, kl: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        """Of the frontier's gain in reward over the reference at this KL; NaN where that is 0."""
-        possible = self.reward_at(kl) - self.origin
-        return np.where(possible > 1e-9, reward - self.origin, np.nan) / np.where(
-            possible > 1e-9, possible, 1.0
-        )
-
-
 def frontier_of(plan: Plan) -> Frontier:
     """That of a plan's world, at its temperature."""
     return Frontier.of(building.make_world(plan), plan.config.temperature)
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and its 95 % interval; low and high are NaN for fewer than two."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Interval":
-        """By Student's t: the bootstrap of a handful of seeds is too narrow."""
-        mean, number = float(np.mean(values)), len(values)
-        if number < 2:
-            return cls(mean, math.nan, math.nan)
-        quantile = float(scipy.stats.t.ppf(0.975, number - 1))
-        half = quantile * float(np.std(values, ddof=1)) / math.sqrt(number)
-        return cls(mean, mean - half, mean + half)
-
-    def show(self, digits: int, scale: float = 1.0) -> str:
-        mean, low, high = (f"{x * scale:.{digits}f}" for x in self)
-        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
 @dataclasses.dataclass(frozen=True)

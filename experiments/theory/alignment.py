@@ -3,9 +3,8 @@
 Settings are chosen on other seeds than those that are reported (`CHOICE` above them).
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, log_expit
 
-from experiments.align.compare import Interval
-from experiments.reproduction.ranks import holm
+from experiments.align.intervals import Interval
 from experiments.theory.study import Line, say
 from rgpo_jax.language import pair_agent
 from rgpo_jax.language.agent import Agent
@@ -24,7 +22,6 @@ from rgpo_jax.language.pairs import Pairs
 from rgpo_jax.language.world import World, all_log_probs
 
 CHOICE = 1000  # seeds from here on above the reported ones choose settings
-LEVEL = 0.05  # of tests, after Holm's correction
 RIDGE = 0.01  # of `exact_fit`, in pairs
 _ITERATIONS = 500
 _TOLERANCE = 1e-9
@@ -253,54 +250,6 @@ def train(
 
 
 # What is told of seeds.
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Differences of one and the same seed, and a test of their mean.
-
-    Attributes:
-      name: what is compared.
-      interval: mean and 95 % interval over seeds, by Student's t.
-      p: two-sided, by Holm's correction for all that were made with it.
-    """
-
-    name: str
-    interval: Interval
-    p: float
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the corrected test shows the difference, else 0."""
-        if not self.p < LEVEL:
-            return 0
-        return 1 if self.interval.mean > 0 else -1
-
-
-def compare(differences: Mapping[str, np.ndarray]) -> list[Comparison]:
-    """Tests by Student's t of paired differences [S], corrected together."""
-    values = {name: np.asarray(x, float) for name, x in differences.items()}
-    tests = []
-    for x in values.values():
-        p = float(stats.ttest_1samp(x, 0.0).pvalue) if np.ptp(x) > 0 else float(not np.any(x))
-        tests.append(p)
-    return [
-        Comparison(name, Interval.of(x), p)
-        for (name, x), p in zip(values.items(), holm(tests), strict=True)
-    ]
-
-
-def agree(comparisons: Sequence[Comparison], sign: int) -> bool | None:
-    """Whether all differences have this sign: False if one is shown to have the other."""
-    signs = [c.sign for c in comparisons]
-    if all(s == sign for s in signs):
-        return True
-    return False if -sign in signs else None
-
-
-def covers(interval: Interval, value: float) -> bool:
-    """Whether the value lies in the interval."""
-    return bool(interval.low <= value <= interval.high)
 
 
 def tell(interval: Interval, digits: int = 3) -> str:

@@ -9,17 +9,10 @@ import numpy as np
 
 from agents.language import on_policy_dpo
 from envs.language import bandit
-from experiments.align.compare import Interval
+from experiments.align import intervals
+from experiments.align.intervals import Comparison, Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import (
-    Greek,
-    band,
-    compare,
-    divergence,
-    draw_wins,
-    exact_fit,
-    softmax,
-)
+from experiments.theory.alignment import Greek, band, divergence, draw_wins, exact_fit, softmax
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value, say
 
@@ -209,7 +202,7 @@ def run(options: Options, progress: Progress) -> Study:
 
 def _comparisons(
     errors: dict[tuple[str, int], np.ndarray],
-) -> dict[tuple[str, int], alignment.Comparison]:
+) -> dict[tuple[str, int], Comparison]:
     keys = [(way, pairs) for way in (FRESH, ALL) for pairs in PAIRS]
     gaps = {
         f"{way}, N = {pairs}": np.log(errors[way, pairs][:, -1] / errors[OFFLINE, pairs][:, -1])
@@ -223,7 +216,7 @@ def _factor(interval: Interval) -> str:
     return alignment.tell(Interval(*(float(np.exp(x)) for x in interval)), 2)
 
 
-def _ratios(tests: Mapping[tuple[str, int], alignment.Comparison], way: str) -> str:
+def _ratios(tests: Mapping[tuple[str, int], Comparison], way: str) -> str:
     return "; ".join(
         f"N = {n:,}: {_factor(t.interval)} ({alignment.p_value(t.p)})"
         for (w, n), t in tests.items()
@@ -274,7 +267,7 @@ def _claims(found: Found) -> list[Claim]:
             "With enough pairs a round, on-policy DPO on the pairs of each round comes nearer to "
             f"pi* than offline DPO on equally many pairs (N from {ABOVE[0]:,} on; 2601.08421).",
             "ours",
-            alignment.agree([tests[FRESH, n] for n in ABOVE], -1),
+            intervals.agree([tests[FRESH, n] for n in ABOVE], -1),
             f"ratio of errors after {ROUNDS} rounds, on-policy over offline, and corrected p: "
             + _ratios(tests, FRESH),
             ("coverage",),
@@ -283,7 +276,7 @@ def _claims(found: Found) -> list[Claim]:
             f"With few pairs a round (N = {PAIRS[0]}) it is the other way round: the fit to a "
             "round's pairs loses what earlier rounds knew.",
             "ours",
-            alignment.agree([tests[FRESH, PAIRS[0]]], 1),
+            intervals.agree([tests[FRESH, PAIRS[0]]], 1),
             f"ratio of errors at N = {PAIRS[0]}: {_factor(tests[FRESH, PAIRS[0]].interval)}, "
             f"{alignment.p_value(tests[FRESH, PAIRS[0]].p)}",
             ("coverage",),
@@ -292,14 +285,14 @@ def _claims(found: Found) -> list[Claim]:
             "Fitted to all pairs so far, on-policy DPO comes nearer to pi* than offline DPO at "
             "every N.",
             "ours",
-            alignment.agree([tests[ALL, n] for n in PAIRS], -1),
+            intervals.agree([tests[ALL, n] for n in PAIRS], -1),
             "ratio of errors, and corrected p: " + _ratios(tests, ALL),
             ("coverage",),
         ),
         Claim(
             "The error of rounds on their own pairs stops at a floor that falls as 1/\u221aN.",
             "ours",
-            alignment.covers(floor, -0.5),
+            intervals.covers(floor, -0.5),
             f"slope of the mean log error of the last {ROUNDS - ROUNDS // 2} rounds over log N, N "
             f"= {', '.join(f'{n:,}' for n in ABOVE)}: {alignment.tell(floor)}; between the last "
             f"two alone {alignment.tell(end)}: just above the threshold the floor is higher than "
@@ -327,7 +320,7 @@ def _claims(found: Found) -> list[Claim]:
             "Offline the error falls as one over the root of the pairs, from the second round on "
             f"(N from {ABOVE[0]:,} on).",
             "ours",
-            all(alignment.covers(x, -0.5) for x in offline.values()),
+            all(intervals.covers(x, -0.5) for x in offline.values()),
             "slope of log error over log pairs: "
             + "; ".join(f"N = {n:,}: {alignment.tell(x)}" for n, x in offline.items())
             + "; on-policy with all pairs so far: "
@@ -349,7 +342,7 @@ def _claims(found: Found) -> list[Claim]:
             f"Where pairs are few (N = {PAIRS[1]} and {PAIRS[2]:,}) the fit to the end is the "
             "worse one: a ridge of one pair has a smaller error.",
             "ours",
-            alignment.agree(helped, -1),
+            intervals.agree(helped, -1),
             f"ratio of errors after {ROUNDS} rounds, ridge {RIDGES[-1]:g} over "
             f"{alignment.RIDGE:g}: "
             + "; ".join(

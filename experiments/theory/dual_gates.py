@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.language import bandit, tree
-from experiments.align.compare import Frontier, Interval
+from experiments.align import intervals
+from experiments.align.frontier import Frontier
+from experiments.align.intervals import Comparison, Interval, compare
 from experiments.theory import alignment, equal_kl
-from experiments.theory.alignment import Comparison, Greek, band, compare, plain, tell
+from experiments.theory.alignment import Greek, band, plain, tell
 from experiments.theory.equal_kl import DUAL, ROWS, Chosen, Paths
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value, say
@@ -334,7 +336,7 @@ def _claims(
             f"At equal steps, with one {Greek.beta} ({COEFFICIENT:g}) and one rate ({RATE:g}) for "
             "all, dual gates end at less KL than PPO-RLHF and than GRPO as published.",
             "ours",
-            alignment.agree(at_end.kl, -1),
+            intervals.agree(at_end.kl, -1),
             "ratio of KLs: "
             + "; ".join(
                 f"{t.name}: {_ratio(t.interval)} ({alignment.p_value(t.p)})" for t in at_end.kl
@@ -345,7 +347,7 @@ def _claims(
         Claim(
             "With many passes a dual gate loses less than PPO-RLHF does.",
             "ours",
-            alignment.agree(reuse, 1),
+            intervals.agree(reuse, 1),
             f"change of the share from {_passes(few)} to {_passes(many)}, minus PPO-RLHF's, "
             f"{_noise(NOISE)}: {words(reuse)}",
             ("dual_gates_reuse",),
@@ -354,7 +356,7 @@ def _claims(
             "REBEL and dual_kl, which regress to the maximum of a reward with two KLs, have more "
             "reward at equal KL than every dual gate, in both worlds.",
             "ours",
-            alignment.agree(regression, 1),
+            intervals.agree(regression, 1),
             f"difference of shares at {LEVEL:g} nats: {words(regression)}",
             ("dual_gates",),
         ),

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from agents import language as methods
-from experiments.align.compare import Frontier
+from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment
 from experiments.theory.alignment import Setup
 from rgpo_jax.language.agent import Agent
@@ -75,32 +75,6 @@ def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
     """All combinations of settings: name -> its value in each of them [C]."""
     combined = np.array(list(itertools.product(*values.values())), float)
     return dict(zip(values, combined.T, strict=True))
-
-
-def reward_within(kl: np.ndarray, reward: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The most reward along a path while its KL is at most so large.
-
-    Between two points of a path reward is linear in the root of KL, as it is for small steps away
-    from the reference.
-
-    Args:
-      kl: to the reference [..., P], 0 at the first point.
-      reward: [..., P].
-      levels: of KL [K], rising.
-
-    Returns:
-      [..., K]
-    """
-    root, edges = np.sqrt(np.maximum(kl, 0.0)), np.sqrt(np.asarray(levels, float))
-    inside = root[..., None] <= edges  # [..., P, K]
-    best = np.max(np.where(inside, reward[..., None], -np.inf), axis=-2)
-    before, after = root[..., :-1, None], root[..., 1:, None]
-    crosses = inside[..., :-1, :] != inside[..., 1:, :]
-    width = np.where(crosses, after - before, 1.0)
-    share = (edges - before) / width
-    start, end = reward[..., :-1, None], reward[..., 1:, None]
-    at = np.where(crosses, start + share * (end - start), -np.inf)
-    return np.asarray(np.maximum(best, np.max(at, axis=-2)))
 
 
 class Paths(NamedTuple):

@@ -8,9 +8,10 @@ import numpy as np
 
 from agents.language import grpo
 from envs.language import bandit
-from experiments.align.compare import Interval
+from experiments.align import intervals
+from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import Greek, band, compare, divergence, plain
+from experiments.theory.alignment import Greek, band, divergence, plain
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
 from rgpo_jax.language import targets
@@ -208,7 +209,7 @@ def _claims(exact: Exact, ours: Trained) -> list[Claim]:
             "At every group size, and with either KL, GRPO settles below pi* in E[R] - "
             f"{Greek.beta} KL.",
             "ours",
-            alignment.agree(tests, -1),
+            intervals.agree(tests, -1),
             f"four arms, trained minus pi* (of {say(float(FOUR.value(FOUR.target)))}, and "
             f"{say(float(FOUR.value(FOUR.reference)))} at the reference): "
             + "; ".join(

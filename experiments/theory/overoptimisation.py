@@ -9,17 +9,10 @@ import numpy as np
 
 from agents.language import rebel, rloo, rpo
 from envs.language import bandit
-from experiments.align.compare import Interval
+from experiments.align import intervals
+from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import (
-    Greek,
-    band,
-    compare,
-    divergence,
-    draw_wins,
-    exact_fit,
-    softmax,
-)
+from experiments.theory.alignment import Greek, band, divergence, draw_wins, exact_fit, softmax
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
 
@@ -265,7 +258,7 @@ def _claims(
 
     def shown(keys: Iterable[str], sign: int) -> bool | None:
         found = [tests[k] for k in keys if k in tests]
-        return alignment.agree(found, sign) if found else None
+        return intervals.agree(found, sign) if found else None
 
     return [
         Claim(
@@ -299,7 +292,7 @@ def _claims(
         Claim(
             f"RPO's regulariser makes too small a {Greek.beta} less of a fall.",
             "ours",
-            alignment.agree([kinder], 1),
+            intervals.agree([kinder], 1),
             f"gold reward at {Greek.beta} = {BETAS[-1]:g} minus that at the best one: "
             + "; ".join(f"{k}: {alignment.tell(Interval.of(x))}" for k, x in falls.items())
             + f"; the difference of the two: {alignment.tell(kinder.interval)} "

@@ -7,9 +7,11 @@ import numpy as np
 
 from agents.language import ppo, rebel, rgpo
 from envs.language import bandit, tree
-from experiments.align.compare import Frontier, Interval
+from experiments.align import intervals
+from experiments.align.frontier import Frontier
+from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import Greek, band, compare
+from experiments.theory.alignment import Greek, band
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
 from rgpo_jax.language.targets import gibbs
@@ -178,7 +180,7 @@ def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[C
             f"At equal samples REBEL ends nearer to the best of E[R] - {Greek.beta} KL than "
             "PPO-RLHF and RGPO, in bandit and tree.",
             "ours",
-            alignment.agree(tests, -1),
+            intervals.agree(tests, -1),
             "ratio of losses, REBEL's over the other's: "
             + "; ".join(
                 f"{c.name}: {_ratio(c.interval)} ({alignment.p_value(c.p)})" for c in tests
@@ -189,7 +191,7 @@ def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[C
             "At equal samples REBEL is nearer to the frontier, at the KL that each has, than "
             "PPO-RLHF and RGPO, in bandit and tree.",
             "ours",
-            alignment.agree(at_equal, 1),
+            intervals.agree(at_equal, 1),
             "share of the frontier's gain, REBEL's minus the other's: "
             + "; ".join(
                 f"{c.name}: {alignment.tell(c.interval, 2)} ({alignment.p_value(c.p)})"

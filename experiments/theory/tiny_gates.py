@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.language import tiny
-from experiments.align.compare import Frontier, Interval
+from experiments.align import intervals
+from experiments.align.frontier import Frontier
+from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment, dual_gates, equal_kl
-from experiments.theory.alignment import Greek, band, compare
+from experiments.theory.alignment import Greek, band
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
@@ -190,7 +192,7 @@ def _claims(found: dict[str, Found]) -> list[Claim]:
         Claim(
             "REBEL and dual_kl have more reward at equal KL than every dual gate, in transformers.",
             "ours",
-            alignment.agree(regression, 1),
+            intervals.agree(regression, 1),
             f"difference of shares at {PRIMARY:.2g} nats: {words(regression)}",
             figures,
         ),

@@ -12,9 +12,10 @@ from scipy.special import expit
 
 from agents.language import rloo, zbcpg, zpg
 from envs.language import bandit
-from experiments.align.compare import Interval
+from experiments.align import intervals
+from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import Greek, band, compare, softmax
+from experiments.theory.alignment import Greek, band, softmax
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
 from rgpo_jax.language import zeroth_order as library
@@ -393,7 +394,7 @@ def _claims(
         )
 
     def shown(part: str, sign: int) -> bool | None:
-        return alignment.agree([c for n, c in tests.items() if part in n], sign)
+        return intervals.agree([c for n, c in tests.items() if part in n], sign)
 
     growth = {kind: _growth(signals, kind) for kind in (*KINDS, *(k + _ROOT for k in KINDS))}
     noisy = [growth[k] for k in list(KINDS)[1:]]
@@ -474,7 +475,7 @@ def _claims(
         Claim(
             f"The same budget brings less where parameters are more: d = {large} against {small}.",
             "ours",
-            alignment.agree([size], -1),
+            intervals.agree([size], -1),
             f"share of the possible gain, M = 31: {alignment.tell(size.interval, 2)}, "
             f"{alignment.p_value(size.p)}; of RLOO "
             + alignment.tell(
