@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -55,11 +56,13 @@ class Shown(NamedTuple):
       name: of its method, with the folder's where two runs have one method.
       evaluations: lines of metrics that have a reward, each with its number of `updates`.
       answers: a first one to each held-out prompt, at each evaluation.
+      settings: of the run, as its `config.json` has them.
     """
 
     name: str
     evaluations: list[dict[str, Any]]
     answers: list[Answered]
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def curve(self, metric: str) -> list[float]:
         """The metric at each evaluation; NaN where it has none."""
@@ -79,7 +82,7 @@ def read(folder: Path) -> Shown:
         lines = [json.loads(x) for x in read_plain(folder / METRICS).split(b"\n")[:-1] if x]
         name = str(config["settings"]["method"])
         evaluations = [line for line in lines if "reward" in line]
-        shown = Shown(name, evaluations, [])
+        shown = Shown(name, evaluations, [], dict(config["settings"]))
         for metric in _SHOWN:
             shown.curve(metric)
         [int(line["updates"]) for line in evaluations]
@@ -91,7 +94,7 @@ def read(folder: Path) -> Shown:
         raise BadInput(f"--runs {folder}: {error.strerror or error}") from None
     if not answers or not evaluations:
         raise BadInput(f"--runs {folder}: no answers; expected a run of a real model")
-    return Shown(name, evaluations, answers)
+    return shown._replace(answers=answers)
 
 
 def read_all(folders: Sequence[Path]) -> list[Shown]:
