@@ -246,5 +246,6 @@ def test_gains_need_to_be_shown_and_to_matter():
         return intervals.compare({str(m): m + spread * rng.normal(size=20) for m in means})
 
     assert dual_gates.gains(tests(0.05, -0.01)) is True
+    assert dual_gates.gains(tests(0.01, -0.01)) is False  # shown, and of no use
     assert dual_gates.gains(tests(-0.05, -0.01)) is False
     assert dual_gates.gains(tests(-0.05, 0.0, spread=1.0)) is None

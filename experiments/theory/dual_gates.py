@@ -260,8 +260,8 @@ def _against(
 
 
 def gains(tests: Sequence[Comparison]) -> bool | None:
-    """Whether some difference is shown to be above 0; False where none can be of use."""
-    if any(test.sign > 0 for test in tests):
+    """Whether some difference is shown to be above 0, and is of use; False where none can be."""
+    if any(test.sign > 0 and test.interval.mean > MATTERS for test in tests):
         return True
     return False if all(test.interval.high < MATTERS for test in tests) else None
 
