@@ -274,3 +274,14 @@ def test_a_study_of_other_settings_is_made_anew(tmp_path):
     assert keeping.find(tmp_path, "bias", {"seed": 0}) is None
     (tmp_path / ".studies" / "cost.json").write_text('{"made_by": [], "study": {}}')
     assert keeping.find(tmp_path, "cost", {"seed": 0}) is None
+
+
+def test_where_there_is_no_bar_lines_say_how_far_a_study_is(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    said = []
+    share, silent = (program._Share("cost", said.append, is_shown=x) for x in (False, True))
+    for now[0], done in ((30.0, 0.1), (90.0, 0.25), (100.0, 0.3), (200.0, 0.5), (300.0, 1.0)):
+        share(done)
+        silent(done)
+    assert said == ["cost: 25%, about 4 min left", "cost: 50%, about 3 min left"]

@@ -7,7 +7,7 @@ import io
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.theory"
 CLAIMS, PAGE, LOG = "claims.json", "index.html", "theory.log"
+_SILENCE = 60.0  # seconds
 _SIZE = 2**24  # bytes; all that is written is less
 
 
@@ -120,6 +121,22 @@ class _Speaker:
         )
 
 
+class _Share:
+    """Says now and then how far a study is, where no bar does."""
+
+    def __init__(self, name: str, say: Callable[[str], None], is_shown: bool):
+        self._name, self._say, self._is_shown = name, say, is_shown
+        self._started = self._told = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if self._is_shown or not 0 < share < 1 or now - self._told < _SILENCE:
+            return
+        self._told = now
+        left = (now - self._started) * (1 - share) / share
+        self._say(f"{self._name}: {share:.0%}, about {left / 60:.0f} min left")
+
+
 def _run(
     options: Options, folder: Path, speaker: _Speaker, interrupts: Interrupts
 ) -> dict[str, "Study"]:
@@ -140,9 +157,14 @@ def _run(
         with speaker.bar() as bar:
             task = bar.add_task(f"{name} ({number} of {len(chosen)})", total=1.0)
 
-            def progress(share: float, bar: Progress = bar, task: TaskID = task) -> None:
+            report = _Share(name, speaker.say, is_shown=not bar.disable)
+
+            def progress(
+                share: float, bar: Progress = bar, task: TaskID = task, report: _Share = report
+            ) -> None:
                 interrupts.check()
                 bar.update(task, completed=share)
+                report(share)
 
             studies[name] = module.run(options, progress)
         interrupts.check()
