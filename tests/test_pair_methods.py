@@ -110,6 +110,47 @@ def test_pairs_are_the_best_and_the_worst_and_ties_are_counted():
     np.testing.assert_allclose(change, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "pairing"), [("rebel", "neighbours"), ("online_dpo", "best_worst")]
+)
+def test_own_answers_are_read_once_and_what_was_read_goes_with_them(method, pairing, monkeypatch):
+    """Encoding, and the reference, are most of what an update of a real model costs."""
+    world = tree.make(num_prompts=2, end_id=3)
+    encoded, seen = [], []
+
+    def encode(frozen, prompts, answers):
+        encoded.append(len(answers.tokens))
+        return world.policy.encode(frozen, prompts, answers)
+
+    def make(*args, **parts):
+        learner = made(*args, **parts)
+
+        def update(state, frozen, pairs):
+            seen.append(pairs)
+            return learner.update(state, frozen, pairs)
+
+        return learner._replace(update=update)
+
+    made = pair_learner.make
+    monkeypatch.setattr(pair_learner, "make", make)
+    module = methods.load(method)
+    config = module.Config(num_prompts=4, group_size=4, pairing=pairing, num_minibatches=1)
+    agent = module.make(world._replace(policy=world.policy._replace(encode=encode)), config)
+    state = agent.init(jax.random.key(0), world.frozen)
+    state, asked, answers = agent.sample(state, world.frozen, world.prompts)
+    batch = Batch(asked, answers, world.reward(asked, answers))
+    after, _ = agent.update(state, world.frozen, batch)
+    assert encoded == [16]
+    (pairs,) = seen
+    again, _ = agent.learner.update(state.learner, world.frozen, pairs._replace(read=None))
+    assert encoded == [16, 2 * len(pairs.gap)]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        after.learner.params,
+        again.params,
+    )
+
+
 def test_an_update_without_any_pair_that_counts_changes_nothing():
     world = bandit.make(num_prompts=4)
     module = methods.load("online_dpo")

@@ -19,7 +19,7 @@ from rgpo_jax.language.agent import (
 )
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig
-from rgpo_jax.language.pairs import Pairs
+from rgpo_jax.language.pairs import Pairs, Read
 from rgpo_jax.language.policy import Policy
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.metrics import Metrics, means
@@ -38,7 +38,14 @@ def from_array(state: AgentState, frozen: Any, data: Pairs, which: Array) -> Pai
     return jax.tree.map(lambda x: x[which], data)
 
 
-def label(prompts: Any, first: Answers, second: Answers, gap: Array, key: Array | None) -> Pairs:
+def label(
+    prompts: Any,
+    first: Answers,
+    second: Answers,
+    gap: Array,
+    key: Array | None,
+    read: tuple[Read, Read] | None = None,
+) -> Pairs:
     """Pairs by the model of Bradley and Terry: the first is preferred with sigmoid(gap).
 
     Args:
@@ -46,27 +53,39 @@ def label(prompts: Any, first: Answers, second: Answers, gap: Array, key: Array 
       first, second: answers [n, T].
       gap: reward of the first minus that of the second [n].
       key: typed key, to draw who is preferred; None: the labels are the probabilities.
+      read: what was read of the first and of the second answers.
     """
     probability = jax.nn.sigmoid(gap)
     counts = jnp.ones(gap.shape, bool)
     if key is None:
-        return Pairs(prompts, first, second, probability, gap, counts)
+        return Pairs(prompts, first, second, probability, gap, counts, read)
     wins = jax.random.uniform(key, gap.shape) < probability
-    return ordered(prompts, first, second, gap, wins, counts)
+    return ordered(prompts, first, second, gap, wins, counts, read)
 
 
 def ordered(
-    prompts: Any, first: Answers, second: Answers, gap: Array, wins: Array, counts: Array
+    prompts: Any,
+    first: Answers,
+    second: Answers,
+    gap: Array,
+    wins: Array,
+    counts: Array,
+    read: tuple[Read, Read] | None = None,
 ) -> Pairs:
-    """Pairs whose chosen answer is the first where that `wins`, and else the second [n]."""
+    """Pairs whose chosen answer is the first where that `wins`, and else the second [n].
+
+    `read` is what was read of the first and of the second answers.
+    """
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(wins.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    chosen = jax.tree.map(choose, first, second)
-    rejected = jax.tree.map(choose, second, first)
+    def both(first: Any, second: Any) -> tuple[Any, Any]:
+        return jax.tree.map(choose, first, second), jax.tree.map(choose, second, first)
+
     gap = jnp.where(wins, gap, -gap)
-    return Pairs(prompts, chosen, rejected, jnp.ones(gap.shape), gap, counts)
+    known = None if read is None else both(*read)
+    return Pairs(prompts, *both(first, second), jnp.ones(gap.shape), gap, counts, known)
 
 
 def made_of_reference(policy: Policy, reward: Reward, labels: str) -> Source:
@@ -185,25 +204,27 @@ def from_own(
 
     def update(state: AgentState, frozen: Any, batch: Batch) -> tuple[AgentState, Metrics]:
         numbers = state.learner.hyperparameters
-        answers, log_ratio_ref, of_sampler = _read(policy, config, state, frozen, batch)
+        answers, encoded, reference, of_sampler = _read(policy, config, state, frozen, batch)
+        log_ratio_ref = jnp.where(answers.mask, answers.log_prob - reference, 0.0)
+        known = Read(encoded, jnp.sum(jnp.where(answers.mask, reference, 0.0), axis=-1))
         shaped = samples.shape_reward(batch.reward, answers, numbers.missing_end)
         totals = jnp.sum(log_ratio_ref, axis=-1)
         if kl_in_reward:
             shaped = shaped - state.learner.kl_coefficient * totals
         i, j = which_pairs(shaped)
-        first, second, asked = (
+        first, second, asked, *read = (
             jax.tree.map(lambda x, at=at: x[at], tree)
-            for tree, at in ((answers, i), (answers, j), (batch.prompts, i))
+            for tree, at in ((answers, i), (answers, j), (batch.prompts, i), (known, i), (known, j))
         )
         gap = shaped[i] - shaped[j]
         key, label_key = jax.random.split(state.key)
         equal = jnp.zeros(gap.shape, bool)
         if labels == "sampled":
-            pairs = label(asked, first, second, gap, label_key)
+            pairs = label(asked, first, second, gap, label_key, (read[0], read[1]))
         else:
             equal = (gap == 0) if labels == "reward" else equal
             wins = gap >= 0
-            pairs = ordered(asked, first, second, gap, wins, ~equal)
+            pairs = ordered(asked, first, second, gap, wins, ~equal, (read[0], read[1]))
         learnt, metrics = learner.update(state.learner, frozen, pairs)
         metrics |= of_sampler
         length = jnp.sum(answers.mask, axis=-1)
@@ -226,28 +247,28 @@ def from_own(
 
 def _read(
     policy: Policy, config: Any, state: AgentState, frozen: Any, batch: Batch
-) -> tuple[Answers, Array, Metrics]:
+) -> tuple[Answers, Any, Array, Metrics]:
     """What policy and reference say of answers that were sampled, before any gradient step.
 
     Returns:
-      The answers, their log-probabilities computed anew where the policy asks for it; log pi /
-      pi_ref of each token [n, T], 0 where masked; and by how much the sampler's differ.
+      The answers, their log-probabilities computed anew where the policy asks for it; their encoded
+      prompts; log pi_ref of each token [n, T]; and by how much the sampler's differ.
     """
     answers, temperature = batch.answers, state.learner.hyperparameters.temperature
 
-    def of_part(part: tuple) -> tuple[Array, Array]:
+    def of_part(part: tuple) -> tuple[Any, Array, Array]:
         encoded = policy.encode(frozen, part[0], part[1])
         reference = policy.reference(frozen, encoded, part[1], temperature)
         if not policy.recomputes:
-            return part[1].log_prob, reference
+            return encoded, part[1].log_prob, reference
         params = state.learner.params
-        return policy.predict(params, frozen, encoded, part[1], temperature).log_prob, reference
+        log_prob = policy.predict(params, frozen, encoded, part[1], temperature).log_prob
+        return encoded, log_prob, reference
 
     size = None if config.microbatch_size is None else 2 * config.microbatch_size
-    log_prob, reference = samples.in_parts(of_part, (batch.prompts, answers), size)
-    mask = answers.mask
+    encoded, log_prob, reference = samples.in_parts(of_part, (batch.prompts, answers), size)
     metrics = means({})
     if policy.recomputes:
         metrics = samples.sampler_metrics(log_prob, answers)
-        answers = answers._replace(log_prob=jnp.where(mask, log_prob, 0.0))
-    return answers, jnp.where(mask, answers.log_prob - reference, 0.0), metrics
+        answers = answers._replace(log_prob=jnp.where(answers.mask, log_prob, 0.0))
+    return answers, encoded, reference, metrics

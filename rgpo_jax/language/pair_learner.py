@@ -214,7 +214,11 @@ def make(
         if mismatched:
             of_others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), answers)
             others = prepare(state, frozen, pairs.prompts, of_others)
-        sides = prepare(state, frozen, pairs.prompts, answers)
+        if pairs.read is None:
+            sides = prepare(state, frozen, pairs.prompts, answers)
+        else:
+            read = _side_by_side(*pairs.read)
+            sides = _Sides(read.prompts, answers, read.log_prob_ref)
         sample = _Sample(sides, others, pairs.label, pairs.gap, pairs.counts)
         remaining = jnp.maximum(1.0 - state.updates * numbers.annealing, 0.0)
         step_size = numbers.learning_rate * remaining
