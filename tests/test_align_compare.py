@@ -87,7 +87,7 @@ def test_rows_are_chosen_by_their_name_or_their_methods():
         return compare.Options(methods=names).rows
 
     gated = [row for row, args in compare.ROWS.items() if args[1] in methods.GATED]
-    assert rows() == gated and len(gated) == 15
+    assert rows() == gated and len(gated) == 16
     assert rows("dpo", "rebel") == ["rebel", "dpo"]
     assert rows("dr-grpo", "grpo") == ["grpo-published", "grpo-direct", "dr_grpo"]
     assert rows("rgpo-two-sided") == ["rgpo-two_sided"]
