@@ -254,7 +254,7 @@ def test_a_bench_that_was_stopped_goes_on_after_the_studies_that_are_done(
         patch.setattr(improvement, "run", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
         assert program.main(args) == 128 + signal.SIGTERM
     said = capsys.readouterr().out
-    assert "studies that are done are kept; go on with" in said
+    assert "what is done is kept; go on with" in said
     assert (out / ".studies" / "variance.json").exists()
     assert program.main(args) == 0
     assert "variance: " in (said := capsys.readouterr().out)
@@ -276,12 +276,42 @@ def test_a_study_of_other_settings_is_made_anew(tmp_path):
     assert keeping.find(tmp_path, "cost", {"seed": 0}) is None
 
 
+class Bar:
+    def __init__(self, disable):
+        self.disable, self.shares = disable, []
+
+    def update(self, task, completed):
+        self.shares.append(completed)
+
+
 def test_where_there_is_no_bar_lines_say_how_far_a_study_is(monkeypatch):
-    now = [0.0]
+    now, said, checks = [0.0], [], []
     monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
-    said = []
-    share, silent = (program._Share("cost", said.append, is_shown=x) for x in (False, True))
-    for now[0], done in ((30.0, 0.1), (90.0, 0.25), (100.0, 0.3), (200.0, 0.5), (300.0, 1.0)):
-        share(done)
-        silent(done)
-    assert said == ["cost: 25%, about 4 min left", "cost: 50%, about 3 min left"]
+    bars = [Bar(disable) for disable in (True, False)]
+    told, shown = (
+        program._Progress("cost", bar, 0, said.append, lambda: checks.append(1), None)
+        for bar in bars
+    )
+    # The first share was kept by an earlier call: by it no time is reckoned.
+    shares = ((0.0, 0.5), (50.0, 0.55), (90.0, 0.6), (130.0, 0.65), (180.0, 0.75), (300.0, 1.0))
+    for now[0], share in shares:
+        told(share)
+        shown(share)
+    assert said == ["cost: 60%, about 6 min left", "cost: 75%, about 3 min left"]
+    assert len(checks) == 12
+    assert bars[0].shares == bars[1].shares == [share for _, share in shares]
+
+
+def test_a_part_is_kept_to_the_bit_and_found_by_its_settings_alone(tmp_path):
+    arrays = {"a": np.array([[0.1, np.nan]]), "b": np.arange(3)}
+    keeping.keep_part(tmp_path, "cost", "row.1", arrays, {"seed": 0})
+    found = keeping.find_part(tmp_path, "cost", "row.1", {"seed": 0})
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(found[name], x)
+        assert found[name].dtype == x.dtype
+    assert keeping.find_part(tmp_path, "cost", "row.1", {"seed": 1}) is None
+    assert keeping.find_part(tmp_path, "cost", "row.2", {"seed": 0}) is None
+    (tmp_path / keeping.FOLDER / "cost.row.1.json").write_text("{")
+    assert keeping.find_part(tmp_path, "cost", "row.1", {"seed": 0}) is None
+    keeping.forget(tmp_path)
+    assert not (tmp_path / keeping.FOLDER).exists()

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from agents.language import dpo, reinforce
 from envs.language import bandit
 from experiments.align import intervals
 from experiments.align.intervals import Interval
+from experiments.theory import __main__ as program
 from experiments.theory import (
     alignment,
     coverage,
@@ -21,6 +24,7 @@ from experiments.theory import (
     dual_gates,
     equal_kl,
     group_size,
+    keeping,
     overoptimisation,
     page,
     regression,
@@ -332,8 +336,17 @@ def test_a_row_of_the_regression_study_learns(monkeypatch):
 # Each study, in small.
 
 
-def nothing(share):
-    assert 0.0 <= share <= 1.0 + 1e-9
+class Nothing:
+    """Progress that is told to nobody, and keeps nothing."""
+
+    def __call__(self, share):
+        assert 0.0 <= share <= 1.0 + 1e-9
+
+    def remember(self, name, compute):
+        assert name.replace("-", "").replace("_", "").replace(".", "").isalnum()  # a file's
+        arrays = compute()
+        assert all(isinstance(x, np.ndarray) for x in arrays.values())
+        return arrays
 
 
 def learnt(row, arms, seed, seeds):
@@ -407,7 +420,7 @@ def test_a_study_in_small(name, monkeypatch):
         monkeypatch.setattr(module, "by_agent", functools.partial(module.by_agent, updates=5))
     if name == "zeroth_order":  # has a test of its own
         monkeypatch.setattr(module, "drawn", lambda *args: (1.0, 0.01, 0.01))
-    study = module.run(Options(seeds=2), nothing)
+    study = module.run(Options(seeds=2), Nothing())
     assert isinstance(study, Study)
     assert study.claims and all(claim.evidence for claim in study.claims)
     names = {figure.name for figure in study.figures} | {table.name for table in study.tables}
@@ -432,3 +445,28 @@ def test_a_study_in_small(name, monkeypatch):
             {},
         ).decode()
     )
+
+
+def test_a_study_that_was_stopped_goes_on_after_its_rows(tmp_path, monkeypatch):
+    learnt = []
+
+    def learn(row, *args):
+        learnt.append(row)
+        if len(learnt) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return a_transformers_row(row, *args)
+
+    monkeypatch.setattr(tiny_gates, "CHOOSERS", 2)
+    monkeypatch.setattr(tiny_gates, "learn", learn)
+    args = ["--studies", "tiny_gates", "--seeds", "2", "--out", str(tmp_path / "out")]
+    assert program.main(args) == 128 + signal.SIGTERM
+    assert program.main(args) == 0
+    # Each once, but for the one that was cut off.
+    assert learnt == [*tiny_gates.ALL[:3], *tiny_gates.ALL[2:]]
+    learnt.clear()
+    learnt += [""] * 3
+    whole = tmp_path / "whole"
+    assert program.main([*args[:-1], str(whole)]) == 0
+    for name in ("tiny_gates.csv", "claims.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "out" / keeping.FOLDER).exists()

@@ -29,7 +29,7 @@ from experiments.theory.options import STUDIES, Options
 from experiments.training import compiling
 
 if TYPE_CHECKING:
-    from experiments.theory.study import Study
+    from experiments.theory.study import Arrays, Study
 
 PROG = "python -m experiments.theory"
 CLAIMS, PAGE, LOG = "claims.json", "index.html", "theory.log"
@@ -69,7 +69,7 @@ def _make(options: Options, interrupts: Interrupts) -> int:
         try:
             studies = _run(options, folder, speaker, interrupts)
         except Interrupted:
-            speaker.say(f"stopped; studies that are done are kept; go on with: {_again(folder)}")
+            speaker.say(f"stopped; what is done is kept; go on with: {_again(folder)}")
             raise
         with refusing(folder):
             write(folder, studies, options)
@@ -121,20 +121,34 @@ class _Speaker:
         )
 
 
-class _Share:
-    """Says now and then how far a study is, where no bar does."""
+class _Progress:
+    """How far a study is: on a bar, or in a line now and then where there is none."""
 
-    def __init__(self, name: str, say: Callable[[str], None], is_shown: bool):
-        self._name, self._say, self._is_shown = name, say, is_shown
+    def __init__(
+        self,
+        name: str,
+        bar: Progress,
+        task: TaskID,
+        say: Callable[[str], None],
+        check: Callable[[], None],
+        remember: "Callable[[str, Callable[[], Arrays]], Arrays]",
+    ):
+        self._name, self._bar, self._task, self._say = name, bar, task, say
+        self._check, self.remember = check, remember
         self._started = self._told = time.monotonic()
+        self._first: float | None = None  # of this call: what was kept took no time
 
     def __call__(self, share: float) -> None:
+        self._check()
+        self._bar.update(self._task, completed=share)
         now = time.monotonic()
-        if self._is_shown or not 0 < share < 1 or now - self._told < _SILENCE:
+        if self._first is None:
+            self._first, self._started = share, now
+        if not self._bar.disable or not 0 < share < 1 or now - self._told < _SILENCE:
             return
-        self._told = now
-        left = (now - self._started) * (1 - share) / share
-        self._say(f"{self._name}: {share:.0%}, about {left / 60:.0f} min left")
+        self._told, done = now, share - self._first
+        left = f", about {(now - self._started) * (1 - share) / done / 60:.0f} min left"
+        self._say(f"{self._name}: {share:.0%}{left if done > 0 else ''}")
 
 
 def _run(
@@ -157,15 +171,16 @@ def _run(
         with speaker.bar() as bar:
             task = bar.add_task(f"{name} ({number} of {len(chosen)})", total=1.0)
 
-            report = _Share(name, speaker.say, is_shown=not bar.disable)
+            def remember(part: str, compute: "Callable[[], Arrays]", name: str = name) -> "Arrays":
+                found = keeping.find_part(folder, name, part, settings)
+                if found is not None:
+                    return found
+                arrays = compute()
+                with refusing(folder):
+                    keeping.keep_part(folder, name, part, arrays, settings)
+                return arrays
 
-            def progress(
-                share: float, bar: Progress = bar, task: TaskID = task, report: _Share = report
-            ) -> None:
-                interrupts.check()
-                bar.update(task, completed=share)
-                report(share)
-
+            progress = _Progress(name, bar, task, speaker.say, interrupts.check, remember)
             studies[name] = module.run(options, progress)
         interrupts.check()
         with refusing(folder):

@@ -1,5 +1,6 @@
 """What a reference in the gate adds: reward at equal KL, in worlds where both are exact."""
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,7 +17,17 @@ from experiments.theory import alignment, equal_kl
 from experiments.theory.alignment import Greek, band, plain, tell
 from experiments.theory.equal_kl import DUAL, ROWS, Chosen, Paths
 from experiments.theory.options import Options
-from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value, say
+from experiments.theory.study import (
+    Arrays,
+    Claim,
+    Figure,
+    Panel,
+    Progress,
+    Study,
+    Table,
+    Value,
+    say,
+)
 from rgpo_jax import gates
 from rgpo_jax.gates import weight
 from rgpo_jax.language.world import World
@@ -60,6 +71,21 @@ class Found(NamedTuple):
 
     chosen: Chosen
     last: Paths
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return (*(f"chosen_{x}" for x in Chosen._fields), *(f"last_{x}" for x in Paths._fields))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Under `names`."""
+        return dict(zip(self.names(), (*self.chosen, *self.last), strict=True))
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "Found":
+        """The inverse of `arrays`."""
+        values = [arrays[name] for name in cls.names()]
+        number = len(Chosen._fields)
+        return cls(Chosen(*values[:number]), Paths(*values[number:]))
 
 
 def _noise(noise: float) -> str:
@@ -181,6 +207,23 @@ def exact_shares(
     return shares
 
 
+def _arrays(
+    row: str,
+    world: str,
+    epochs: int,
+    frontiers: Sequence[Frontier],
+    problems: Any,
+    keys: jax.Array,
+) -> Arrays:
+    """What `learn` finds, by names."""
+    cases = learn(row, world, epochs, frontiers, problems, keys, CHOOSERS)
+    return {
+        f"{case.noise:g} {name}": x
+        for case, value in cases.items()
+        for name, x in value.arrays().items()
+    }
+
+
 def run(options: Options, progress: Progress) -> Study:
     """All rows in all cases."""
     found: dict[tuple[str, Case], Found] = {}
@@ -198,8 +241,11 @@ def run(options: Options, progress: Progress) -> Study:
         frontiers[world] = known[CHOOSERS:]
         for epochs in EPOCHS:
             for row in ROWS:
-                cases = learn(row, world, epochs, known, problems, keys, CHOOSERS)
-                found |= {(row, case): value for case, value in cases.items()}
+                task = functools.partial(_arrays, row, world, epochs, known, problems, keys)
+                kept = progress.remember(f"{world}.{epochs}.{row}", task)
+                for noise in NOISES:
+                    of_noise = {name: kept[f"{noise:g} {name}"] for name in Found.names()}
+                    found[row, Case(world, noise, epochs)] = Found.of(of_noise)
                 done += 1
                 progress(done / total)
     exact_levels = np.array([_NEAR, 1e-3, 0.003, 0.01, *LEVELS])

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.record.files import read_plain, write_atomically
 from experiments.record.provenance import provenance
 from experiments.theory.options import STUDIES
-from experiments.theory.study import Claim, Figure, Line, Panel, Study, Table
+from experiments.theory.study import Arrays, Claim, Figure, Line, Panel, Study, Table
 
 FOLDER = ".studies"
 _KINDS: dict[str, type] = {k.__name__: k for k in (Claim, Figure, Line, Panel, Study, Table)}
@@ -67,9 +67,37 @@ def find(folder: Path, name: str, settings: Mapping[str, Any]) -> Study | None:
     return study if isinstance(study, Study) else None
 
 
+def keep_part(
+    folder: Path, name: str, part: str, arrays: Arrays, settings: Mapping[str, Any]
+) -> None:
+    """Writes a part of a study that goes on; floats are exact."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    content = {"made_by": _made_by(settings), "part": {k: _to_json(x) for k, x in arrays.items()}}
+    write_atomically(_part(folder, name, part), json.dumps(content).encode())
+
+
+def find_part(
+    folder: Path, name: str, part: str, settings: Mapping[str, Any]
+) -> dict[str, np.ndarray] | None:
+    """A part that an earlier call with these settings has kept; None if there is none."""
+    try:
+        content = json.loads(read_plain(_part(folder, name, part)))
+        if content["made_by"] != json.loads(json.dumps(_made_by(settings))):
+            return None
+        found = {key: _from_json(value) for key, value in content["part"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return found if all(isinstance(x, np.ndarray) for x in found.values()) else None
+
+
+def _part(folder: Path, name: str, part: str) -> Path:
+    return folder / FOLDER / f"{name}.{part}.json"
+
+
 def forget(folder: Path) -> None:
     """Removes what was kept, and nothing else, once the page has it."""
     for name in STUDIES:
-        (folder / FOLDER / f"{name}.json").unlink(missing_ok=True)
+        for path in (folder / FOLDER).glob(f"{name}.*json"):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (folder / FOLDER).rmdir()

@@ -3,16 +3,26 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 
 # Who says so: the paper's abstract, a secondary summary of the paper (its body was not available),
 # or this project.
 Source = Literal["paper", "summary", "ours"]
-Progress = Callable[[float], None]  # told the share of a study that is done, in [0, 1]
+Arrays = Mapping[str, np.ndarray]
 Value = str | int | float | bool | None
+
+
+class Progress(Protocol):
+    """What a study is given to say how far it is, and to keep what it has."""
+
+    def __call__(self, share: float) -> None:
+        """Tells the share of the study that is done, in [0, 1]; a signal to stop is raised here."""
+
+    def remember(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """Returns what `compute` does, or what it did before the study was stopped."""
 
 
 @dataclasses.dataclass(frozen=True)

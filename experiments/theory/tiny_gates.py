@@ -15,7 +15,7 @@ from experiments.theory import alignment, dual_gates, equal_kl
 from experiments.theory.alignment import Greek, band
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
 from experiments.theory.options import Options
-from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
+from experiments.theory.study import Arrays, Claim, Figure, Panel, Progress, Study, Table, Value
 from rgpo_jax.language.world import World
 
 UPDATES, POINTS = 100, 25
@@ -42,6 +42,16 @@ class Found(NamedTuple):
     chosen: Chosen
     area: np.ndarray
     path: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {**self.chosen._asdict(), "area": self.area, "path": self.path}
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "Found":
+        """The inverse of `arrays`."""
+        return cls(
+            Chosen(*(arrays[name] for name in Chosen._fields)), arrays["area"], arrays["path"]
+        )
 
 
 def settings_of() -> dict[str, np.ndarray]:
@@ -111,7 +121,12 @@ def run(options: Options, progress: Progress) -> Study:
     keys = jnp.concatenate([alignment.keys_of(options.seed + number, 1) for number in numbers])
     found: dict[str, Found] = {}
     for done, row in enumerate(ALL, 1):
-        found[row] = learn(row, frontiers, problems, keys)
+
+        def compute(row: str = row) -> Arrays:
+            return learn(row, frontiers, problems, keys).arrays()
+
+        kept = progress.remember(row, compute)
+        found[row] = Found.of(kept)
         progress(done / len(ALL))
     answers, searched = UPDATES * PROMPTS * GROUP, len(settings_of()["learning_rate"])
     return Study(
