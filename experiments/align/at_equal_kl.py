@@ -1,7 +1,8 @@
 """Methods at equal KL, over seeds: `python -m experiments.align.at_equal_kl --help`.
 
-A row is a method with its settings, and has a run of each seed. Its reward at a KL is read off its
-path where the KL first comes to it, so that the noise of single evaluations is not selected for.
+A row is a method with its settings, and has a run of each seed. What a run has at a KL is read off
+a curve that only rises, fitted to all of its evaluations: where a noisy one first comes to a level,
+it does so by its noise.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import scipy  # its parts load where they are first used
 import tyro
 
 from experiments.align import show
@@ -22,13 +24,18 @@ from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.record.files import write_atomically
+from experiments.record.run_folder import is_finished
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 
 PROG = "python -m experiments.align.at_equal_kl"
 PAGE, FIGURE = "README.md", "frontier.png"
-# What may differ between the runs of a row, or between rows that are compared.
-_OF_SEED = ("seed",)
+_OF_SEED = ("seed",)  # what may differ between the runs of a row
+# What may not differ between rows that are compared.
+_SHARED = (
+    *("world", "model", "prompts", "held_out", "reward", "gold", "train", "max_tokens"),
+    *("temperature", "eval_prompts", "eval_answers"),
+)
 _KL = {"k1": "kl_ref", "k3": "kl_ref_by_k3"}
 _LEVELS = (1.0, 3.0, 10.0)
 
@@ -71,6 +78,11 @@ class Row(NamedTuple):
     def method(self) -> str:
         return self.name.partition(" ")[0]
 
+    def is_one_of(self, names: Sequence[str]) -> bool:
+        """Whether its name, or its method, is among these; hyphens may stand for underscores."""
+        known = {name.replace("-", "_") for name in names}
+        return bool({self.method, self.name.replace("-", "_")} & known)
+
 
 def rows_of(runs: Sequence[Shown]) -> list[Row]:
     """Sorts runs into rows, and names the rows apart.
@@ -101,19 +113,61 @@ def rows_of(runs: Sequence[Shown]) -> list[Row]:
     return sorted(rows, key=lambda row: row.name)
 
 
+def check(rows: Sequence[Row], options: Options) -> None:
+    """Refuses names of no row, and rows that were not measured alike.
+
+    Raises:
+      BadInput: as said.
+    """
+    for flag, names in (("row", [options.row]), ("against", options.against)):
+        for name in names:
+            if not any(row.is_one_of([name]) for row in rows):
+                known = ", ".join(row.name for row in rows)
+                raise BadInput(f"--{flag} {name}: expected one of these runs' rows: {known}")
+    runs = [run for row in rows for run in row.runs.values()]
+    answers = sorted({run.evaluations[-1]["answers"] for run in runs})
+    if len(answers) > 1:
+        raise BadInput(f"--runs: they have {' and '.join(f'{n:,}' for n in answers)} answers")
+    for name in _SHARED:
+        values = sorted({repr(run.settings.get(name)) for run in runs})
+        if len(values) > 1:
+            raise BadInput(f"--runs: they differ in {name}: {' and '.join(values)}")
+
+
+def read(folder: Path) -> Shown:
+    """A finished run.
+
+    Raises:
+      BadInput: it is none.
+    """
+    run = show.read(folder)
+    if not isinstance(run.settings.get("seed"), int):
+        raise BadInput(f"--runs {folder}: no run of experiments.align: it has no seed")
+    if any(not isinstance(line.get("answers"), int) for line in run.evaluations):
+        raise BadInput(f"--runs {folder}: no run of experiments.align: its metrics have no answers")
+    if not is_finished(folder):
+        raise BadInput(f"--runs {folder}: it is not finished; go on with its --resume")
+    return run
+
+
 def _method(run: Shown) -> str:
     return str(run.settings["method"]).replace("-", "_")
 
 
-def crossing(by: Sequence[float], values: Sequence[float], level: float) -> float:
-    """What `values` are where `by` first comes to the level, on a line between points; else NaN."""
-    for i, x in enumerate(by):
-        if x >= level:
-            if i == 0 or x == by[i - 1]:
-                return float(values[i])
-            share = (level - by[i - 1]) / (x - by[i - 1])
-            return float(values[i - 1] + share * (values[i] - values[i - 1]))
-    return math.nan
+def read_at(x: Sequence[float], y: Sequence[float], level: float) -> float:
+    """What y is at a level of x, by the rising curve that is nearest to all points; else NaN.
+
+    NaN where x never comes so far, or begins beyond it.
+    """
+    points = np.array([x, y], float).T
+    points = points[np.all(np.isfinite(points), axis=1)]
+    if not len(points) or not points[:, 0].min() <= level <= points[:, 0].max():
+        return math.nan
+    places, which = np.unique(points[:, 0], return_inverse=True)
+    weights = np.bincount(which)
+    means = np.bincount(which, points[:, 1]) / weights
+    fitted = scipy.optimize.isotonic_regression(means, weights=weights).x
+    return float(np.interp(level, places, fitted))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,45 +183,65 @@ class Reading:
     def last(self, run: Shown, metric: str) -> float:
         return run.curve(metric)[-1]
 
+    def gain(self, run: Shown) -> float:
+        """Of reward, over the first evaluation."""
+        return run.curve("reward")[-1] - run.curve("reward")[0]
+
+    def root(self, run: Shown) -> np.ndarray:
+        """The root of KL at each evaluation, in which rewards are nearly straight."""
+        return np.sqrt(np.maximum(run.curve(self.kl_metric), 0.0))
+
     def reward_at(self, run: Shown, kl: float) -> float:
-        return crossing(run.curve(self.kl_metric), run.curve("reward"), kl)
+        return read_at(self.root(run).tolist(), run.curve("reward"), math.sqrt(kl))
 
     def kl_at(self, run: Shown, reward: float) -> float:
-        return crossing(run.curve("reward"), run.curve(self.kl_metric), reward)
+        return read_at(run.curve("reward"), self.root(run).tolist(), reward) ** 2
+
+    def reach(self, rows: Sequence["Row"]) -> tuple[float, float]:
+        """The largest KL and the largest reward that every run of the rows comes to."""
+        runs = [run for row in rows for run in row.runs.values()]
+        kl = min(float(np.nanmax(self.root(run))) for run in runs) ** 2
+        return kl, min(float(np.nanmax(run.curve("reward"))) for run in runs)
 
 
 class Verdict(NamedTuple):
-    """A line of the claim.
+    """A line of what is compared.
 
     Attributes:
+      row: whose it is.
       what: is compared, in words.
-      paper: what the paper's abstract says of it, as a share.
+      paper: what the paper's abstract says of RGPO there, as a share; None: nothing.
+      number: of seeds that both have.
       found: the difference of one and the same seed, or of logarithms of KL; None: too few seeds.
-      word: held, not held, or cannot be told.
+      word: ahead, behind or not shown; and whether the paper's figure held.
     """
 
+    row: str
     what: str
-    paper: float
+    paper: float | None
+    number: int
     found: Comparison | None
     word: str
 
 
-def judge(found: Comparison | None, sign: int, paper: float) -> str:
-    """Whether a claim held.
+def judge(found: Comparison | None, sign: int, paper: float | None) -> str:
+    """Whether a difference is shown, and whether a claim of one of this size held.
 
     Args:
       found: the comparison; None: there is none.
-      sign: of the difference that the claim says.
-      paper: how large it is there, in units of the comparison.
+      sign: of a difference that is good.
+      paper: how large it is there, in units of the comparison; None: nothing is said of it.
     """
     if found is None or math.isnan(found.interval.low):
         return "cannot be told"
-    if found.sign == sign:
-        return "held"
+    shown = {sign: "ahead", -sign: "behind", 0: "no difference shown"}[found.sign]
+    if paper is None:
+        return shown
     nearest = found.interval.high if sign > 0 else found.interval.low
-    if found.sign == -sign or sign * nearest < abs(paper):
-        return "not held"
-    return "cannot be told"
+    has_room = sign * nearest >= abs(paper)
+    if found.sign == sign:
+        return "held" if has_room else "ahead, by less than the paper's"
+    return "not held" if found.sign == -sign or not has_room else "cannot be told"
 
 
 def _shared(row: Row, other: Row) -> list[int]:
@@ -187,46 +261,47 @@ PAPER: dict[str, dict[str, float]] = {
 }
 
 
-def verdicts(row: Row, others: Sequence[Row], reading: Reading) -> list[Verdict]:
-    """The paper's lines against each of the others, at equal steps and where the other is equal.
+def verdicts(rows: Sequence[Row], others: Sequence[Row], reading: Reading) -> list[Verdict]:
+    """Each row against each of the others, at equal steps and where KL or reward is equal.
 
-    That is where both have come to the same KL, and to the same reward: the lesser of what the two
-    rows' means have at the end. All tests of the row are corrected together.
+    That is the largest KL, or reward, that every run of both rows has come to, so that no seed is
+    left out. All tests are corrected together. The paper's figures are of RGPO; its gain of reward
+    is taken of the other's gain over the first evaluation, as a reward has no natural zero.
     """
     differences: dict[str, np.ndarray] = {}
-    said: list[tuple[str, float, int, float]] = []  # what, paper, sign, size
+    said: list[tuple[Row, str, float | None, int, int, float | None]] = []
 
-    def mean_last(of: Row, metric: str) -> float:
-        return float(np.mean([reading.last(run, metric) for run in of.runs.values()]))
-
-    def add(what: str, values: np.ndarray, paper: float, size: float) -> None:
-        said.append((what, paper, 1 if paper > 0 else -1, size))
+    def add(
+        row: Row, what: str, values: np.ndarray, sign: int, paper: float | None, size: float | None
+    ) -> None:
+        said.append((row, what, paper, len(values), sign, size))
         if len(values) > 1:
-            differences[what] = values
+            differences[f"{row.name}: {what}"] = values
 
-    for other in others:
-        claims = PAPER.get(other.method, {})
-        level = min(mean_last(row, reading.kl_metric), mean_last(other, reading.kl_metric))
-        goal = min(mean_last(row, "reward"), mean_last(other, "reward"))
-        if (gain := claims.get("reward")) is not None:
-            size = gain * abs(mean_last(other, "reward"))
+    for row in rows:
+        for other in (other for other in others if other != row):
+            claims = PAPER.get(other.method, {}) if row.method == "rgpo" else {}
+            level, goal = reading.reach([row, other])
+            gain, change = claims.get("reward"), claims.get("KL")
+            theirs = float(np.mean([reading.gain(run) for run in other.runs.values()]))
+            size = None if gain is None else gain * abs(theirs)
             pairs = _pairs(row, other, lambda run: reading.last(run, "reward"))
-            add(f"reward, {other.name}, equal steps", pairs @ [1, -1], gain, size)
+            add(row, f"reward, {other.name}, equal steps", pairs @ [1, -1], 1, gain, size)
             pairs = _pairs(row, other, lambda run, at=level: reading.reward_at(run, at))
             what = f"reward, {other.name}, equal KL ({level:.2g} nats)"
-            add(what, pairs @ [1, -1], gain, size)
-        if (change := claims.get("KL")) is not None:
-            size = math.log1p(change)
+            add(row, what, pairs @ [1, -1], 1, gain, size)
+            size = None if change is None else math.log1p(change)
             pairs = _pairs(row, other, lambda run: reading.last(run, reading.kl_metric))
-            add(f"KL, {other.name}, equal steps", _log_ratios(pairs), change, size)
+            add(row, f"KL, {other.name}, equal steps", _log_ratios(pairs), -1, change, size)
             pairs = _pairs(row, other, lambda run, at=goal: reading.kl_at(run, at))
             what = f"KL, {other.name}, equal reward ({goal:.2g})"
-            add(what, _log_ratios(pairs), change, size)
+            add(row, what, _log_ratios(pairs), -1, change, size)
     tests = {test.name: test for test in compare(differences)} if differences else {}
-    return [
-        Verdict(what, paper, tests.get(what), judge(tests.get(what), sign, size))
-        for what, paper, sign, size in said
-    ]
+    found = []
+    for row, what, paper, number, sign, size in said:
+        test = tests.get(f"{row.name}: {what}")
+        found.append(Verdict(row.name, what, paper, number, test, judge(test, sign, size)))
+    return found
 
 
 def _log_ratios(pairs: np.ndarray) -> np.ndarray:
@@ -257,8 +332,8 @@ def tables(rows: Sequence[Row], options: Options) -> str:
     heads = ["row", "seeds", "answers", "reward", "gold", "KL by k1", "KL by k3"]
     lines = ["At equal steps: the last evaluation.", "", _line(heads), _line(["---"] * len(heads))]
     for row in rows:
-        answers = sorted({int(run.evaluations[-1]["answers"]) for run in row.runs.values()})
-        cells = [row.name, str(len(row.runs)), " to ".join(f"{n:,}" for n in answers)]
+        first = next(iter(row.runs.values()))
+        cells = [row.name, str(len(row.runs)), f"{first.evaluations[-1]['answers']:,}"]
         for metric in ("reward", "gold", *_KL.values()):
             cells.append(_interval(_of_row(row, lambda run, m=metric: reading.last(run, m))))
         lines.append(_line(cells))
@@ -277,18 +352,18 @@ def tables(rows: Sequence[Row], options: Options) -> str:
             number = sum(math.isfinite(x) for x in values)
             cells.append(f"{_interval(values)} ({number})" if number else "-")
         lines.append(_line(cells))
-    heads = ["row", "compared", "paper", "found", "p", "verdict"]
-    lines += ["", "The paper's three lines.", "", _line(heads), _line(["---"] * len(heads))]
-    for row in (row for row in rows if options.row in (row.method, row.name)):
-        others = [r for r in rows if {r.method, r.name} & {*options.against} and r != row]
-        for verdict in verdicts(row, others, reading):
-            lines.append(_line([row.name, *_cells(verdict)]))
+    heads = ["row", "compared", "seeds", "paper", "found", "p", "verdict"]
+    lines += ["", "Compared, by seed.", "", _line(heads), _line(["---"] * len(heads))]
+    others = [row for row in rows if row.is_one_of(options.against)]
+    for verdict in verdicts([r for r in rows if r.is_one_of([options.row])], others, reading):
+        lines.append(_line(_cells(verdict)))
     lines += [
         "",
         "Means over seeds with 95 % intervals by Student's t. Found: the difference of rewards, or "
-        "the change of the KL, of equal seeds; p is corrected by Holm's method for the tests of a "
-        f"row. Held: p < {LEVEL:g} on the paper's side; not held: p < {LEVEL:g} on the other, or "
-        "an interval that leaves out a difference as large as the paper's.",
+        "the change of the KL, of equal seeds; p is corrected by Holm's method for all tests of "
+        f"the table. Ahead and behind: p < {LEVEL:g}. Held: ahead, and the interval has room for a "
+        "difference as large as the paper's; not held: behind, or no room; of reward the paper's "
+        "share is taken of the other's gain over the first evaluation.",
         "",
     ]
     return "\n".join(lines)
@@ -302,9 +377,10 @@ def _cells(verdict: Verdict) -> list[str]:
         interval = verdict.found.interval
         if is_kl:
             interval = Interval(*(100 * math.expm1(x) for x in interval))
-        found = interval.show(0, 1.0) + " %" if is_kl else interval.show(3)
+        found = interval.show(0) + " %" if is_kl else interval.show(3)
         p = f"{verdict.found.p:.2g}"
-    return [verdict.what, f"{100 * verdict.paper:+.1f} %", found, p, verdict.word]
+    paper = "" if verdict.paper is None else f"{100 * verdict.paper:+.1f} %"
+    return [verdict.row, verdict.what, str(verdict.number), paper, found, p, verdict.word]
 
 
 def draw(rows: Sequence[Row], kl_metric: str) -> bytes:
@@ -341,7 +417,8 @@ def main(args: Sequence[str] | None = None) -> int:
     with Interrupts():
         try:
             options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
-            rows = rows_of([show.read(Path(name).expanduser()) for name in options.runs])
+            rows = rows_of([read(Path(name).expanduser()) for name in options.runs])
+            check(rows, options)
         except BadInput as error:
             flags.refuse(error)
         except Interrupted as interrupted:
