@@ -195,6 +195,13 @@ def test_what_rests_with_a_dual_gate_is_on_the_frontier_only_where_its_weight_is
 
     with jax.enable_x64(True):
         rests = targets.settle(q, field, rate=0.1)
+        log_ratio, advantage = np.log(rests / q), reward - rests @ reward
+        w = np.asarray(weight(gate)(0.0 * rests, advantage, log_ratio))
+    assert np.ptp(w * advantage - log_ratio) < 1e-9
+    # On the frontier w would be beta / b + c / A: two numbers for four answers.
+    terms = np.stack([np.ones(4), 1.0 / advantage], axis=1)
+    fitted = terms @ np.linalg.lstsq(terms, w, rcond=None)[0]
+    assert np.abs(fitted - w).max() > 0.05
     frontier = Frontier(q[None], reward[None])
     kl = float(rests @ np.log(rests / q))
     assert float(frontier.reward_at(kl)) - rests @ reward > 1e-3
@@ -238,6 +245,17 @@ def test_the_maximum_with_two_kls_is_the_mixture_of_both_policies():
         p /= p.sum()
         errors.append(np.ptp(np.log(p / limit)))
     np.testing.assert_allclose(np.array(errors[1:]) / np.array(errors[:-1]), c / (a + c), rtol=1e-6)
+
+
+def test_a_claim_of_all_worlds_is_refuted_in_one():
+    def test(mean):
+        rng = np.random.default_rng(0)
+        return intervals.compare({"": mean + 1e-4 * rng.normal(size=20)})[0]
+
+    assert dual_gates.in_all([[test(0.1), test(-0.1)], [test(0.1), test(0.1)]]) is True
+    assert dual_gates.in_all([[test(0.1), test(-0.1)], [test(0.0), test(0.1)]]) is False
+    unsure = intervals.compare({"": np.random.default_rng(0).normal(size=20)})[0]
+    assert dual_gates.in_all([[unsure, test(0.1)], [test(-0.1), test(0.1)]]) is None
 
 
 def test_gains_need_to_be_shown_and_to_matter():

@@ -1,10 +1,12 @@
 """Two KLs in the place of a gate: to the reference, and to the policy that sampled.
 
-One update climbs E[R] - a KL(pi || ref) - c KL(pi || old), with a = kl_coefficient and
-c = old_kl_coefficient, whose maximum is ref^(a / (a + c)) old^(c / (a + c)) exp(R / (a + c)) / Z;
-so its passes may be many. Updates settle at ref exp(R / a) / Z, whatever c. Both KLs are squares of
-log-ratios of whole answers. REBEL (arXiv 2404.16767) with the KL in its reward has, by pairs, the
-same maximum for c = 1 / eta - a; DAR (2602.11523) regresses to it. The form is ours.
+An answer has the weight A - c l - a m, with l = log(pi / old), m = log(pi / ref),
+a = kl_coefficient and c = old_kl_coefficient: squares of whole answers' log-ratios hold an update
+near to both policies, so that its passes may be many. Updates settle at ref exp(R / a) / Z,
+whatever c. One update comes near to the maximum of E[R] - a KL(pi || ref) - c KL(pi || old),
+ref^(a / (a + c)) old^(c / (a + c)) exp(R / (a + c)) / Z, and not onto it, since A is not shifted
+by the constant that it would take. REBEL (arXiv 2404.16767), by pairs, comes onto it. The form is
+ours; DAR (2602.11523) is a relative.
 """
 
 from agents.language.method import config, gate_of, maker
