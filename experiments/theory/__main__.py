@@ -146,9 +146,11 @@ class _Progress:
             self._first, self._started = share, now
         if not self._bar.disable or not 0 < share < 1 or now - self._told < _SILENCE:
             return
-        self._told, done = now, share - self._first
-        left = f", about {(now - self._started) * (1 - share) / done / 60:.0f} min left"
-        self._say(f"{self._name}: {share:.0%}{left if done > 0 else ''}")
+        self._told, done, left = now, share - self._first, ""
+        if done > 0:
+            minutes = (now - self._started) * (1 - share) / done / 60
+            left = f", about {minutes:.0f} min left"
+        self._say(f"{self._name}: {share:.0%}{left}")
 
 
 def _run(
