@@ -145,6 +145,10 @@ def test_the_page_has_rows_levels_and_verdicts(tmp_path, capsys):
     page = (tmp_path / "out" / "README.md").read_text()
     assert "| ppo | KL, grpo, equal steps | 3 |  |" in page
     assert "| rgpo | KL" not in page
+    assert "| ppo | KL, rgpo" not in page
+    two = [folder for folder in map(str, folders) if "ppo" not in folder]
+    assert at_equal_kl.main(["--runs", *two, "--out", str(tmp_path / "two")]) == 0
+    assert "| rgpo | KL, grpo" in (tmp_path / "two" / "README.md").read_text()
 
 
 def refused(capsys, *args):

@@ -51,8 +51,8 @@ class Options(Checked):
     """Folder for README.md and frontier.png, which are written anew."""
     row: str = "rgpo"
     """Whose rows are held against the others: a method, or a row's whole name."""
-    against: tuple[str, ...] = ("ppo", "grpo")
-    """What they are held against: methods or rows."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """What they are held against: methods or rows; none: all others."""
     kl: Literal["k1", "k3"] = "k1"
     """By which estimate of an answer's KL to the reference runs are compared. k1 has its mean, and
     may be negative; k3 is never negative, and has rare large values."""
@@ -354,8 +354,11 @@ def tables(rows: Sequence[Row], options: Options) -> str:
         lines.append(_line(cells))
     heads = ["row", "compared", "seeds", "paper", "found", "p", "verdict"]
     lines += ["", "Compared, by seed.", "", _line(heads), _line(["---"] * len(heads))]
-    others = [row for row in rows if row.is_one_of(options.against)]
-    for verdict in verdicts([r for r in rows if r.is_one_of([options.row])], others, reading):
+    ours = [row for row in rows if row.is_one_of([options.row])]
+    others = [row for row in rows if row not in ours]
+    if options.against:
+        others = [row for row in rows if row.is_one_of(options.against)]
+    for verdict in verdicts(ours, others, reading):
         lines.append(_line(_cells(verdict)))
     lines += [
         "",
