@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents import language as methods
-from envs.language import bandit, tree
+from envs.language import bandit, tiny, tree
 from experiments.align import intervals
 from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates
@@ -17,7 +17,7 @@ from rgpo_jax.language import targets
 
 
 def frontiers_of(seeds, module=bandit):
-    return [Frontier.of(module.of(*module.draw(np.random.default_rng(seed)))) for seed in seeds]
+    return [Frontier.of(module.of(*module.draw(seed))) for seed in seeds]
 
 
 # Reward at a KL.
@@ -128,7 +128,7 @@ def test_without_noise_a_row_is_its_method(row):
 def test_a_row_of_the_study_learns(monkeypatch):
     monkeypatch.setattr(dual_gates, "COEFFICIENTS", (0.2, 0.8))
     monkeypatch.setattr(dual_gates, "RATES", (0.1,))
-    known, problems = dual_gates.draw("tree", range(4))
+    known, problems = equal_kl.draw(tree, range(4))
     keys = alignment.keys_of(0, 4)
     found = dual_gates.learn("rgpo-product", "tree", 1, known, problems, keys, 1, updates=20)
     assert [case.noise for case in found] == list(dual_gates.NOISES)
@@ -146,7 +146,7 @@ def test_a_transformers_row_is_searched_by_some_and_told_of_others(monkeypatch):
     monkeypatch.setattr(tiny_gates, "COEFFICIENTS", (0.0, 0.3))
     monkeypatch.setattr(tiny_gates, "RATES", (1e-3,))
     monkeypatch.setattr(tiny_gates, "POINTS", 2)
-    frontiers, problems = tiny_gates.draw([7, 8, 9])
+    frontiers, problems = equal_kl.draw(tiny, [7, 8, 9])
     assert len({f.origin for f in frontiers}) == 3
     found = tiny_gates.learn("rloo", frontiers, problems, alignment.keys_of(0, 3), updates=6)
     assert found.chosen.share.shape == (2, len(tiny_gates.LEVELS))

@@ -19,13 +19,12 @@ def make(num_arms: int = 5, num_prompts: int = 4, problem: int = 0) -> World:
       num_prompts: N.
       problem: which of the problems there are; training's seeds do not change it.
     """
-    return of(*draw(np.random.default_rng(problem), num_arms, num_prompts))
+    return of(*draw(problem, num_arms, num_prompts))
 
 
-def draw(
-    rng: np.random.Generator, num_arms: int = 5, num_prompts: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
+def draw(problem: int, num_arms: int = 5, num_prompts: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a reference and rewards, both [N, K]."""
+    rng = np.random.default_rng(problem)
     logits = rng.normal(size=(num_prompts, num_arms))
     return logits, rng.normal(size=(num_prompts, num_arms))
 

@@ -29,18 +29,19 @@ def make(
       end_id: a token that ends an answer; None: all answers are as long as the longest.
       problem: which of the problems there are; training's seeds do not change it.
     """
-    drawn = draw(np.random.default_rng(problem), vocabulary, length, num_prompts, end_id)
+    drawn = draw(problem, vocabulary, length, num_prompts, end_id)
     return of(*drawn, length=length, end_id=end_id)
 
 
 def draw(
-    rng: np.random.Generator,
+    problem: int,
     vocabulary: int = 4,
     length: int = 3,
     num_prompts: int = 2,
     end_id: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a reference after each prefix [N, prefixes, V], and favourite tokens [N]."""
+    rng = np.random.default_rng(problem)
     rows = tabular.num_prefixes(vocabulary, length)
     logits = rng.normal(size=(num_prompts, rows, vocabulary))
     content = [token for token in range(vocabulary) if token != end_id]

@@ -18,19 +18,17 @@ import tyro
 
 from experiments.align import show
 from experiments.align.intervals import LEVEL, Comparison, Interval, compare
-from experiments.align.show import Shown
+from experiments.align.show import Shown, table_line
 from experiments.cli import flags
-from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.record.files import write_atomically
 from experiments.record.run_folder import is_finished
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 
 PROG = "python -m experiments.align.at_equal_kl"
 PAGE, FIGURE = "README.md", "frontier.png"
-_OF_SEED = ("seed",)  # what may differ between the runs of a row
+_SEED = "seed"  # what may differ between the runs of a row
 # What may not differ between rows that are compared.
 _SHARED = (
     *("world", "model", "prompts", "held_out", "reward", "gold", "train", "max_tokens"),
@@ -92,9 +90,9 @@ def rows_of(runs: Sequence[Shown]) -> list[Row]:
     """
     groups: dict[tuple, dict[int, Shown]] = {}
     for run in runs:
-        own = {name: value for name, value in run.settings.items() if name not in _OF_SEED}
+        own = {name: value for name, value in run.settings.items() if name != _SEED}
         key = tuple(sorted((name, repr(value)) for name, value in own.items()))
-        seeds, seed = groups.setdefault(key, {}), int(run.settings["seed"])
+        seeds, seed = groups.setdefault(key, {}), int(run.settings[_SEED])
         if seed in seeds:
             raise BadInput(f"--runs: two of {run.settings['method']}, seed {seed}, are one run")
         seeds[seed] = run
@@ -105,7 +103,7 @@ def rows_of(runs: Sequence[Shown]) -> list[Row]:
         names = {name for other in alike for name in other.settings}
         differing = [
             name
-            for name in sorted(names - set(_OF_SEED))
+            for name in sorted(names - {_SEED})
             if len({repr(other.settings.get(name)) for other in alike}) > 1
         ]
         parts = [f"{name}={first.settings.get(name)}" for name in differing]
@@ -141,7 +139,7 @@ def read(folder: Path) -> Shown:
       BadInput: it is none.
     """
     run = show.read(folder)
-    if not isinstance(run.settings.get("seed"), int):
+    if not isinstance(run.settings.get(_SEED), int):
         raise BadInput(f"--runs {folder}: no run of experiments.align: it has no seed")
     if any(not isinstance(line.get("answers"), int) for line in run.evaluations):
         raise BadInput(f"--runs {folder}: no run of experiments.align: its metrics have no answers")
@@ -244,13 +242,11 @@ def judge(found: Comparison | None, sign: int, paper: float | None) -> str:
     return "not held" if found.sign == -sign or not has_room else "cannot be told"
 
 
-def _shared(row: Row, other: Row) -> list[int]:
-    return [seed for seed in row.runs if seed in other.runs]
-
-
 def _pairs(row: Row, other: Row, read: Any) -> np.ndarray:
     """Of each seed that both have, where both have a number: ours and theirs [n, 2]."""
-    both = [(read(row.runs[seed]), read(other.runs[seed])) for seed in _shared(row, other)]
+    both = [
+        (read(row.runs[seed]), read(other.runs[seed])) for seed in row.runs if seed in other.runs
+    ]
     return np.array([x for x in both if np.all(np.isfinite(x))], float).reshape(-1, 2)
 
 
@@ -313,10 +309,6 @@ def _log_ratios(pairs: np.ndarray) -> np.ndarray:
 # What is written.
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _interval(values: Sequence[float], digits: int = 2) -> str:
     known = np.array([x for x in values if math.isfinite(x)])
     return Interval.of(known).show(digits) if len(known) else "-"
@@ -330,36 +322,41 @@ def tables(rows: Sequence[Row], options: Options) -> str:
     """What rows come to, at equal steps and at equal KL, as Markdown."""
     reading = Reading(_KL[options.kl])
     heads = ["row", "seeds", "answers", "reward", "gold", "KL by k1", "KL by k3"]
-    lines = ["At equal steps: the last evaluation.", "", _line(heads), _line(["---"] * len(heads))]
+    lines = [
+        "At equal steps: the last evaluation.",
+        "",
+        table_line(heads),
+        table_line(["---"] * len(heads)),
+    ]
     for row in rows:
         first = next(iter(row.runs.values()))
         cells = [row.name, str(len(row.runs)), f"{first.evaluations[-1]['answers']:,}"]
         for metric in ("reward", "gold", *_KL.values()):
             cells.append(_interval(_of_row(row, lambda run, m=metric: reading.last(run, m))))
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     heads = ["row", *(f"reward at {level:g} nats" for level in _LEVELS)]
     lines += [
         "",
         f"At equal KL, by {options.kl}; in brackets, of how many seeds.",
         "",
-        _line(heads),
+        table_line(heads),
     ]
-    lines.append(_line(["---"] * len(heads)))
+    lines.append(table_line(["---"] * len(heads)))
     for row in rows:
         cells = [row.name]
         for level in _LEVELS:
             values = _of_row(row, lambda run, x=level: reading.reward_at(run, x))
             number = sum(math.isfinite(x) for x in values)
             cells.append(f"{_interval(values)} ({number})" if number else "-")
-        lines.append(_line(cells))
+        lines.append(table_line(cells))
     heads = ["row", "compared", "seeds", "paper", "found", "p", "verdict"]
-    lines += ["", "Compared, by seed.", "", _line(heads), _line(["---"] * len(heads))]
+    lines += ["", "Compared, by seed.", "", table_line(heads), table_line(["---"] * len(heads))]
     ours = [row for row in rows if row.is_one_of([options.row])]
     others = [row for row in rows if row not in ours]
     if options.against:
         others = [row for row in rows if row.is_one_of(options.against)]
     for verdict in verdicts(ours, others, reading):
-        lines.append(_line(_cells(verdict)))
+        lines.append(table_line(_cells(verdict)))
     lines += [
         "",
         "Means over seeds with 95 % intervals by Student's t. Found: the difference of rewards, or "
@@ -433,16 +430,9 @@ def main(args: Sequence[str] | None = None) -> int:
             "",
             tables(rows, options),
         ]
-        out = Path(options.out).expanduser()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / PAGE, "\n".join(page).encode())
-            write_atomically(out / FIGURE, draw(rows, _KL[options.kl]))
-        except OSError as error:
-            print(f"error: {out}: {error.strerror or error}", file=sys.stderr)
-            return EXIT_NOT_KEPT
-    print(f"{len(rows)} row(s) of {sum(len(row.runs) for row in rows)} run(s) in {out}")
-    return 0
+        files = {PAGE: "\n".join(page).encode(), FIGURE: draw(rows, _KL[options.kl])}
+        what = f"{len(rows)} row(s) of {sum(len(row.runs) for row in rows)} run(s)"
+        return show.write(options.out, files, what)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def read_all(folders: Sequence[Path]) -> list[Shown]:
     ]
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
 
 
@@ -129,16 +130,19 @@ def _text(answer: Answered | None) -> str:
 def tables(runs: Sequence[Shown]) -> str:
     """Rewards and KL at the first evaluation, midway and at the end, then answers, as Markdown."""
     names = _SHOWN
-    lines = [_row(["method", "updates", *names.values()]), _row(["---"] * (2 + len(names)))]
+    lines = [
+        table_line(["method", "updates", *names.values()]),
+        table_line(["---"] * (2 + len(names))),
+    ]
     for run in runs:
         last = len(run.evaluations) - 1
         for i in sorted({0, (last + 1) // 2, last}):
             digits = [1 if name == "length" else 2 for name in names]
             values = [run.curve(name)[i] for name in names]
             cells = ["" if x != x else f"{x:.{n}f}" for x, n in zip(values, digits, strict=True)]
-            lines.append(_row([run.name, str(run.evaluations[i]["updates"]), *cells]))
-    lines += ["", _row(["prompt", "before", *(f"{run.name}, after" for run in runs)])]
-    lines.append(_row(["---"] * (2 + len(runs))))
+            lines.append(table_line([run.name, str(run.evaluations[i]["updates"]), *cells]))
+    lines += ["", table_line(["prompt", "before", *(f"{run.name}, after" for run in runs)])]
+    lines.append(table_line(["---"] * (2 + len(runs))))
 
     def at(run: Shown, updates: int) -> dict[str, Answered]:
         return {row.prompt: row for row in run.answers if row.updates == updates}
@@ -146,7 +150,9 @@ def tables(runs: Sequence[Shown]) -> str:
     before = at(runs[0], runs[0].answers[0].updates)
     after = [at(run, run.answers[-1].updates) for run in runs]
     for prompt, answer in before.items():
-        lines.append(_row([_plain(prompt), _text(answer), *(_text(a.get(prompt)) for a in after)]))
+        lines.append(
+            table_line([_plain(prompt), _text(answer), *(_text(a.get(prompt)) for a in after)])
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -179,6 +185,20 @@ def draw(runs: Sequence[Shown]) -> bytes:
     return png(figure)
 
 
+def write(folder: str, files: Mapping[str, bytes], what: str) -> int:
+    """Writes files into a folder, says what they are, and returns the exit status."""
+    out = Path(folder).expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(out / name, content)
+    except OSError as error:
+        print(f"error: {out}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_NOT_KEPT
+    print(f"{what} in {out}")
+    return 0
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Writes both; returns the exit status."""
     with Interrupts():
@@ -194,16 +214,8 @@ def main(args: Sequence[str] | None = None) -> int:
             flags.refuse(error)
         except Interrupted as interrupted:
             return interrupted.exit_status
-        out = Path(options.out).expanduser()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / TABLES, tables(runs).encode())
-            write_atomically(out / FIGURE, draw(runs))
-        except OSError as error:
-            print(f"error: {out}: {error.strerror or error}", file=sys.stderr)
-            return EXIT_NOT_KEPT
-    print(f"{len(runs)} run(s) side by side in {out}")
-    return 0
+        files = {TABLES: tables(runs).encode(), FIGURE: draw(runs)}
+        return write(options.out, files, f"{len(runs)} run(s) side by side")
 
 
 if __name__ == "__main__":

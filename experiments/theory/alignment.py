@@ -4,7 +4,7 @@ Settings are chosen on other seeds than those that are reported (`CHOICE` above 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, log_expit
 
-from experiments.align.intervals import Interval
+from experiments.align.intervals import Comparison, Interval
 from experiments.theory.study import Line, say
 from rgpo_jax.language import pair_agent
 from rgpo_jax.language.agent import Agent
@@ -262,6 +262,16 @@ def tell(interval: Interval, digits: int = 3) -> str:
 def p_value(p: float) -> str:
     """p as people read it."""
     return "p < 0.001" if p < 0.001 else f"p = {say(p, 2)}"
+
+
+def words(tests: Sequence[Comparison], show: Callable[[Interval, int], str] = tell) -> str:
+    """Each difference with its interval and its corrected p."""
+    return "; ".join(f"{t.name}: {show(t.interval, 2)} ({p_value(t.p)})" for t in tests)
+
+
+def tell_ratio(interval: Interval, digits: int = 2) -> str:
+    """As `tell`, of an interval of logarithms."""
+    return tell(Interval(*(float(np.exp(x)) for x in interval)), digits)
 
 
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -211,14 +211,9 @@ def _comparisons(
     return dict(zip(keys, compare(gaps), strict=True))
 
 
-def _factor(interval: Interval) -> str:
-    """A ratio of errors, from its logarithm."""
-    return alignment.tell(Interval(*(float(np.exp(x)) for x in interval)), 2)
-
-
 def _ratios(tests: Mapping[tuple[str, int], Comparison], way: str) -> str:
     return "; ".join(
-        f"N = {n:,}: {_factor(t.interval)} ({alignment.p_value(t.p)})"
+        f"N = {n:,}: {alignment.tell_ratio(t.interval)} ({alignment.p_value(t.p)})"
         for (w, n), t in tests.items()
         if w == way
     )
@@ -277,7 +272,8 @@ def _claims(found: Found) -> list[Claim]:
             "round's pairs loses what earlier rounds knew.",
             "ours",
             intervals.agree([tests[FRESH, PAIRS[0]]], 1),
-            f"ratio of errors at N = {PAIRS[0]}: {_factor(tests[FRESH, PAIRS[0]].interval)}, "
+            f"ratio of errors at N = {PAIRS[0]}: "
+            f"{alignment.tell_ratio(tests[FRESH, PAIRS[0]].interval)}, "
             f"{alignment.p_value(tests[FRESH, PAIRS[0]].p)}",
             ("coverage",),
         ),
@@ -308,7 +304,7 @@ def _claims(found: Found) -> list[Claim]:
             else (False if any(x.low > alone for x in second) else None),
             "error after a round over that before it, rounds 2 to 5: "
             + "; ".join(
-                f"N = {n:,}: {_factor(each[0])}, "
+                f"N = {n:,}: {alignment.tell_ratio(each[0])}, "
                 + ", ".join(say(float(np.exp(x.mean)), 2) for x in each[1:])
                 for n, each in steps.items()
             )
@@ -335,7 +331,7 @@ def _claims(found: Found) -> list[Claim]:
             if max(abs(full.low), abs(full.high)) < np.log(1.5)
             else (None if full.low < np.log(1.5) and full.high > -np.log(1.5) else False),
             f"ratio of errors after {AGENT_ROUNDS['full']} rounds of {FULL['num_prompts']:,} "
-            f"pairs, on pairs of its own: {_factor(full)}",
+            f"pairs, on pairs of its own: {alignment.tell_ratio(full)}",
             ("coverage",),
         ),
         Claim(
@@ -345,12 +341,10 @@ def _claims(found: Found) -> list[Claim]:
             intervals.agree(helped, -1),
             f"ratio of errors after {ROUNDS} rounds, ridge {RIDGES[-1]:g} over "
             f"{alignment.RIDGE:g}: "
-            + "; ".join(
-                f"{c.name}: {_factor(c.interval)} ({alignment.p_value(c.p)})" for c in helped
-            )
+            + alignment.words(helped, alignment.tell_ratio)
             + f". So does an agent that is stopped after {EARLY['num_epochs']} epochs: its error "
             f"over the exact fit's after {AGENT_ROUNDS['early']} rounds of "
-            f"{EARLY['num_prompts']:,} pairs is {_factor(early)}",
+            f"{EARLY['num_prompts']:,} pairs is {alignment.tell_ratio(early)}",
             ("coverage",),
         ),
     ]

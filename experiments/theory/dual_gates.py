@@ -14,7 +14,7 @@ from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Comparison, Interval, compare
 from experiments.theory import alignment, equal_kl
-from experiments.theory.alignment import Greek, band, plain, tell
+from experiments.theory.alignment import Greek, band, plain, tell, tell_ratio, words
 from experiments.theory.equal_kl import DUAL, ROWS, Chosen, Paths
 from experiments.theory.options import Options
 from experiments.theory.study import (
@@ -95,14 +95,6 @@ def _noise(noise: float) -> str:
 
 def _passes(epochs: int) -> str:
     return "1 pass" if epochs == 1 else f"{epochs} passes"
-
-
-def draw(world: str, seeds: Sequence[int]) -> tuple[list[Frontier], Any]:
-    """A problem of each seed: its frontier, and the arrays that make it [S, ...]."""
-    module = WORLDS[world]
-    drawn = [module.draw(np.random.default_rng(seed)) for seed in seeds]
-    frontiers = [Frontier.of(module.of(*problem)) for problem in drawn]
-    return frontiers, tuple(jnp.asarray(np.stack(x)) for x in zip(*drawn, strict=True))
 
 
 def settings_of() -> dict[str, np.ndarray]:
@@ -197,30 +189,18 @@ def exact_shares(
     frontiers: Sequence[Frontier], levels: np.ndarray
 ) -> dict[tuple[str, float], np.ndarray]:
     """Of the frontier's gain, along the exact ascent of each gate and sharpness [S, K]."""
-    origin = np.array([f.origin for f in frontiers])[:, None]
-    gain = np.stack([f.reward_at(levels) for f in frontiers]) - origin
-    shares = {}
-    for sharpness in SHARPNESSES:
-        for dual in ("none", *(row.removeprefix("rgpo-") for row in DUAL)):
-            path = ascend(dual, sharpness, frontiers)
-            reward = equal_kl.reward_within(path.kl[0], path.reward[0], levels)
-            shares[dual, sharpness] = (reward - origin) / gain
-    return shares
+    return {
+        (dual, k): equal_kl.gains_of(ascend(dual, k, frontiers), frontiers, levels).share[0]
+        for k in SHARPNESSES
+        for dual in ("none", *(row.removeprefix("rgpo-") for row in DUAL))
+    }
 
 
-def _arrays(
-    row: str,
-    world: str,
-    epochs: int,
-    frontiers: Sequence[Frontier],
-    problems: Any,
-    keys: jax.Array,
-) -> Arrays:
+def _arrays(*args: Any) -> Arrays:
     """What `learn` finds, by names."""
-    cases = learn(row, world, epochs, frontiers, problems, keys, CHOOSERS)
     return {
         f"{case.noise:g} {name}": x
-        for case, value in cases.items()
+        for case, value in learn(*args).items()
         for name, x in value.arrays().items()
     }
 
@@ -238,11 +218,14 @@ def run(options: Options, progress: Progress) -> Study:
     numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
     done, total = 0, len(WORLDS) * len(EPOCHS) * len(ROWS)
     for world in WORLDS:
-        known, problems = draw(world, [options.seed + number for number in numbers])
+        seeds = [options.seed + number for number in numbers]
+        known, problems = equal_kl.draw(WORLDS[world], seeds)
         frontiers[world] = known[CHOOSERS:]
         for epochs in EPOCHS:
             for row in ROWS:
-                task = functools.partial(_arrays, row, world, epochs, known, problems, keys)
+                task = functools.partial(
+                    _arrays, row, world, epochs, known, problems, keys, CHOOSERS
+                )
                 kept = progress.remember(f"{world}.{epochs}.{row}", task)
                 for noise in NOISES:
                     of_noise = {name: kept[f"{noise:g} {name}"] for name in Found.names()}
@@ -284,9 +267,9 @@ def run(options: Options, progress: Progress) -> Study:
 # What is claimed.
 
 
-def _share(found: dict[tuple[str, Case], Found], row: str, case: Case, level: float) -> np.ndarray:
-    """At one KL, of the reported seeds [S]."""
-    return found[row, case].chosen.share[:, int(np.flatnonzero(level == LEVELS)[0])]
+def _share(found: dict[tuple[str, Case], Found], row: str, case: Case) -> np.ndarray:
+    """At the KL of the primary comparison, of the reported seeds [S]."""
+    return found[row, case].chosen.share[:, int(np.flatnonzero(LEVEL == LEVELS)[0])]
 
 
 def _against(
@@ -294,13 +277,11 @@ def _against(
     rows: Sequence[str],
     other: str,
     cases: Sequence[Case],
-    level: float = LEVEL,
 ) -> list[Comparison]:
     """Shares of rows minus another's, tested together."""
     return compare(
         {
-            f"{row}, {case.describe()}": _share(found, row, case, level)
-            - _share(found, other, case, level)
+            f"{row}, {case.describe()}": _share(found, row, case) - _share(found, other, case)
             for case in cases
             for row in rows
         }
@@ -324,13 +305,6 @@ def in_all(groups: Sequence[Sequence[Comparison]]) -> bool | None:
     return False if all(lost) else None
 
 
-def words(tests: Sequence[Comparison]) -> str:
-    """Each difference with its interval and its corrected p."""
-    return "; ".join(
-        f"{test.name}: {tell(test.interval, 2)} ({alignment.p_value(test.p)})" for test in tests
-    )
-
-
 def _cases(epochs: Sequence[int] = (REUSE,), noises: Sequence[float] = (NOISE,)) -> list[Case]:
     return [Case(world, noise, n) for world in WORLDS for noise in noises for n in epochs]
 
@@ -344,8 +318,8 @@ def _claims(
     shown = [test for test in without if test.sign]
     regression = compare(
         {
-            f"{other} minus {row}, {case.world}": _share(found, other, case, LEVEL)
-            - _share(found, row, case, LEVEL)
+            f"{other} minus {row}, {case.world}": _share(found, other, case)
+            - _share(found, row, case)
             for other in equal_kl.REGRESSIONS
             for case in _cases()
             for row in DUAL
@@ -354,8 +328,7 @@ def _claims(
     few, many = EPOCHS[0], EPOCHS[-1]
     fitted = compare(
         {
-            f"{other} minus {row}, {world}": _share(found, other, case, LEVEL)
-            - _share(found, row, case, LEVEL)
+            f"{other} minus {row}, {world}": _share(found, other, case) - _share(found, row, case)
             for other in equal_kl.REGRESSIONS
             for world, case in ((w, Case(w, 0.0, many)) for w in WORLDS)
             for row in ("ppo", *DUAL)
@@ -364,8 +337,8 @@ def _claims(
 
     def worn(row: str, world: str) -> np.ndarray:
         """By how much passes change a row."""
-        return _share(found, row, Case(world, NOISE, many), LEVEL) - _share(
-            found, row, Case(world, NOISE, few), LEVEL
+        return _share(found, row, Case(world, NOISE, many)) - _share(
+            found, row, Case(world, NOISE, few)
         )
 
     reuse = compare({f"{row}, {w}": worn(row, w) - worn("ppo", w) for w in WORLDS for row in DUAL})
@@ -401,9 +374,7 @@ def _claims(
             "ours",
             intervals.agree(at_end.kl, -1),
             "ratio of KLs: "
-            + "; ".join(
-                f"{t.name}: {_ratio(t.interval)} ({alignment.p_value(t.p)})" for t in at_end.kl
-            )
+            + words(at_end.kl, tell_ratio)
             + f". Difference of rewards: {words(at_end.reward)}",
             ("dual_gates_steps",),
         ),
@@ -471,10 +442,6 @@ def _at_equal_steps(found: dict[tuple[str, Case], Found]) -> AtEnd:
     return AtEnd(compare(kl), compare(reward))
 
 
-def _ratio(interval: Interval) -> str:
-    return tell(Interval(*(float(np.exp(x)) for x in interval)), 2)
-
-
 # What is shown.
 
 
@@ -500,7 +467,7 @@ def _figures(
             by_kl.append(Panel(title, nats, share, lines, log_x=True))
             lines = []
             for style, row in enumerate(ROWS):
-                values = [_share(found, row, Case(world, noise, n), LEVEL) for n in EPOCHS]
+                values = [_share(found, row, Case(world, noise, n)) for n in EPOCHS]
                 lines.append(band(row, np.array(EPOCHS), np.stack(values, axis=1), style))
             by_epochs.append(Panel(title, "passes of an update", share, lines, log_x=True))
     names = ["none", *(row.removeprefix("rgpo-") for row in DUAL)]

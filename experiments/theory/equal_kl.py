@@ -7,12 +7,15 @@ large, with settings that were chosen for that KL, for each row out of equally m
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agents import language as methods
+from experiments.align import compare
 from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment
 from experiments.theory.alignment import Setup
@@ -21,22 +24,29 @@ from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import World
 
 _NOISE = 7  # of the key that noise comes from: no other key is folded with it
-_NORMALISED = {"normalize": True}  # so that a gate has the weight 1 at first, as all others have
 
-# Row -> its method and its own settings. The first are others' methods, the last two regress.
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ppo": ("ppo", {}),
-    "reinforce": ("reinforce", {}),
-    "rloo": ("rloo", {}),
-    "grpo-published": ("grpo", {"kl": "published"}),
-    "grpo-direct": ("grpo", {"kl": "direct"}),
-    "rgpo-none": ("rgpo", {"dual": "none", **_NORMALISED}),
-    "rgpo-product": ("rgpo", {"dual": "product", **_NORMALISED}),
-    "rgpo-geometric": ("rgpo", {"dual": "geometric", **_NORMALISED}),
-    "rgpo-two_sided": ("rgpo", {"dual": "two_sided", **_NORMALISED}),
-    "rgpo-min": ("rgpo", {"dual": "min", **_NORMALISED}),
-    "rebel": ("rebel", {}),
-    "dual_kl": ("dual_kl", {}),
+
+def row_of(name: str) -> tuple[str, dict[str, Any]]:
+    """The method of a row of `align.compare`, and the row's own settings.
+
+    Gates of RGPO are normalised, so that each has the weight 1 at first, as all others have.
+    """
+    flags = compare.ROWS[name]
+    settings: dict[str, Any] = {
+        flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    method = settings.pop("method")
+    return method, settings | ({"normalize": True} if method == "rgpo" else {})
+
+
+# The first are others' methods, the last two regress.
+ROWS = {
+    name: row_of(name)
+    for name in (
+        *("ppo", "reinforce", "rloo", "grpo-published", "grpo-direct"),
+        *("rgpo-none", "rgpo-product", "rgpo-geometric", "rgpo-two_sided", "rgpo-min"),
+        *("rebel", "dual_kl"),
+    )
 }
 DUAL = ("rgpo-product", "rgpo-geometric", "rgpo-two_sided", "rgpo-min")
 REGRESSIONS = ("rebel", "dual_kl")
@@ -46,12 +56,12 @@ def build(row: str, world: World, noise: Any, **settings: Any) -> Setup:
     """A row's agent in a world whose rewards are given with noise.
 
     Args:
-      row: of `ROWS`; or a method, with its own settings.
+      row: of `align.compare`.
       world: without noise.
       noise: standard deviation of what is added to each answer's reward, anew each time.
       **settings: of the Config, beside the row's own.
     """
-    method, own = ROWS.get(row, (row, {}))
+    method, own = row_of(row)
     made = alignment.setup(methods.load(method), world, **settings, **own)
     return made._replace(agent=noisy(made.agent, world, noise))
 
@@ -69,6 +79,17 @@ def noisy(agent: Agent, world: World, noise: Any) -> Agent:
         return agent.update(state, frozen, Batch(asked, answers, reward))
 
     return agent._replace(step=step)
+
+
+def draw(module: ModuleType, seeds: Sequence[int]) -> tuple[list[Frontier], Any]:
+    """A problem of each seed, of a module of `envs.language`: its frontier, and what makes it.
+
+    Returns:
+      Frontiers [S], and the arguments of the module's `of`, a tree of arrays [S, ...].
+    """
+    drawn = [module.draw(seed) for seed in seeds]
+    frontiers = [Frontier.of(module.of(*problem)) for problem in drawn]
+    return frontiers, jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *drawn)
 
 
 def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:

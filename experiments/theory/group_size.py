@@ -212,10 +212,7 @@ def _claims(exact: Exact, ours: Trained) -> list[Claim]:
             intervals.agree(tests, -1),
             f"four arms, trained minus pi* (of {say(float(FOUR.value(FOUR.target)))}, and "
             f"{say(float(FOUR.value(FOUR.reference)))} at the reference): "
-            + "; ".join(
-                f"{c.name}: {alignment.tell(c.interval, 2)} ({alignment.p_value(c.p)})"
-                for c in tests
-            ),
+            + alignment.words(tests),
             ("group_size",),
         ),
         Claim(

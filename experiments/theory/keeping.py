@@ -48,22 +48,31 @@ def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": dict(settings), **{k: where[k] for k in ("versions", "git_commit")}}
 
 
+def _write(path: Path, value: Any, settings: Mapping[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    content = {"made_by": _made_by(settings), "value": value}
+    write_atomically(path, json.dumps(content).encode())
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> Any:
+    """What a file has of a call with these settings; None if there is no such."""
+    try:
+        content = json.loads(read_plain(path))
+        if content["made_by"] != json.loads(json.dumps(_made_by(settings))):
+            return None
+        return _from_json(content["value"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def keep(folder: Path, name: str, study: Study, settings: Mapping[str, Any]) -> None:
     """Writes a study; floats are exact."""
-    (folder / FOLDER).mkdir(exist_ok=True)
-    content = {"made_by": _made_by(settings), "study": _to_json(study)}
-    write_atomically(folder / FOLDER / f"{name}.json", json.dumps(content).encode())
+    _write(folder / FOLDER / f"{name}.json", _to_json(study), settings)
 
 
 def find(folder: Path, name: str, settings: Mapping[str, Any]) -> Study | None:
     """A study that an earlier call with these settings has kept; None if there is none."""
-    try:
-        content = json.loads(read_plain(folder / FOLDER / f"{name}.json"))
-        if content["made_by"] != json.loads(json.dumps(_made_by(settings))):
-            return None
-        study = _from_json(content["study"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+    study = _read(folder / FOLDER / f"{name}.json", settings)
     return study if isinstance(study, Study) else None
 
 
@@ -71,9 +80,7 @@ def keep_part(
     folder: Path, name: str, part: str, arrays: Arrays, settings: Mapping[str, Any]
 ) -> None:
     """Writes a part of a study that goes on; floats are exact."""
-    (folder / FOLDER).mkdir(exist_ok=True)
-    content = {"made_by": _made_by(settings), "part": {k: _to_json(x) for k, x in arrays.items()}}
-    write_atomically(_part(folder, name, part), json.dumps(content).encode())
+    _write(_part(folder, name, part), _to_json(list(arrays.items())), settings)
 
 
 def find_part(
@@ -81,11 +88,8 @@ def find_part(
 ) -> dict[str, np.ndarray] | None:
     """A part that an earlier call with these settings has kept; None if there is none."""
     try:
-        content = json.loads(read_plain(_part(folder, name, part)))
-        if content["made_by"] != json.loads(json.dumps(_made_by(settings))):
-            return None
-        found = {key: _from_json(value) for key, value in content["part"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = dict(_read(_part(folder, name, part), settings))
+    except (TypeError, ValueError):
         return None
     return found if all(isinstance(x, np.ndarray) for x in found.values()) else None
 

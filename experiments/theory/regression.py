@@ -11,7 +11,7 @@ from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment
-from experiments.theory.alignment import Greek, band
+from experiments.theory.alignment import Greek, band, tell_ratio, words
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Panel, Progress, Study, Table, Value
 from rgpo_jax.language.targets import gibbs
@@ -145,10 +145,6 @@ def run(options: Options, progress: Progress) -> Study:
     )
 
 
-def _ratio(interval: Interval) -> str:
-    return alignment.tell(Interval(*(float(np.exp(x)) for x in interval)), 2)
-
-
 def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[Claim]:
     def last(world: str, row: str) -> np.ndarray:
         return np.log(rows[world, row].loss[:, -1])
@@ -181,10 +177,7 @@ def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[C
             "PPO-RLHF and RGPO, in bandit and tree.",
             "ours",
             intervals.agree(tests, -1),
-            "ratio of losses, REBEL's over the other's: "
-            + "; ".join(
-                f"{c.name}: {_ratio(c.interval)} ({alignment.p_value(c.p)})" for c in tests
-            ),
+            "ratio of losses, REBEL's over the other's: " + words(tests, tell_ratio),
             ("regression",),
         ),
         Claim(
@@ -192,11 +185,7 @@ def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[C
             "PPO-RLHF and RGPO, in bandit and tree.",
             "ours",
             intervals.agree(at_equal, 1),
-            "share of the frontier's gain, REBEL's minus the other's: "
-            + "; ".join(
-                f"{c.name}: {alignment.tell(c.interval, 2)} ({alignment.p_value(c.p)})"
-                for c in at_equal
-            ),
+            "share of the frontier's gain, REBEL's minus the other's: " + words(at_equal),
             ("regression",),
         ),
         Claim(
@@ -205,9 +194,7 @@ def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[C
             "ours",
             True if all(small) else (False if any(c.sign for c in divided) else None),
             "ratio of losses, divided over not: "
-            + "; ".join(
-                f"{c.name}: {_ratio(c.interval)} ({alignment.p_value(c.p)})" for c in divided
-            )
+            + words(divided, tell_ratio)
             + "; rates "
             + "; ".join(
                 f"{world}: {rows[world, DIVIDED].rate:g} and {rows[world, SMALL].rate:g}"

@@ -12,7 +12,7 @@ from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment, dual_gates, equal_kl
-from experiments.theory.alignment import Greek, band
+from experiments.theory.alignment import Greek, band, words
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
 from experiments.theory.options import Options
 from experiments.theory.study import Arrays, Claim, Figure, Panel, Progress, Study, Table, Value
@@ -57,13 +57,6 @@ class Found(NamedTuple):
 def settings_of() -> dict[str, np.ndarray]:
     """What every row is searched over."""
     return equal_kl.grid(kl_coefficient=COEFFICIENTS, learning_rate=RATES)
-
-
-def draw(seeds: Sequence[int]) -> tuple[list[Frontier], Any]:
-    """A transformer of each seed: its frontier, and the arrays that make its world [S, ...]."""
-    drawn = [tiny.draw(seed) for seed in seeds]
-    frontiers = [Frontier.of(tiny.of(*problem)) for problem in drawn]
-    return frontiers, jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *drawn)
 
 
 def _make(problem: Any) -> tuple[World, float]:
@@ -117,7 +110,7 @@ def _at(level: float) -> int:
 def run(options: Options, progress: Progress) -> Study:
     """All rows."""
     numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
-    frontiers, problems = draw([options.seed + number for number in numbers])
+    frontiers, problems = equal_kl.draw(tiny, [options.seed + number for number in numbers])
     keys = jnp.concatenate([alignment.keys_of(options.seed + number, 1) for number in numbers])
     found: dict[str, Found] = {}
     for done, row in enumerate(ALL, 1):
@@ -178,7 +171,6 @@ def _claims(found: dict[str, Found]) -> list[Claim]:
             for row in DUAL
         }
     )
-    words = dual_gates.words
     figures = ("tiny_gates",)
     return [
         Claim(

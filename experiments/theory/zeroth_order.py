@@ -387,11 +387,7 @@ def _claims(
     tests = {c.name: c for c in compare(gaps)}
 
     def told(part: str) -> str:
-        return "; ".join(
-            f"{n}: {alignment.tell(c.interval, 2)} ({alignment.p_value(c.p)})"
-            for n, c in tests.items()
-            if part in n
-        )
+        return alignment.words([c for n, c in tests.items() if part in n])
 
     def shown(part: str, sign: int) -> bool | None:
         return intervals.agree([c for n, c in tests.items() if part in n], sign)
