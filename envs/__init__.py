@@ -1,8 +1,9 @@
 """Environments behind the protocols of `rgpo_jax.environment`.
 
 The prefix of a name says which library brings it; none is gymnax. `envpool/NAME` and
-`gymnasium/NAME` live on the host, all others are compiled. A library is imported when one of its
-environments is asked for, never before.
+`gymnasium/NAME` live on the host. MODULE:NAME is a user's own, and PREFIX/MODULE:NAME one that a
+library has once the module is imported. A library is imported when one of its environments is asked
+for, never before.
 """
 
 import difflib
@@ -10,6 +11,8 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from rgpo_jax import importing
 
 if TYPE_CHECKING:
     from rgpo_jax.environment import AnyEnvironment
@@ -130,12 +133,16 @@ class Adapter(NamedTuple):
 
 
 ADAPTERS = {
+    "gymnax": Adapter("envs.gymnax_adapter", "gymnax", ""),
     "brax": Adapter("envs.brax_adapter", "brax", "brax"),
     "playground": Adapter("envs.playground_adapter", "mujoco_playground", "playground"),
     "envpool": Adapter("envs.envpool_adapter", "envpool", "envpool"),
     "gymnasium": Adapter("envs.gymnasium_adapter", "gymnasium", "envpool"),
 }
 ON_HOST = ("envpool", "gymnasium")
+# Gymnasium has these once a package is imported: how their names begin, and which one.
+_REGISTERED_BY = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+_MOST_SUGGESTIONS = 3
 
 
 def split(name: str) -> tuple[str, str]:
@@ -144,23 +151,50 @@ def split(name: str) -> tuple[str, str]:
     return (first, rest) if slash and first in ADAPTERS else ("", name)
 
 
-def is_on_host(name: str) -> bool:
-    """Whether the environment of this name lives on the host, and is not compiled."""
-    return split(name)[0] in ON_HOST
+def module_of(name: str) -> str | None:
+    """The module of a user's own that is imported for an environment; None: none is."""
+    module, colon, _ = split(name)[1].partition(":")
+    return module if colon else None
+
+
+def is_own(name: str) -> bool:
+    """Whether it is MODULE:NAME, an environment that no library has registered."""
+    return not split(name)[0] and module_of(name) is not None
+
+
+def is_on_host(name: str, **params: Any) -> bool:
+    """Whether the environment that `make` builds from these lives on the host.
+
+    One of a user's own is built to know it; raises ValueError as `make` does.
+    """
+    if not is_own(name):
+        return split(name)[0] in ON_HOST
+    from rgpo_jax.environment import HostEnvironment
+
+    return isinstance(make(name, **params), HostEnvironment)
 
 
 def is_on_mjx(name: str, **params: Any) -> bool:
     """Whether MJX computes the physics of the environment that `make` builds from these."""
+    if is_own(name):
+        return getattr(make(name, **params), "is_on_mjx", False)
     return split(name)[0] == "playground" or params.get("backend") == "mjx"
 
 
-def listing() -> str:
-    """The compiled environments in words, each prefix once."""
-    groups = [
-        f"{prefix}/ with one of {', '.join(split(name)[1] for name in names)}"
-        for prefix, names in (("brax", BRAX), ("playground", PLAYGROUND))
-    ]
-    return "; ".join([", ".join((*GYMNAX, *MASKED)), *groups])
+def names(prefix: str = "") -> list[str]:
+    """Names that are known by now, with their prefix; without one, those that are compiled.
+
+    Raises:
+      ValueError: there is no such prefix, or its library is missing.
+    """
+    prefix = prefix.rstrip("/")
+    if not prefix:
+        return list(NAMES)
+    if prefix not in ADAPTERS:
+        raise ValueError(f"{prefix}: expected one of {', '.join(ADAPTERS)}, or nothing")
+    if prefix in ON_HOST:
+        return [f"{prefix}/{task}" for task in _adapter(prefix).names()]
+    return [*GYMNAX, *MASKED] if prefix == "gymnax" else [n for n in NAMES if split(n)[0] == prefix]
 
 
 def _require(prefix: str) -> None:
@@ -177,7 +211,7 @@ def _adapter(prefix: str) -> Any:
 
 
 def check_name(name: str) -> str:
-    """Returns the name.
+    """Returns the name. Imports no module of a user's own, but looks whether it is there.
 
     Raises:
       ValueError: no environment has it (the message has the nearest), it is one that does not run,
@@ -186,7 +220,17 @@ def check_name(name: str) -> str:
     if name in _BROKEN:
         raise ValueError(f"{name} does not run: {_BROKEN[name]}")
     prefix, task = split(name)
-    known: Sequence[str] = NAMES
+    module = module_of(name)
+    if module is not None:
+        _require(prefix)
+        if not importing.exists(module):
+            raise ValueError(f"no module named {module!r}, here or among those installed")
+        if prefix == "envpool":
+            raise ValueError("EnvPool has no environments of others")
+        return name
+    if prefix == "gymnax":
+        raise ValueError(f"gymnax's own have no prefix: {task}; or gymnax/MODULE:NAME")
+    known: Sequence[str] = [n for n in NAMES if not split(n)[0]]
     if prefix in ON_HOST:
         known = _adapter(prefix).names()
     elif prefix:
@@ -194,13 +238,28 @@ def check_name(name: str) -> str:
     if task in known:
         _require(prefix)
         return name
+    hint = _nearest(prefix, task, known)
+    if prefix == "gymnasium":
+        missing = next((m for start, m in _REGISTERED_BY.items() if task.startswith(start)), None)
+        if missing:
+            hint = f"{missing} brings it: gymnasium/{missing}:{task}"
+        else:
+            hint += "; one that a module registers is gymnasium/MODULE:NAME"
+    elif not prefix:
+        hint += "; your own is MODULE:NAME"
+    raise ValueError(f"unknown environment {name!r}: {hint}; --list-envs lists them")
+
+
+def _nearest(prefix: str, task: str, known: Sequence[str]) -> str:
+    """A question whether one of these was meant; else how many there are."""
     lowered = {other.lower(): other for other in known}
-    nearest = difflib.get_close_matches(task.lower(), lowered, n=3, cutoff=0.4)
-    full = [f"{prefix}/{lowered[near]}" if prefix else lowered[near] for near in nearest]
-    hint = f"did you mean {', '.join(full)}?" if full else ""
-    if not hint:
-        hint = f"{prefix} has {len(known)} others" if prefix else f"known are {listing()}"
-    raise ValueError(f"unknown environment {name!r}: {hint}")
+    if not prefix:  # it may be a task of a library, whose prefix was left out
+        lowered |= {split(n)[1].lower(): n for n in NAMES if split(n)[1].lower() not in lowered}
+    near = difflib.get_close_matches(task.lower(), lowered, n=_MOST_SUGGESTIONS, cutoff=0.4)
+    full = [f"{prefix}/{lowered[name]}" if prefix else lowered[name] for name in near]
+    if full:
+        return f"did you mean {', '.join(full)}?"
+    return f"{prefix} has {len(known)} others" if prefix else f"{len(NAMES)} are compiled"
 
 
 def make(name: str, **params: Any) -> "AnyEnvironment":
@@ -208,25 +267,59 @@ def make(name: str, **params: Any) -> "AnyEnvironment":
 
     Args:
       name: such as "CartPole-v1", "Breakout-MinAtar" or "brax/ant", see `NAMES`; or of the host,
-        such as "envpool/Walker2d-v4" or "gymnasium/CartPole-v1".
-      **params: parameters of the environment, such as `max_steps_in_episode=200`, or Brax's
-        `backend="mjx"`, or Playground's `ctrl_dt=0.02` and others of its config; on the host what
-        EnvPool or Gymnasium take, such as `max_episode_steps=200`.
+        such as "envpool/Walker2d-v4" or "gymnasium/CartPole-v1"; or a user's own,
+        "my_module:MyEnv", see `adapt`; or "gymnasium/my_module:Mine-v0", and with gymnax/, brax/ or
+        playground/ likewise, which that library has once the module is imported.
+      **params: parameters of the environment, such as `max_episode_steps=200`, which all have, or
+        gymnax's `gravity=5.0`, Brax's `backend="mjx"`, Playground's `ctrl_dt=0.02` and others of
+        its config, or what EnvPool, Gymnasium or a user's own class take.
 
     Raises:
       ValueError: no environment has this name (the message has the nearest), or it has no such
         parameter or one out of range, or the extra that it needs is not installed (the message
-        names it), or its observations or actions are of other kinds.
+        names it), or its observations or actions are of other kinds; or a module of a user's own
+        does not run.
     """
     check_name(name)
+    if is_own(name):
+        from envs import own
+
+        return own.make(name, params)
     prefix, task = split(name)
+    module = module_of(name)
+    if module is not None:
+        try:
+            importing.load(module)
+        except ValueError as error:
+            raise ValueError(f"module {module}: {error}") from error
+        task = task.partition(":")[2]
     if prefix:
         return _adapter(prefix).make(name, task, params)
-    from envs.gymnax_adapter import GymnaxEnvironment
+    from envs import gymnax_adapter
 
     if name in MASKED:
         from envs.masked import MaskedEnvironment
 
         whole, keep = MASKED[name]
-        return MaskedEnvironment(GymnaxEnvironment(whole, params), keep, name)
-    return GymnaxEnvironment(name, params)
+        return MaskedEnvironment(gymnax_adapter.make(whole, whole, params), keep, name)
+    return gymnax_adapter.make(name, task, params)
+
+
+def adapt(found: Any, name: str | None = None, **params: Any) -> "AnyEnvironment":
+    """Puts an environment of a user's own behind the protocols of `rgpo_jax.environment`.
+
+    Args:
+      found: a class or a function that makes one, which takes `params`; or an environment. It may
+        be of this suite's protocols, or of gymnax, Brax or Playground. Of Gymnasium it is a class
+        or a function, since training needs many.
+      name: for messages; None: that of the class or function.
+      **params: `max_episode_steps` among them, where it has no limit of its own.
+
+    Raises:
+      ValueError: it is no environment, or has no such parameter, or cannot be made.
+    """
+    from envs import own
+
+    if name is None:
+        name = str(getattr(found, "__name__", type(found).__name__))
+    return own.adapt(found, name, params)

@@ -1,20 +1,28 @@
 """Brax 0.14 behind the protocol of `rgpo_jax.environment`."""
 
+import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from envs import BRAX_BACKENDS, physics
+from envs import BRAX, BRAX_BACKENDS, parameters, physics
 
 with physics.quietly():  # tells of optional packages that are not there
     from brax import envs as brax_envs
 
+LIMIT = 1000  # steps
+
 
 class BraxEnvironment(physics.PhysicsEnvironment):
     """A task of Brax, with what its viewer wants to know."""
+
+    @property
+    def is_on_mjx(self) -> bool:
+        """Whether MJX computes its physics."""
+        return getattr(self._env, "backend", None) == "mjx"
 
     @property
     def seconds_per_step(self) -> float:
@@ -40,17 +48,35 @@ class BraxEnvironment(physics.PhysicsEnvironment):
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> BraxEnvironment:
-    """A task of Brax, cut after `max_steps_in_episode` steps (1000).
+    """A task of Brax, cut after `max_episode_steps` steps (1000).
+
+    One that an imported module has registered has the parameters of its class.
 
     Raises:
-      ValueError: an unknown parameter, or a value that it cannot have.
+      ValueError: no task has this name, an unknown parameter, or a value that it cannot have.
     """
-    known: dict[str, Any] = {"backend": BRAX_BACKENDS[0], "max_steps_in_episode": 1000}
-    physics.check_params(name, params, known)
-    backend, limit = (known | dict(params)).values()
+    registered: Any = brax_envs._envs.get(task)  # what get_environment looks it up in
+    if registered is None:
+        raise ValueError(f"{name}: its module registers no {task!r} with Brax")
+    if f"brax/{task}" not in BRAX:
+        own = inspect.signature(registered).parameters
+        params, limit = physics.check_params(name, params, own, LIMIT)
+        return of_environment(_build(name, registered, params), name, limit)
+    params, limit = physics.check_params(name, params, ["backend"], LIMIT)
+    backend = params.get("backend", BRAX_BACKENDS[0])
     if backend not in BRAX_BACKENDS:
         raise ValueError(f"backend = {backend!r}: expected one of {', '.join(BRAX_BACKENDS)}")
-    limit = physics.time_limit(limit)
+    return BraxEnvironment(name, _build(name, registered, {"backend": backend}), limit)
+
+
+def _build(name: str, make: Callable[..., Any], params: Mapping[str, Any]) -> Any:
     with physics.loading():
-        env = brax_envs.get_environment(task, backend=backend)
-    return BraxEnvironment(name, env, limit)
+        try:
+            return make(**params)
+        except (TypeError, ValueError, AssertionError, OSError) as error:
+            raise ValueError(f"{name} does not load: {' '.join(str(error).split())}") from None
+
+
+def of_environment(env: Any, name: str, limit: int | None) -> BraxEnvironment:
+    """An environment of Brax's class, cut after `limit` steps (1000)."""
+    return BraxEnvironment(name, env, LIMIT if limit is None else parameters.limit(limit))

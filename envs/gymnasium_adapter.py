@@ -1,14 +1,16 @@
 """Gymnasium's vector environments, stepped one after another in Python, behind the protocol."""
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode
 
-from envs import spaces
+from envs import parameters, spaces
 from rgpo_jax.environment import TimeStep
 
 
@@ -18,17 +20,24 @@ def names() -> list[str]:
 
 
 class GymnasiumEnvironment:
-    """A registered environment of Gymnasium.
+    """An environment of Gymnasium, which `gymnasium.make` can make.
 
     Observations become float32, but for pixels. Termination wins where it falls together with
     truncation.
     """
 
-    def __init__(self, name: str, task: str, params: Mapping[str, Any]):
+    def __init__(self, name: str, task: str | EnvSpec, params: Mapping[str, Any]):
+        """Makes one, and looks at it.
+
+        Raises:
+          ValueError: it cannot be made, has no such parameter, or has spaces that agents do not.
+        """
+        _check_params(name, task, params)
         try:
             env = gymnasium.make(task, **params)
-        except (gymnasium.error.Error, TypeError, ImportError) as error:
-            raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+        except Exception as error:  # it may be anybody's
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{name}: {said}") from error
         self.name = name
         self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
         self.action_space = spaces.action_space(name, env.action_space)
@@ -104,6 +113,45 @@ class GymnasiumPool:
         return np.asarray(pictures[0])
 
 
+# What `gymnasium.make` takes beside the parameters of the environment.
+_TAKEN = (parameters.LIMIT, "disable_env_checker")
+
+
+def _check_params(name: str, task: str | EnvSpec, params: Mapping[str, Any]) -> None:
+    """Raises ValueError for a parameter that its class does not have, if the class says so."""
+    spec = gymnasium.spec(task) if isinstance(task, str) else task
+    creator: Any = spec.entry_point
+    creator = load_env_creator(creator) if isinstance(creator, str) else creator
+    try:
+        own = inspect.signature(creator).parameters.values()
+    except (TypeError, ValueError):  # it does not say
+        return
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own):
+        parameters.check(name, params, [*(p.name for p in own), *_TAKEN])
+
+
 def make(name: str, task: str, params: Mapping[str, Any]) -> GymnasiumEnvironment:
-    """Raises ValueError for unknown parameters, and for kinds of spaces that agents do not have."""
+    """A registered environment.
+
+    Raises:
+      ValueError: none has this name, or such parameters, or its spaces are none that agents have.
+    """
+    if task not in gymnasium.registry:
+        raise ValueError(f"{name}: its module registers no {task!r} with Gymnasium")
     return GymnasiumEnvironment(name, task, params)
+
+
+def of_callable(
+    make: Callable[..., gymnasium.Env], name: str, params: Mapping[str, Any]
+) -> GymnasiumEnvironment:
+    """What a class or function makes; `max_episode_steps` limits its episodes.
+
+    Raises:
+      ValueError: as `make`.
+    """
+    own = dict(params)
+    limit = own.pop(parameters.LIMIT, None)
+    limit = None if limit is None else parameters.limit(limit)
+    spec = EnvSpec("own/Environment-v0", entry_point=make, max_episode_steps=limit, kwargs=own)
+    _check_params(name, spec, own)
+    return GymnasiumEnvironment(name, spec, {})

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs import carry, lazy
+from envs import carry, lazy, parameters
+from envs.parameters import GYMNAX_LIMIT
 from rgpo_jax.environment import Box, Discrete, TimeStep
 
 # gymnax draws with these, and we do not: two of the seconds that a run waits to begin.
 with lazy.imports("matplotlib.pyplot", "seaborn"):
     import gymnax
+    from gymnax import registration
     from gymnax.environments import spaces
 
 Array = jax.Array
@@ -40,25 +42,23 @@ def _like(default: Any, name: str, value: Any) -> Any:
 
 
 class GymnaxEnvironment:
-    """One gymnax environment, without its auto-reset.
+    """An environment of gymnax, without its auto-reset.
 
     Observations become float32; a discrete observation in {0, ..., n - 1} becomes one-hot [n].
     Rewards become float32. Termination wins where it falls together with the time limit.
     """
 
-    def __init__(self, name: str, params: Mapping[str, Any]):
-        env, defaults = gymnax.make(name)
-        known = [field.name for field in dataclasses.fields(defaults)]
-        for param in params:
-            if param not in known:
-                raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+    def __init__(self, name: str, env: Any, params: Mapping[str, Any]):
+        defaults = env.default_params
+        params = parameters.with_gymnax_limit(name, params)
+        parameters.check(name, params, [field.name for field in dataclasses.fields(defaults)])
         self._env = env
         self._params = dataclasses.replace(
             defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
         )
         if self._params.max_steps_in_episode < 1:
             raise ValueError(
-                f"max_steps_in_episode = {self._params.max_steps_in_episode}: expected at least 1"
+                f"{GYMNAX_LIMIT} = {self._params.max_steps_in_episode}: expected at least 1"
             )
         self.name = name
         self.action_space = _action_space(env.action_space(self._params))
@@ -99,3 +99,20 @@ class GymnaxEnvironment:
         return pictures.draw(
             self.name, self._env, self._params, state, np.asarray(observation), size
         )
+
+
+def make(name: str, task: str, params: Mapping[str, Any]) -> GymnaxEnvironment:
+    """A registered environment, its own or one that an imported module has registered.
+
+    Raises:
+      ValueError: none has this name, or it has no such parameter or one out of range.
+    """
+    known = registration.registered_envs
+    if task not in known:
+        raise ValueError(f"{name}: its module registers no {task!r} with gymnax")
+    return GymnaxEnvironment(name, gymnax.make(task)[0], params)
+
+
+def of_environment(env: Any, name: str, params: Mapping[str, Any]) -> GymnaxEnvironment:
+    """An environment of gymnax's classes; ValueError for parameters that it does not have."""
+    return GymnaxEnvironment(name, env, params)

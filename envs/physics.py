@@ -7,15 +7,15 @@ episode ended.
 import abc
 import contextlib
 import io
-import operator
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from envs import carry
+from envs import carry, parameters
+from envs.parameters import GYMNAX_LIMIT
 from rgpo_jax.environment import Box, Discrete, TimeStep
 
 Array = jax.Array
@@ -48,23 +48,23 @@ def loading() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
-def check_params(name: str, params: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError for a parameter that the environment does not have."""
-    known = list(known)
-    for param in params:
-        if param not in known:
-            raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+def check_params(
+    name: str, params: Mapping[str, Any], known: Iterable[str], limit: int
+) -> tuple[dict[str, Any], int]:
+    """Checks the names of parameters, and parts the limit from the others.
 
+    Args:
+      name: of the environment.
+      params: given, among them the limit by our word or by gymnax's.
+      known: names of others that there are.
+      limit: where none is given.
 
-def time_limit(value: Any) -> int:
-    """Checks `max_steps_in_episode`; raises ValueError."""
-    try:
-        limit = operator.index(value)
-    except TypeError:
-        raise ValueError(f"max_steps_in_episode = {value!r}: expected an int") from None
-    if limit < 1:
-        raise ValueError(f"max_steps_in_episode = {limit}: expected at least 1")
-    return limit
+    Raises:
+      ValueError: there is no such parameter, or the limit is no whole number of at least 1.
+    """
+    rest = parameters.with_gymnax_limit(name, params)
+    parameters.check(name, rest, (GYMNAX_LIMIT, *known))
+    return rest, parameters.limit(rest.pop(GYMNAX_LIMIT, limit))
 
 
 class PhysicsState(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from envs import physics
+from envs import parameters, physics
 
 with physics.quietly():  # tells of optional packages that are not there
     from mujoco_playground import locomotion, registry
@@ -44,6 +44,8 @@ class PlaygroundEnvironment(physics.PhysicsEnvironment):
     not what only a simulator knows ("privileged_state").
     """
 
+    is_on_mjx = True
+
     def _observation(self, inner: Any) -> Array:
         return inner.obs["state"] if isinstance(inner.obs, Mapping) else inner.obs
 
@@ -52,7 +54,7 @@ class PlaygroundEnvironment(physics.PhysicsEnvironment):
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> PlaygroundEnvironment:
-    """A task of Playground, cut after `max_steps_in_episode` steps (its own `episode_length`).
+    """A task of Playground, cut after `max_episode_steps` steps (its own `episode_length`).
 
     Other parameters override Playground's config; "reward_config.scales.feet_slip" is one within.
 
@@ -60,10 +62,12 @@ def make(name: str, task: str, params: Mapping[str, Any]) -> PlaygroundEnvironme
       ValueError: an unknown parameter, or a value that it cannot have, or the models of robots are
         not there and cannot be fetched.
     """
-    config = registry.get_default_config(task)
-    physics.check_params(name, params, ["max_steps_in_episode", *_overridable(config)])
-    overrides = dict(params)
-    limit = physics.time_limit(overrides.pop("max_steps_in_episode", config.episode_length))
+    try:
+        config = registry.get_default_config(task)
+    except ValueError:
+        raise ValueError(f"{name}: its module registers no {task!r} with Playground") from None
+    own = _overridable(config)
+    overrides, limit = physics.check_params(name, params, own, config.episode_length)
     if task in locomotion.ALL_ENVS:
         _fetch_menagerie(name)
     with physics.loading():
@@ -72,6 +76,12 @@ def make(name: str, task: str, params: Mapping[str, Any]) -> PlaygroundEnvironme
         except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"{name} does not load: {' '.join(str(error).split())}") from None
         return PlaygroundEnvironment(name, env, limit)
+
+
+def of_environment(env: Any, name: str, limit: int | None) -> PlaygroundEnvironment:
+    """An environment of Playground's class, cut after `limit` steps (its `episode_length`)."""
+    limit = env._config.episode_length if limit is None else limit
+    return PlaygroundEnvironment(name, env, parameters.limit(limit))
 
 
 def _overridable(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from experiments.training.devices import Layout
     from rgpo_jax.agent import Agent
     from rgpo_jax.learner import LearnerState
+
+
+LIST_ENVS = "--list-envs"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,8 +61,11 @@ class _Opened(NamedTuple):
 
 
 def _prepare(args: Sequence[str]) -> _Prepared | None:
-    """Reads flags, chooses the folder and says what will run; None where it has run already."""
+    """Reads flags, chooses the folder and says what will run; None where there is nothing to do."""
     try:
+        if LIST_ENVS in args:
+            _list_environments(args)
+            return None
         plan = read_plan(args)
         options = plan.options
         building.use_all_cores(plan, options.num_seeds)
@@ -124,6 +131,16 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
         run.run()
 
     return ending.status_of(train, recorder, PROG, folder, prepared.plan.settings())
+
+
+def _list_environments(args: Sequence[str]) -> None:
+    """Prints the names that are known, or those of a prefix; raises BadInput for another."""
+    prefix = args[args.index(LIST_ENVS) + 1 :][:1]
+    try:
+        known = envs.names(*prefix)
+    except ValueError as error:
+        raise BadInput(f"{LIST_ENVS} {error}") from None
+    print("\n".join(known))
 
 
 def _remove_empty(folder: Path) -> None:

@@ -38,7 +38,11 @@ def check_spaces(env: AnyEnvironment) -> None:
     """Raises ValueError, naming environment and field, where what it says of itself cannot be."""
     for field in ("name", "observation_shape", "action_space", "max_episode_steps"):
         if not hasattr(env, field):
-            _refuse(env, field, "missing", "an environment of rgpo_jax.environment")
+            expected = (
+                "an environment of rgpo_jax.environment; envs.make builds those of libraries by "
+                "name, and envs.adapt takes a user's own, of Gymnasium its class"
+            )
+            _refuse(env, field, "missing", expected)
     shape, space, limit = env.observation_shape, env.action_space, env.max_episode_steps
     if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
         _refuse(env, "observation_shape", shape, "a tuple of sizes of at least 1")

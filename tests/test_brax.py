@@ -201,8 +201,8 @@ def test_seeds_differ_under_vmap():
     [
         ("brax/ant", {"backend": "warp"}, "one of spring, positional, generalized, mjx"),
         ("brax/fast", {"backend": "warp"}, "one of spring, positional, generalized, mjx"),
-        ("brax/ant", {"max_steps_in_episode": 0}, "max_steps_in_episode = 0: expected at least 1"),
-        ("brax/ant", {"max_steps_in_episode": 2.5}, "max_steps_in_episode = 2.5: expected an int"),
+        ("brax/ant", {"max_steps_in_episode": 0}, "max_episode_steps = 0: expected at least 1"),
+        ("brax/ant", {"max_steps_in_episode": 2.5}, "max_episode_steps = 2.5: expected an int"),
         ("brax/ant", {"gravity": 9.8}, "no parameter 'gravity'; it has backend, max_steps"),
         ("brax/ants", {}, "did you mean brax/ant"),
         ("brax/HalfCheetah", {}, "did you mean brax/halfcheetah"),

@@ -250,7 +250,7 @@ def test_playgrounds_config_can_be_overridden(robots):
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        (PENDULUM, {"max_steps_in_episode": 0}, "max_steps_in_episode = 0: expected at least 1"),
+        (PENDULUM, {"max_steps_in_episode": 0}, "max_episode_steps = 0: expected at least 1"),
         (PENDULUM, {"gravity": 9.8}, "no parameter 'gravity'; it has max_steps_in_episode, ctrl_"),
         (PENDULUM, {"impl": "warp"}, "no parameter 'impl'"),
         (PENDULUM, {"ctrl_dt": "slow"}, "does not load: Could not override field 'ctrl_dt'"),

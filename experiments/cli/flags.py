@@ -39,6 +39,31 @@ NOT_IN_FILES = (
 
 _LONGEST = 4000  # characters of a message
 
+# What other suites call the flags of ours.
+_ELSEWHERE = {
+    "batch-size": "num-steps",
+    "clip-coef": "clip",
+    "clip-range": "clip",
+    "ent-coef": "entropy-coefficient",
+    "env-id": "env",
+    "gamma": "discount",
+    "lr": "learning-rate",
+    "max-steps": "total-steps",
+    "n-envs": "num-envs",
+    "n-epochs": "num-epochs",
+    "n-seeds": "num-seeds",
+    "n-steps": "num-steps",
+    "num-timesteps": "total-steps",
+    "output": "out",
+    "output-dir": "out",
+    "timesteps": "total-steps",
+    "total-timesteps": "total-steps",
+    "track": "loggers wandb",
+    "update-epochs": "num-epochs",
+    "vf-coef": "value-coefficient",
+    "wandb": "loggers wandb",
+}
+
 # The packages of the extra `report`, and those they need that may also be missing.
 _REPORT_PACKAGES = ("plotly", "jinja2", "markupsafe")
 
@@ -118,6 +143,8 @@ def read_some(kind: type[T], default: T, args: Sequence[str], prog: str) -> tupl
 def read_pair(options: S, config: T, args: Sequence[str], prog: str, what: str) -> tuple[S, T]:
     """Reads flags into two dataclasses, whose fields are all flags of one program.
 
+    The help begins with what the config's own class adds to those it is derived from.
+
     Args:
       options: the first, with its defaults.
       config: the second.
@@ -128,17 +155,36 @@ def read_pair(options: S, config: T, args: Sequence[str], prog: str, what: str) 
     Raises:
       BadInput: an unknown flag, a value of the wrong type or out of range.
     """
+    ordered = _own_fields_first(type(config))
     both = dataclasses.make_dataclass(
         "Flags",
         [
+            ("agent", Annotated[ordered, tyro.conf.OmitArgPrefixes]),
             ("run", Annotated[type(options), tyro.conf.OmitArgPrefixes]),
-            ("agent", Annotated[type(config), tyro.conf.OmitArgPrefixes]),
         ],
         frozen=True,
     )
     both.__doc__ = what
-    parsed: Any = read(both, both(options, config), args, prog)
-    return parsed.run, parsed.agent
+    parsed: Any = read(both, both(_as(ordered, config), options), args, prog)
+    return parsed.run, _as(type(config), parsed.agent)
+
+
+def _as(kind: type, settings: Any) -> Any:
+    """The same fields in another dataclass."""
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
+
+
+def _own_fields_first(kind: type) -> type:
+    """A subclass that differs in the order of its fields: those of the last derivation come first.
+
+    dataclasses have those of the base class first.
+    """
+    ordered: dict[str, Any] = {}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for cls in kind.__mro__:
+        own = [name for name in vars(cls).get("__annotations__", ()) if name in fields]
+        ordered |= {name: fields[name] for name in own if name not in ordered}
+    return type(kind.__name__, (kind,), {"__dataclass_fields__": ordered, "__doc__": kind.__doc__})
 
 
 def _read(kind: Any, default: Any, args: Sequence[str], prog: str, **more: Any) -> Any:
@@ -170,7 +216,10 @@ def _one_line(box: str, prog: str) -> str:
         message = re.sub(
             f"^(--[\\w-]+): {reason}: '(.*)'$", rf"\1 \2: expected {accepted}", message
         )
-    hint = f"; did you mean {meant[1]}?" if meant else ""
+    unknown = re.match(r"Unrecognized options: --([\w-]+)", message)
+    known = unknown and _ELSEWHERE.get(unknown[1].replace("_", "-"))
+    suggested = f"--{known}" if known else meant and meant[1]
+    hint = f"; did you mean {suggested}?" if suggested else ""
     return f"{message.rstrip('.')}{hint} (see {prog} --help)"
 
 

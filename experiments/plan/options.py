@@ -9,6 +9,7 @@ import tyro
 import agents
 import envs
 from experiments.cli import flags
+from experiments.plan import env_kwargs
 from experiments.plan.run_options import RunOptions
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
@@ -18,8 +19,10 @@ _AGENT_HELP = (
     "a Config and a make. The agent options below are those of the agent you name."
 )
 _ENV_HELP = (
-    f"One of {envs.listing()}; or envpool/NAME or gymnasium/NAME, which live on the host. "
-    "Settings that you do not give come from its family."
+    "Such as CartPole-v1, Breakout-MinAtar, brax/ant or playground/CheetahRun, which are compiled; "
+    "or envpool/NAME or gymnasium/NAME, which live on the host; --list-envs [PREFIX] lists them. "
+    "MODULE:NAME is your own, a class or a function that makes it; PREFIX/MODULE:NAME one that a "
+    "library has once the module is imported. Settings that you do not give come from its family."
 )
 
 
@@ -32,6 +35,9 @@ class _What(Checked):
     """Another gate in the agent's update step: the name of a gate agent, or a function
     (log_ratio, advantage) -> g of your own."""
     env: Annotated[str, tyro.conf.arg(metavar="NAME", help=_ENV_HELP)] = "CartPole-v1"
+    env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Parameters of the environment, such as length=1.0, or max_episode_steps=200, which all have.
+    """
     backend: envs.BraxBackend | None = None
     """Physics of a brax/ environment; None: spring, the fastest."""
 
@@ -67,6 +73,8 @@ class Options(RunOptions, _What):  # the fields of the last come first
         flags.check_path("init_from", self.init_from)
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+        if "backend" in env_kwargs.parse(self.env_kwargs) and self.backend is not None:
+            raise ConfigError("backend", f"{self.backend}: env_kwargs have one too")
         self._check_processes()
 
     def _check_processes(self) -> None:
@@ -85,12 +93,18 @@ class Options(RunOptions, _What):  # the fields of the last come first
             return
         if self.out is None:
             raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
-        if envs.is_on_host(self.env):
+        if envs.split(self.env)[0] in envs.ON_HOST:
             raise ConfigError(
                 "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
             )
 
     @property
+    def where(self) -> str:
+        """The environment in words."""
+        return env_kwargs.describe(self.env, self.backend, self.env_kwargs)
+
+    @property
     def env_params(self) -> dict[str, Any]:
         """Parameters of the environment that differ from its own defaults."""
-        return {} if self.backend is None else {"backend": self.backend}
+        given = {} if self.backend is None else {"backend": self.backend}
+        return given | env_kwargs.parse(self.env_kwargs)

@@ -4,17 +4,14 @@ Names that a user types are imported. Names that were found in a folder or a fil
 somebody else's, are not, unless the user says so.
 """
 
-import contextlib
-import importlib
-import importlib.util
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import agents
 import rgpo_jax
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from rgpo_jax import importing
 from rgpo_jax.config import Config
 
 # Settings that may name code.
@@ -63,7 +60,7 @@ def refuse_found(
         typed = flags.peek(flags.flag(name), args) is not None
         if typed or not is_own(name, value) or value in trusted:
             continue
-        module = value.partition(":")[0]
+        module = value.partition(":")[0].rpartition("/")[2]  # gymnasium/MODULE:NAME
         or_typed = f", or {flags.flag(name)} {value}" if can_be_typed else ""
         raise BadInput(
             f"{where}: its {name} is {value}: code that is not of the suite, in a module {module} "
@@ -71,40 +68,18 @@ def refuse_found(
         )
 
 
-@contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Puts the current folder on the path, where `python -m` has it but other callers may not."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")
-
-
-def _exists(module: str) -> bool:
-    """Looks for a module, without running it."""
-    with _current_folder_importable():
-        try:
-            return importlib.util.find_spec(module) is not None
-        except Exception:  # a parent package that does not import, or no name at all
-            return False
-
-
 def _import(name: str, where: str) -> Any:
     """Imports MODULE or MODULE:NAME."""
-    module, _, attribute = name.partition(":")
-    with _current_folder_importable():
-        try:
-            found = importlib.import_module(module)
-            return getattr(found, attribute) if attribute else found
-        except (Exception, SystemExit) as error:
-            raise BadInput(f"{where} {name}: {type(error).__name__}: {error}") from None
+    try:
+        return importing.load(name)
+    except ValueError as error:
+        raise BadInput(f"{where} {name}: {error}") from None
 
 
 def find_gate(name: str) -> None:
     """Raises BadInput unless there is a module for MODULE:FUNCTION; does not run it."""
     module = name.partition(":")[0]
-    if not _exists(module):
+    if not importing.exists(module):
         raise BadInput(f"--gate {name}: no module named {module!r}")
 
 
@@ -115,7 +90,7 @@ def function(name: str, flag: str) -> Any:
       BadInput: there is none of this name, or it cannot be called.
     """
     module = name.partition(":")[0]
-    if not _exists(module):
+    if not importing.exists(module):
         raise BadInput(f"{flag} {name}: no module named {module!r}")
     found = _import(name, flag)
     if not callable(found):
@@ -152,7 +127,7 @@ def agent(name: str, where: str = "--agent") -> Any:
         return agents.load(name)
     except ValueError as error:
         module = name.partition(":")[0]
-        if not _exists(module):
+        if not importing.exists(module):
             if ":" in name:
                 raise BadInput(f"{where} {name}: no module named {module!r}") from None
             raise BadInput(

@@ -11,7 +11,7 @@ import agents
 import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import families, own
+from experiments.plan import env_kwargs, families, own
 from experiments.plan.options import Options
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import read_plain
@@ -47,8 +47,7 @@ class Plan:
         options = self.options
         agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
         seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
-        backend = "" if options.backend is None else f" ({options.backend})"
-        return f"{agent} on {options.env}{backend}: {seeds} x {self.config.total_steps:,} steps"
+        return f"{agent} on {options.where}: {seeds} x {self.config.total_steps:,} steps"
 
     @property
     def headline(self) -> Headline:
@@ -80,7 +79,7 @@ class Plan:
 
     @property
     def curve_title(self) -> str:
-        return f"{self.options.agent} on {self.options.env}"
+        return f"{self.options.agent} on {self.options.where}"
 
     def settings(self) -> dict[str, Any]:
         """Everything that repeats the run."""
@@ -173,6 +172,8 @@ def read_plan(
     """
     known_before = KnownBefore.find(args, given, source)
     stored, from_file, source = known_before
+    if isinstance(from_file.get(env_kwargs.FIELD), dict):  # as people write it
+        from_file[env_kwargs.FIELD] = env_kwargs.items(from_file[env_kwargs.FIELD])
     chosen = functools.partial(known_before.choose, args)
     agent, gate, env = chosen("agent", "rgpo"), chosen("gate", None), chosen("env", "CartPole-v1")
     gate = None if gate == "None" else gate

@@ -167,8 +167,7 @@ def _choose_file(options: Options, env: str) -> Path:
 def _title(loaded: "Trained", seed: int) -> str:
     options = loaded.plan.options
     agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
-    backend = "" if options.backend is None else f" ({options.backend})"
-    return f"{agent} on {options.env}{backend}, seed {seed}"
+    return f"{agent} on {options.where}, seed {seed}"
 
 
 def _play(

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.cli.flags import BadInput
+from experiments.plan import env_kwargs
 from experiments.plan.run_options import MOST_SEEDS
 from experiments.record.files import is_text, read_plain
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
@@ -37,7 +38,7 @@ _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 # What a run is called, which seeds it has and how it is measured: none of it changes its training.
 _NOT_A_VARIANT = frozenset(
     {
-        *("agent", "gate", "env", "backend", "seed", "num_seeds"),
+        *("agent", "gate", "env", env_kwargs.FIELD, "backend", "seed", "num_seeds"),
         *("log_every", "eval_every", "eval_episodes", "eval_share"),
     }
 )
@@ -93,11 +94,11 @@ class Run:
 
     @property
     def env(self) -> str:
-        """Environment, and backend where it has one."""
+        """Environment, with its backend and its parameters where they are not the usual ones."""
         if self._subject:
             return str(self._subject["env"])
-        backend = self.settings.get("backend")
-        return self.settings["env"] + (f" ({backend})" if backend else "")
+        given = self.settings.get(env_kwargs.FIELD) or ()
+        return env_kwargs.describe(self.settings["env"], self.settings.get("backend"), given)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import yaml
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import own
+from experiments.plan import env_kwargs, own
 from experiments.sweep.kinds import KINDS, RUN, Kind
 from experiments.training.subject import Planned
 from rgpo_jax.config import ConfigError
@@ -23,6 +23,7 @@ from rgpo_jax.config import ConfigError
 _DRAWING = ("draws", "draw_seed")
 _MOST_DRAWS = 10_000
 _LONGEST_SUFFIX = 60
+_OF_ENV = f"{env_kwargs.FIELD}."  # before the name of an environment's parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,10 @@ def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterat
         if isinstance(getattr(settings, field.name), tuple)
     )
     settings = {k: v for k, v in content.items() if k not in (*kind.axes, *_DRAWING)}
+    of_envs = settings.get(env_kwargs.FIELD)
+    if isinstance(of_envs, dict):  # each parameter is gone through, or drawn, by itself
+        del settings[env_kwargs.FIELD]
+        settings |= {_OF_ENV + name: value for name, value in of_envs.items()}
     drawn = {k: v for k, v in settings.items() if isinstance(v, dict)}
     listed = {k: v for k, v in settings.items() if _is_grid(k, v, lists)}
     for name, values in listed.items():
@@ -119,7 +124,17 @@ def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterat
     for _ in range(numbers["draws"]):
         sample = {name: _draw(name, how, random, source) for name, how in drawn.items()}
         for values in itertools.product(*listed.values()):
-            yield {**fixed, **sample, **dict(zip(listed, values, strict=True))}
+            yield _gathered({**fixed, **sample, **dict(zip(listed, values, strict=True))})
+
+
+def _gathered(combination: Mapping[str, Any]) -> dict[str, Any]:
+    """A combination in which the parameters of an environment are one setting, as in a run's."""
+    params = {k: v for k, v in combination.items() if k.startswith(_OF_ENV)}
+    rest = {k: v for k, v in combination.items() if k not in params}
+    if params:
+        named = {name.removeprefix(_OF_ENV): value for name, value in params.items()}
+        rest[env_kwargs.FIELD] = env_kwargs.items(named)
+    return rest
 
 
 def _names_in(content: Mapping[str, Any], key: str, source: str) -> list[str] | None:
@@ -206,20 +221,23 @@ def _named(found: list[tuple[dict[str, Any], Planned]], kind: Kind) -> list[Cell
     """Names the cells by place, subject and the settings in which those differ."""
     groups: dict[str, list[tuple[dict[str, Any], Planned]]] = {}
     for settings, cell in found:
-        groups.setdefault(cell.name, []).append((settings, cell))
+        groups.setdefault(cell.name, []).append((env_kwargs.flat(settings), cell))
     cells: dict[str, Cell] = {}
     for name, group in groups.items():
+        keys = dict.fromkeys(key for settings, _ in group for key in settings)
         differing = [
-            key for key in group[0][0] if len({str(settings[key]) for settings, _ in group}) > 1
+            key for key in keys if len({str(settings.get(key)) for settings, _ in group}) > 1
         ]
         for settings, cell in group:
-            suffix = "".join(f"-{key}={_short(settings[key])}" for key in differing)
+            suffix = "".join(
+                f"-{key.removeprefix(_OF_ENV)}={_short(settings.get(key))}" for key in differing
+            )
             if len(suffix) > _LONGEST_SUFFIX:
                 suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
             safe = "".join(c if c.isalnum() or c in "-+_.=" else "-" for c in name + suffix)
             if safe in cells:  # they differ in what a name does not show
                 safe += "-" + hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
-            cells[safe] = Cell(safe, {key: settings[key] for key in differing}, cell, kind)
+            cells[safe] = Cell(safe, {key: settings.get(key) for key in differing}, cell, kind)
     return list(cells.values())
 
 

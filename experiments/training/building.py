@@ -66,10 +66,14 @@ def make_agent(plan: Plan) -> "Agent":
 def _places(plan: Plan) -> dict[str, bool]:
     """Whether its environments live on the host, and whether its programs may be spread."""
     options = plan.options
-    return {
-        "on_host": envs.is_on_host(options.env),
-        "spread": devices.can_spread(envs.is_on_mjx(options.env, **options.env_params)),
-    }
+    with _naming_flags(plan):
+        on_host = envs.is_on_host(options.env, **options.env_params)
+        on_mjx = envs.is_on_mjx(options.env, **options.env_params)
+    if on_host and options.coordinator is not None:
+        raise BadInput(
+            f"--coordinator {options.coordinator}: {options.env} lives on the host of one process"
+        )
+    return {"on_host": on_host, "spread": devices.can_spread(on_mjx)}
 
 
 def use_all_cores(plan: Plan, num_members: int) -> None:
@@ -94,7 +98,10 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
     env = _make_environment(plan)
     with _naming_flags(plan):
         if env.max_episode_steps is None:
-            raise ValueError("its episodes have no limit, and an evaluation needs whole ones")
+            raise ValueError(
+                "its episodes have no limit, and an evaluation needs whole ones: say "
+                "--env-kwargs max_episode_steps=STEPS"
+            )
         network = networks.make(env.observation_shape, env.action_space, plan.config)
     config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
     return _assemble(plan, env, config, layout.axis_name), layout

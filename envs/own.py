@@ -1,0 +1,138 @@
+"""Environments of a user's own: of our protocols, or of a library's, put behind them."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from envs import parameters
+from envs.parameters import LIMIT
+from rgpo_jax import importing
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment
+
+_EXPECTED = (
+    "expected a class or a function that makes an environment: of rgpo_jax.environment, Gymnasium, "
+    "gymnax, Brax or Playground"
+)
+
+
+def make(name: str, params: Mapping[str, Any]) -> AnyEnvironment:
+    """Imports MODULE:NAME, and adapts what it finds.
+
+    Raises:
+      ValueError: as `adapt`, or it cannot be imported.
+    """
+    try:
+        found = importing.load(name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return adapt(found, name, params)
+
+
+def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
+    """Makes an environment, and puts it behind the protocols.
+
+    Args:
+      found: a class or function that makes one; or an environment.
+      name: for messages.
+      params: of the class or function, and LIMIT.
+
+    Raises:
+      ValueError: it is no environment, or has no such parameter, or cannot be made.
+    """
+    if not _is_environment(found):
+        if not callable(found):
+            raise ValueError(f"{name} is a {type(found).__name__}: {_EXPECTED}")
+        if _is_of("gymnasium", "Env", found):
+            return _of_gymnasium(found, name, params)
+        params = dict(params)
+        own, takes_all = _parameters(found)
+        limit = None if LIMIT in own else params.pop(LIMIT, None)
+        if not takes_all:
+            parameters.check(name, params, (*own, LIMIT))
+        make = found
+
+        def again() -> Any:
+            return make(**params)
+
+        try:
+            found = again()
+        except Exception as error:  # it may be anything
+            raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+        if _is_of("gymnasium", "Env", found):
+            found.close()
+            return _of_gymnasium(again, name, {} if limit is None else {LIMIT: limit})
+        return _limited(_behind_protocol(found, name, limit), name, limit)
+    if _is_of("gymnasium", "Env", found):
+        raise ValueError(
+            f"{name} is one environment of Gymnasium, and training needs many: expected its class, "
+            "a function that makes it, or its name, as gymnasium/NAME"
+        )
+    limit = dict(params).pop(LIMIT, None)
+    parameters.check(name, params, (LIMIT,))
+    return _limited(_behind_protocol(found, name, limit), name, limit)
+
+
+def _is_of(package: str, class_name: str, found: Any) -> bool:
+    """Whether it is, or makes, an object of a package's class; the package is not imported."""
+    module = sys.modules.get(package)
+    base = None if module is None else getattr(module, class_name, None)
+    if base is None:
+        return False
+    return issubclass(found, base) if isinstance(found, type) else isinstance(found, base)
+
+
+def _is_environment(found: Any) -> bool:
+    makes = ("step", "make_pool")  # a compiled one; one on the host
+    return not isinstance(found, type) and any(hasattr(found, name) for name in makes)
+
+
+def _parameters(make: Callable[..., Any]) -> tuple[list[str], bool]:
+    """What a class or function takes by name, and whether it takes any name."""
+    try:
+        signature = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # it does not say
+        return [], True
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature)
+    return [p.name for p in signature if p.kind in kinds], takes_all
+
+
+def _of_gymnasium(make: Callable[..., Any], name: str, params: Mapping[str, Any]) -> AnyEnvironment:
+    from envs import gymnasium_adapter
+
+    return gymnasium_adapter.of_callable(make, name, params)
+
+
+def _behind_protocol(env: Any, name: str, limit: int | None) -> AnyEnvironment:
+    """An environment as one of our protocols, with a library's adapter where it is one of its."""
+    if _is_of("gymnax.environments.environment", "Environment", env):
+        from envs import gymnax_adapter
+
+        return gymnax_adapter.of_environment(env, name, {} if limit is None else {LIMIT: limit})
+    if _is_of("brax.envs.base", "Env", env):
+        from envs import brax_adapter
+
+        return brax_adapter.of_environment(env, name, limit)
+    if _is_of("mujoco_playground._src.mjx_env", "MjxEnv", env):
+        from envs import playground_adapter
+
+        return playground_adapter.of_environment(env, name, limit)
+    if hasattr(env, "observation_shape"):  # what else is missing, its agent says by name
+        return env
+    raise ValueError(f"{name} makes a {type(env).__name__}: {_EXPECTED}")
+
+
+def _limited(env: AnyEnvironment, name: str, limit: int | None) -> AnyEnvironment:
+    """With a limit to its episodes, where one is asked for and none is there."""
+    if limit is None or env.max_episode_steps == limit:
+        return env
+    if env.max_episode_steps is not None and limit > env.max_episode_steps:
+        raise ValueError(
+            f"{LIMIT} = {limit}: expected at most {env.max_episode_steps}, the limit of {name}"
+        )
+    if isinstance(env, HostEnvironment):
+        raise ValueError(f"{name} lives on the host, and has no parameter {LIMIT!r} to limit it by")
+    from envs.limited import LimitedEnvironment
+
+    return LimitedEnvironment(env, limit)

@@ -1,0 +1,40 @@
+"""Parameters of environments, by name: checked alike for all libraries."""
+
+import difflib
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LIMIT = "max_episode_steps"  # every environment has it, whatever its library calls it
+GYMNAX_LIMIT = "max_steps_in_episode"
+
+
+def check(name: str, params: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for a parameter that the environment does not have."""
+    known = list(dict.fromkeys(known))
+    for param in params:
+        if param not in known:
+            nearest = difflib.get_close_matches(param, known, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(f"{name} has no parameter {param!r}; {hint}it has {', '.join(known)}")
+
+
+def with_gymnax_limit(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with gymnax's word for the limit; ValueError where both words are given."""
+    renamed = dict(params)
+    if LIMIT in renamed:
+        if GYMNAX_LIMIT in renamed:
+            raise ValueError(f"{name}: {LIMIT} and {GYMNAX_LIMIT} are one; give one of them")
+        renamed[GYMNAX_LIMIT] = renamed.pop(LIMIT)
+    return renamed
+
+
+def limit(value: Any) -> int:
+    """Checks a number of steps; raises ValueError."""
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{LIMIT} = {value!r}: expected an int") from None
+    if steps < 1:
+        raise ValueError(f"{LIMIT} = {steps}: expected at least 1")
+    return steps

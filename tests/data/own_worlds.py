@@ -1,0 +1,128 @@
+"""Environments as a user writes them, of every kind that can be named MODULE:NAME."""
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from gymnax.environments import environment as gymnax_environment
+from gymnax.environments import spaces as gymnax_spaces
+from gymnax.registration import register, registered_envs
+
+from rgpo_jax.environment import Discrete, TimeStep
+
+
+class Line:
+    """One number, 1 for the action that is its sign; of the compiled protocol, without a limit."""
+
+    name = "Line"
+    observation_shape = (1,)
+    action_space = Discrete(2)
+    max_episode_steps = None
+
+    def __init__(self, width=1.0, noise=0.0):
+        self.width = width
+        self.noise = noise
+
+    def reset(self, key):
+        place = jax.random.uniform(key, (1,), minval=-self.width, maxval=self.width)
+        return place, place
+
+    def step(self, key, state, action):
+        reward = jnp.where((state[0] > 0) == (action == 1), 1.0, 0.0)
+        state, observation = self.reset(key)
+        never = jnp.bool_(False)
+        return state, TimeStep(observation, reward, never, never, observation)
+
+
+def short_line(steps=10, **kwargs):
+    """With a limit of its own."""
+    line = Line(**kwargs)
+    line.max_episode_steps = steps
+    line.step = _cut(line, line.step)
+    line.reset = _start(line.reset)
+    return line
+
+
+def _start(reset):
+    def started(key):
+        state, observation = reset(key)
+        return (state, jnp.int32(0)), observation
+
+    return started
+
+
+def _cut(line, step):
+    def cut(key, state, action):
+        inner, time = state
+        inner, timestep = step(key, inner, action)
+        done = time + 1 >= line.max_episode_steps
+        return (inner, time + 1), timestep._replace(truncated=done)
+
+    return cut
+
+
+class Sign(gymnasium.Env):
+    """The same of Gymnasium, in NumPy."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def _draw(self):
+        self.place = self.np_random.uniform(-self.scale, self.scale, 1).astype(np.float32)
+        return self.place
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action):
+        reward = float((self.place[0] > 0) == (action == 1))
+        return self._draw(), reward, False, False, {}
+
+
+def make_sign(scale=1.0):
+    return Sign(scale)
+
+
+gymnasium.register("own/Sign-v0", entry_point=Sign, max_episode_steps=10)
+
+
+class Bandit(gymnax_environment.Environment):
+    """Two arms, of gymnax."""
+
+    @property
+    def default_params(self):
+        return gymnax_environment.EnvParams(max_steps_in_episode=5)
+
+    def reset_env(self, key, params):
+        state = gymnax_environment.EnvState(time=0)
+        return jnp.zeros(1), state
+
+    def step_env(self, key, state, action, params):
+        state = gymnax_environment.EnvState(time=state.time + 1)
+        return jnp.zeros(1), state, jnp.float32(action), jnp.bool_(False), {}
+
+    def action_space(self, params=None):
+        return gymnax_spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return gymnax_spaces.Box(0, 1, (1,))
+
+
+if "OwnBandit-v0" not in registered_envs:
+    register("OwnBandit-v0", Bandit)
+
+ONE_SIGN = Sign()
+NUMBER = 3
+
+
+def fails():
+    raise RuntimeError("no licence")
+
+
+def makes_a_dict():
+    return {}

@@ -1,0 +1,206 @@
+"""Environments of a user's own, by name, with parameters: run, resume, sweep, play, report."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+import envs
+from agents import ppo
+from experiments import run
+from experiments.sweep.__main__ import main as sweep_main
+from rgpo_jax.environment import HostEnvironment
+
+WORLDS = Path(__file__).parent / "data" / "own_worlds.py"
+SMALL = ["--num-envs", "4", "--num-steps", "8", "--num-minibatches", "1"]
+SMALL += ["--hidden-sizes", "8", "--eval-episodes", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a user's, with a module in it."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copy(WORLDS, folder / "own_worlds.py")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_that_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_a_class_is_built_with_its_parameters():
+    env = envs.make("own_worlds:Line", width=3.0, max_episode_steps=7)
+    assert env.max_episode_steps == 7
+    _, observations = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 200))
+    assert 2.5 < abs(observations).max() <= 3.0
+    assert not envs.is_on_host("own_worlds:Line")
+
+
+def test_a_limit_truncates_at_its_step_and_not_before():
+    env = envs.make("own_worlds:Line", max_episode_steps=3)
+    key = jax.random.key(0)
+    state, _ = env.reset(key)
+    cut = []
+    for _ in range(3):
+        state, timestep = env.step(key, state, 1)
+        cut.append(bool(timestep.truncated))
+        assert not timestep.terminated
+    assert cut == [False, False, True]
+
+
+def test_a_shorter_limit_wins_and_a_longer_one_is_refused():
+    assert envs.make("own_worlds:short_line", max_episode_steps=4).max_episode_steps == 4
+    with pytest.raises(ValueError, match="max_episode_steps = 40: expected at most 10"):
+        envs.make("own_worlds:short_line", max_episode_steps=40)
+
+
+@pytest.mark.parametrize("name", ["own_worlds:Sign", "own_worlds:make_sign"])
+def test_a_class_of_gymnasium_lives_on_the_host(name):
+    env = envs.make(name, scale=0.25, max_episode_steps=5)
+    assert isinstance(env, HostEnvironment) and envs.is_on_host(name)
+    assert env.max_episode_steps == 5
+    pool = env.make_pool([3, 4])
+    first = pool.reset()
+    assert first.shape == (2, 1) and abs(first).max() <= 0.25
+    ends = []
+    for _ in range(5):
+        pool.send(np.ones(2, int))
+        ends.append(pool.receive().truncated.tolist())
+    assert ends == [[False, False]] * 4 + [[True, True]]
+
+
+def test_what_a_library_has_once_a_module_is_imported():
+    env = envs.make("gymnasium/own_worlds:own/Sign-v0")
+    assert env.max_episode_steps == 10 and envs.is_on_host(env.name)
+    env = envs.make("gymnax/own_worlds:OwnBandit-v0", max_episode_steps=6)
+    assert env.max_episode_steps == 6
+    assert envs.make("own_worlds:Bandit").max_episode_steps == 5
+
+
+def test_a_task_registered_with_brax(monkeypatch, folder):
+    pytest.importorskip("brax")
+    (folder / "own_brax.py").write_text(
+        "from brax import envs\n"
+        "from brax.envs.fast import Fast\n"
+        "class Faster(Fast):\n"
+        "    def __init__(self, pace=2, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "envs.register_environment('faster', Faster)\n"
+    )
+    env = envs.make("brax/own_brax:faster", pace=3, max_episode_steps=12)
+    assert env.max_episode_steps == 12
+    with pytest.raises(ValueError, match="registers no 'slower' with Brax"):
+        envs.make("brax/own_brax:slower")
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("own_worlds:Lin", {}, "own_worlds:Lin: AttributeError"),
+        ("no_such_module:Line", {}, "no module named 'no_such_module'"),
+        ("own_worlds:Line", {"widht": 2.0}, "no parameter 'widht'; did you mean width"),
+        ("own_worlds:Sign", {"scal": 2.0}, "no parameter 'scal'; did you mean scale"),
+        ("own_worlds:fails", {}, "cannot be made: RuntimeError: no licence"),
+        ("own_worlds:makes_a_dict", {}, "makes a dict: expected a class or a function"),
+        ("own_worlds:NUMBER", {}, "is a int: expected a class or a function"),
+        ("own_worlds:ONE_SIGN", {}, "is one environment of Gymnasium, and training needs many"),
+        ("gymnasium/own_worlds:own/Sin-v0", {}, "registers no 'own/Sin-v0' with Gymnasium"),
+        ("gymnax/own_worlds:OwnBandi-v0", {}, "registers no 'OwnBandi-v0' with gymnax"),
+        ("own_worlds:Line", {"max_episode_steps": 0}, "max_episode_steps = 0: expected at least 1"),
+    ],
+)
+def test_what_is_no_environment_is_refused(name, params, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make(name, **params)
+
+
+def test_an_object_of_a_library_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"envs\.adapt takes a user's own, of Gymnasium its class"):
+        ppo.make(gymnasium.make("CartPole-v1"))
+
+
+def test_adapt_takes_classes_functions_and_objects():
+    import own_worlds
+
+    assert envs.adapt(own_worlds.Sign, max_episode_steps=3).max_episode_steps == 3
+    assert envs.adapt(own_worlds.Line, width=2.0, max_episode_steps=3).name == "Line"
+    assert envs.adapt(own_worlds.Bandit()).max_episode_steps == 5
+    line = own_worlds.short_line()
+    assert envs.adapt(line) is line
+
+
+NAMES = {
+    "own_worlds:Line": ["width=2.0", "max_episode_steps=10"],
+    "own_worlds:Sign": ["scale=0.5", "max_episode_steps=10"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_trained_goes_on_and_starts_another(name, tmp_path, capsys):
+    args = ["--env", name, "--env-kwargs", *NAMES[name], "--agent", "ppo", *SMALL]
+    out = str(tmp_path / "run")
+    assert run.main([*args, "--total-steps", "1280", "--learning-rate", "0.02", "--out", out]) == 0
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert stored["env"] == name and stored["env_kwargs"] == NAMES[name]
+    capsys.readouterr()
+    # What the folder names is not imported unasked.
+    with pytest.raises(SystemExit):
+        run.main(["--resume", "--out", out])
+    assert "in a module own_worlds that would be imported" in capsys.readouterr().err
+    assert run.main(["--resume", "--out", out, "--trust-code"]) == 0
+    assert "finished" in capsys.readouterr().out
+    again = ["--init-from", out, "--total-steps", "64", "--out", str(tmp_path / "next")]
+    assert run.main([*args, *again]) == 0
+    with pytest.raises(SystemExit):
+        run.main([*args, "--env-kwargs", "max_episode_steps=9", "--resume", "--out", out])
+    assert "--env-kwargs" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_through_parameters(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "envs: [own_worlds:Line]\nagents: [ppo]\n"
+        "env_kwargs: {width: [0.5, 2.0], max_episode_steps: 10}\n"
+    )
+    out = tmp_path / "sweep"
+    args = ["--file", str(file), "--out", str(out), *SMALL, "--total-steps", "64", "--trust-code"]
+    assert sweep_main(args) == 0
+    cells = sorted(path.parent.name for path in out.glob("*/summary.json"))
+    assert [name.rpartition("-")[2] for name in cells] == ["width=0.5", "width=2.0"]
+    stored = json.loads((out / cells[1] / "config.json").read_text())["settings"]
+    assert sorted(stored["env_kwargs"]) == ["max_episode_steps=10", "width=2.0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--env-kwargs", "lenght=1.0"], "no parameter 'lenght'; did you mean length?"),
+        (["--env-kwargs", "length"], "--env-kwargs length: expected key=value"),
+        (["--env-kwargs", "length=1", "length=2"], "length is there twice"),
+        (["--env-kwargs", "length=abc"], "length = 'abc': expected a float"),
+        (["--env", "own_worlds:Line"], "say --env-kwargs max_episode_steps=STEPS"),
+        (["--env", "own_worlds:Nothing"], "AttributeError"),
+        (["--env", "gymnasium/ALE/Pong-v5"], "ale_py brings it: gymnasium/ale_py:ALE/Pong-v5"),
+        (["--env", "gymnasium/Mine-v0"], "one that a module registers is gymnasium/MODULE:NAME"),
+        (["--list-envs", "xyz"], "--list-envs xyz: expected one of gymnax, brax"),
+    ],
+)
+def test_bad_input_is_one_line(args, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run.main([*args, "--out", str(tmp_path / "run"), *SMALL])
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and len(said) < 600
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_names_are_listed(capsys):
+    assert run.main(["--list-envs"]) == 0
+    assert capsys.readouterr().out.split() == list(envs.NAMES)
+    assert run.main(["--list-envs", "gymnasium"]) == 0
+    assert "gymnasium/CartPole-v1" in capsys.readouterr().out.split()
