@@ -10,9 +10,15 @@ SEEDS ?= 8
 
 VERSIONS := align compiling envs host processes run train
 
+define CREATE
+$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
+  { echo "error: Python 3.11 to 3.14 is needed; say which, as in: make PYTHON=python3.12"; exit 1; }
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+
 .PHONY: cartpole test versions slow check benchmark clean
 
-cartpole: $(VENV)/installed
+cartpole: $(VENV)/usable
 	$(BIN)/python -m experiments.run --agent rgpo --env CartPole-v1 --num-seeds $(SEEDS)
 
 test: $(VENV)/installed
@@ -34,10 +40,14 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m experiments.benchmark
 
 $(VENV)/installed: pyproject.toml
-	$(or $(PYTHON),false) -c '$(SUPPORTED)' || \
-	  { echo "error: Python 3.11 to 3.14 is needed; say which, as in: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(CREATE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/usable
+
+# What training needs, without what tests need.
+$(VENV)/usable: pyproject.toml
+	$(CREATE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 clean:

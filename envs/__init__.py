@@ -9,12 +9,13 @@ for, never before.
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from rgpo_jax import importing
 
 if TYPE_CHECKING:
+    from envs.randomized import RandomizedEnvironment
     from rgpo_jax.environment import AnyEnvironment
 
 # The environments of gymnax that run without a network; a test holds the list against gymnax's.
@@ -303,6 +304,34 @@ def make(name: str, **params: Any) -> "AnyEnvironment":
         whole, keep = MASKED[name]
         return MaskedEnvironment(gymnax_adapter.make(whole, whole, params), keep, name)
     return gymnax_adapter.make(name, task, params)
+
+
+def randomize(
+    name: str, ranges: Mapping[str, tuple[float, float]], **params: Any
+) -> "RandomizedEnvironment":
+    """An environment of which some parameters are drawn anew for every episode.
+
+    Args:
+      name: of a compiled one, as `make` knows it.
+      ranges: a real-valued parameter -> its lowest and highest value, between which it is uniform.
+      **params: the others, as `make` takes them.
+
+    Raises:
+      ValueError: as `make`; or a parameter cannot be drawn: of an environment on the host, of Brax
+        or of Playground, or one on which spaces depend.
+    """
+    from envs.randomized import RandomizedEnvironment
+
+    prefix = split(name)[0]
+    if prefix not in ("", "gymnax"):
+        raise ValueError(
+            f"{name}: its parameters cannot be drawn; those of gymnax's can, and yours"
+        )
+    both = sorted(set(ranges) & set(params))
+    if both:
+        raise ValueError(f"{name}: {', '.join(both)} is given, and drawn")
+    check_name(name)
+    return RandomizedEnvironment(lambda **drawn: make(name, **params, **drawn), ranges)
 
 
 def adapt(found: Any, name: str | None = None, **params: Any) -> "AnyEnvironment":

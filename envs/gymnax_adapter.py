@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,16 @@ with lazy.imports("matplotlib.pyplot", "seaborn"):
 
 Array = jax.Array
 
+# Environment -> parameter -> what it follows from. gymnax keeps them apart: there a cart of another
+# mass moves like the old one.
+_DERIVED: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "CartPole": {
+        "total_mass": lambda p: p.masscart + p.masspole,
+        "polemass_length": lambda p: p.masspole * p.length,
+    },
+    "BernoulliBandit": {"t_max": lambda p: math.ceil(p.max_steps_in_episode)},
+}
+
 
 def _action_space(space: Any) -> Discrete | Box:
     if isinstance(space, spaces.Discrete):
@@ -32,8 +42,13 @@ def _action_space(space: Any) -> Discrete | Box:
 
 
 def _like(default: Any, name: str, value: Any) -> Any:
-    """The value in the type of the default, on which the environment's arithmetic relies."""
+    """The value in the type of the default, on which the environment's arithmetic relies.
+
+    Where the default is a real number the value may be an array, traced or not.
+    """
     try:
+        if type(default) is float and isinstance(value, Array):
+            return jnp.asarray(value, jnp.float32)
         if isinstance(default, bool | int | float):
             return type(default)(value)
         return jnp.asarray(value, jnp.asarray(default).dtype)
@@ -51,17 +66,30 @@ class GymnaxEnvironment:
     def __init__(self, name: str, env: Any, params: Mapping[str, Any]):
         defaults = env.default_params
         params = parameters.with_gymnax_limit(name, params)
-        parameters.check(name, params, [field.name for field in dataclasses.fields(defaults)])
+        derived = _DERIVED.get(type(env).__name__, {})
+        for param in derived:
+            if param in params:
+                raise ValueError(f"{name}: {param} = {params[param]}: it follows from the others")
+        known = [field.name for field in dataclasses.fields(defaults) if field.name not in derived]
+        parameters.check(name, params, known)
         self._env = env
         self._params = dataclasses.replace(
             defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
         )
+        if params:
+            following = {param: follow(self._params) for param, follow in derived.items()}
+            self._params = dataclasses.replace(self._params, **following)
         if self._params.max_steps_in_episode < 1:
             raise ValueError(
                 f"{GYMNAX_LIMIT} = {self._params.max_steps_in_episode}: expected at least 1"
             )
         self.name = name
-        self.action_space = _action_space(env.action_space(self._params))
+        try:
+            self.action_space = _action_space(env.action_space(self._params))
+        except jax.errors.ConcretizationTypeError:
+            raise ValueError(
+                f"{name}: what bounds its actions must be a number, not traced"
+            ) from None
         space = env.observation_space(self._params)
         self._one_hot = int(space.n) if isinstance(space, spaces.Discrete) else None
         self.observation_shape = jax.eval_shape(self.reset, jax.random.key(0))[1].shape

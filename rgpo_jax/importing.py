@@ -13,12 +13,15 @@ from typing import Any
 
 @contextlib.contextmanager
 def current_folder() -> Iterator[None]:
-    """Within it, modules of the current folder can be imported."""
+    """Within it, modules of the current folder come first; after it, last: they import others."""
+    is_there = "" in sys.path
     sys.path.insert(0, "")
     try:
         yield
     finally:
         sys.path.remove("")
+        if not is_there:
+            sys.path.append("")
 
 
 def exists(module: str) -> bool:

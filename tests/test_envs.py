@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import envs
-from agents import rgpo
+from agents import ppo, rgpo
 from envs.masked import MaskedEnvironment
 from rgpo_jax.environment import Box, Discrete, Environment, TimeStep, to_environment_units
 
@@ -138,6 +139,8 @@ def test_follows_the_dynamics_of_gymnax_key_by_key(walk):
     # Under jit and vmap on our side, one by one on the other.
     env, params = gymnax.make(walk.env.name)
     params = params.replace(max_steps_in_episode=type(params.max_steps_in_episode)(LIMIT))
+    if hasattr(params, "t_max"):  # by which a bandit's time is normalised
+        params = params.replace(t_max=LIMIT)
     reset, step = jit_once(env.reset_env), jit_once(env.step_env)
 
     def as_ours(observation):
@@ -267,9 +270,10 @@ def test_a_misspelt_name_is_answered_with_the_nearest(wrong, meant):
     assert meant in message.split("did you mean")[1]
 
 
-def test_a_name_like_no_other_is_answered_with_all():
-    message = message_of(lambda: envs.make("qqqq"))
-    assert all(name in message for name in envs.GYMNAX)
+def test_a_name_like_no_other_is_answered_briefly():
+    message = message_of(lambda: envs.make("xyzzy"))
+    assert f"{len(envs.NAMES)} are compiled" in message and "--list-envs lists them" in message
+    assert len(message) < 150
 
 
 def test_the_environment_that_downloads_is_refused():
@@ -388,3 +392,87 @@ def test_importing_agents_and_envs_is_quick():
         "print(time.perf_counter() - start)"
     )
     assert float(seconds) < 3.0
+
+
+GYM_CARTPOLE = {"masscart": 2.5, "masspole": 0.4, "length": 1.2, "gravity": 7.0, "tau": 0.03}
+
+
+@pytest.mark.parametrize("params", [{name: x} for name, x in GYM_CARTPOLE.items()] + [GYM_CARTPOLE])
+def test_cartpole_with_other_parameters_moves_as_gymnasiums(params):
+    # An independent step; gymnax by itself keeps total_mass and polemass_length as they were.
+    theirs = gymnasium.make("CartPole-v1").unwrapped
+    for name, value in params.items():
+        setattr(theirs, name, value)
+    theirs.total_mass = theirs.masscart + theirs.masspole
+    theirs.polemass_length = theirs.masspole * theirs.length
+    ours = envs.make("CartPole-v1", **params)
+    key = jax.random.key(3)
+    state, observation = ours.reset(key)
+    theirs.reset(seed=0)
+    theirs.state = np.asarray(observation, np.float64)
+    for action in (1, 0, 0, 1, 1, 1):
+        state, timestep = ours.step(key, state, jnp.int32(action))
+        expected, *_ = theirs.step(action)
+        np.testing.assert_allclose(timestep.observation, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_what_follows_from_other_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"total_mass = 2\.0: it follows from the others"):
+        envs.make("CartPole-v1", total_mass=2.0)
+
+
+def test_parameters_may_be_traced_and_vmapped():
+    def fall(length):
+        env = envs.make("CartPole-v1", length=length, masspole=0.2)
+        state, _ = env.reset(jax.random.key(0))
+        return env.step(jax.random.key(1), state, jnp.int32(1))[1].observation
+
+    lengths = jnp.array([0.25, 0.5, 2.0])
+    alone = jnp.stack([fall(float(length)) for length in lengths])
+    np.testing.assert_allclose(jax.jit(jax.vmap(fall))(lengths), alone, rtol=1e-6)
+
+
+def test_agents_of_environments_with_traced_parameters_are_one_program():
+    config = ppo.Config(num_envs=2, num_steps=4, num_minibatches=1, hidden_sizes=(4,))
+
+    def learn(length):
+        agent = ppo.make(envs.make("CartPole-v1", length=length), config)
+        state, _ = agent.step(agent.init(jax.random.key(0)))
+        return ravel_pytree(state.learner.params)[0]
+
+    together = jax.jit(jax.vmap(learn))(jnp.array([0.5, 2.0]))
+    assert not np.array_equal(together[0], together[1])
+    np.testing.assert_allclose(together[1], learn(2.0), rtol=2e-4, atol=1e-6)
+
+
+def test_drawn_parameters_are_those_of_their_episode():
+    env = envs.randomize("CartPole-v1", {"length": (0.25, 1.0), "masspole": (0.1, 0.4)})
+    keys = jax.random.split(jax.random.key(0), 500)
+    states, _ = jax.vmap(env.reset)(keys)
+    drawn = np.asarray(states.drawn["length"])
+    assert 0.25 <= drawn.min() < 0.26 and 0.99 < drawn.max() < 1.0
+    assert abs(np.corrcoef(drawn, states.drawn["masspole"])[0, 1]) < 0.15
+    assert abs(drawn.mean() - 0.625) < 4 * 0.75 / np.sqrt(12 * 500)
+    first = jax.tree.map(lambda x: x[0], states)
+    state, timestep = env.step(keys[1], first, jnp.int32(1))
+    assert float(state.drawn["length"]) == float(first.drawn["length"])
+    values = {name: float(x) for name, x in first.drawn.items()}
+    fixed = envs.make("CartPole-v1", **values)
+    _, expected = fixed.step(keys[1], first.inner, jnp.int32(1))
+    np.testing.assert_allclose(timestep.observation, expected.observation, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges", "params", "message"),
+    [
+        ("CartPole-v1", {"length": (1.0, 0.5)}, {}, "expected a low below its high"),
+        ("CartPole-v1", {"lenght": (0.5, 1.0)}, {}, "no parameter 'lenght'; did you mean length"),
+        ("CartPole-v1", {"length": (0.5, 1.0)}, {"length": 1.0}, "length is given, and drawn"),
+        ("Pendulum-v1", {"max_torque": (1.0, 2.0)}, {}, "its action_space depends on max_torque"),
+        ("brax/ant", {"mass": (1.0, 2.0)}, {}, "its parameters cannot be drawn"),
+        ("CartPole-v1", {"max_steps_in_episode": (5.0, 9.0)}, {}, "depends on max_steps_in_epis"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(name, ranges, params, message):
+    with pytest.raises(ValueError, match=message):
+        envs.randomize(name, ranges, **params)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rgpo_jax.config import ConfigError
 
-FIELD = "env_kwargs"
+FIELD, DRAWN = "env_kwargs", "randomize"
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _KEY = re.compile(r"[A-Za-z_][\w.]*")  # Playground's have dots
 
@@ -27,6 +27,28 @@ def parse(items: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(FIELD, f"{item}: {key} is there twice")
         params[key] = _value(value)
     return params
+
+
+def ranges(items: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Parameters that are drawn, by name: the lowest and the highest value.
+
+    Raises:
+      ConfigError: one is not key=low..high, or two have one key.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        low, dots, high = value.partition("..")
+        try:
+            if not dots or not _KEY.fullmatch(key):
+                raise ValueError
+            bounds = float(low), float(high)
+        except ValueError:
+            raise ConfigError(DRAWN, f"{item}: expected key=low..high") from None
+        if key in found:
+            raise ConfigError(DRAWN, f"{item}: {key} is there twice")
+        found[key] = bounds
+    return found
 
 
 def _value(text: str) -> Any:

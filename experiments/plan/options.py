@@ -38,6 +38,9 @@ class _What(Checked):
     env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Parameters of the environment, such as length=1.0, or max_episode_steps=200, which all have.
     """
+    randomize: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=LOW..HIGH ...")] = ()
+    """Real-valued parameters of a compiled environment that are drawn anew for every episode, such
+    as length=0.25..1.0, while it trains and where it is evaluated (domain randomisation)."""
     backend: envs.BraxBackend | None = None
     """Physics of a brax/ environment; None: spring, the fastest."""
 
@@ -73,6 +76,7 @@ class Options(RunOptions, _What):  # the fields of the last come first
         flags.check_path("init_from", self.init_from)
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
+        env_kwargs.ranges(self.randomize)
         if "backend" in env_kwargs.parse(self.env_kwargs) and self.backend is not None:
             raise ConfigError("backend", f"{self.backend}: env_kwargs have one too")
         self._check_processes()
@@ -99,9 +103,14 @@ class Options(RunOptions, _What):  # the fields of the last come first
             )
 
     @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Parameters of the environment that are drawn for every episode."""
+        return env_kwargs.ranges(self.randomize)
+
+    @property
     def where(self) -> str:
         """The environment in words."""
-        return env_kwargs.describe(self.env, self.backend, self.env_kwargs)
+        return env_kwargs.describe(self.env, self.backend, (*self.env_kwargs, *self.randomize))
 
     @property
     def env_params(self) -> dict[str, Any]:

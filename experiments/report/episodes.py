@@ -57,7 +57,7 @@ def render(run: Run, trust_code: bool = False) -> str | None:
       trust_code: whether its settings may name code that is not of the suite.
     """
     play = subprocess.run(
-        [sys.executable, *command(run)[1:], *[own.TRUST] * trust_code],
+        [sys.executable, "-P", *command(run)[1:], *[own.TRUST] * trust_code],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

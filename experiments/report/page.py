@@ -335,7 +335,14 @@ def _run_row(cell: Cell, run: Run) -> list[str]:
 def _differing(collection: Collection) -> dict[str, Any]:
     columns = [f"{variant} on {env}" for env, variant in collection.cells]
     settings = [cell.runs[0].settings for cell in collection.cells.values()]
-    named = {"agent", "gate", "env", "env_kwargs", "backend"}  # the column's name says these
+    named = {
+        "agent",
+        "gate",
+        "env",
+        "env_kwargs",
+        "randomize",
+        "backend",
+    }  # the column's name says these
     names = [
         name for name in _names(collection) if name not in named and _differs(collection, name)
     ]

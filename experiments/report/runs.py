@@ -38,7 +38,8 @@ _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 # What a run is called, which seeds it has and how it is measured: none of it changes its training.
 _NOT_A_VARIANT = frozenset(
     {
-        *("agent", "gate", "env", env_kwargs.FIELD, "backend", "seed", "num_seeds"),
+        *(env_kwargs.FIELD, env_kwargs.DRAWN),
+        *("agent", "gate", "env", "backend", "seed", "num_seeds"),
         *("log_every", "eval_every", "eval_episodes", "eval_share"),
     }
 )
@@ -97,7 +98,8 @@ class Run:
         """Environment, with its backend and its parameters where they are not the usual ones."""
         if self._subject:
             return str(self._subject["env"])
-        given = self.settings.get(env_kwargs.FIELD) or ()
+        names = (env_kwargs.FIELD, env_kwargs.DRAWN)
+        given = [item for name in names for item in self.settings.get(name) or ()]
         return env_kwargs.describe(self.settings["env"], self.settings.get("backend"), given)
 
     @property

@@ -17,8 +17,8 @@ LOG = "worker.log"
 
 
 def command(spec: Path, *flags: str) -> list[str]:
-    """What runs a program."""
-    return [sys.executable, "-m", "experiments.sweep.worker", str(spec), *flags]
+    """What runs a program; packages of the folder in which it runs do not come before ours."""
+    return [sys.executable, "-P", "-m", "experiments.sweep.worker", str(spec), *flags]
 
 
 def environment() -> dict[str, str]:

@@ -34,6 +34,8 @@ def _naming_flags(plan: Plan) -> Iterator[None]:
 
 def _make_environment(plan: Plan) -> "AnyEnvironment":
     with _naming_flags(plan):
+        if plan.options.ranges:
+            return envs.randomize(plan.options.env, plan.options.ranges, **plan.options.env_params)
         return envs.make(plan.options.env, **plan.options.env_params)
 
 
