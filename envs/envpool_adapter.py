@@ -16,6 +16,8 @@ with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
 import envpool
 
 _NO_LIMIT = 2**31 - 1  # what EnvPool says where a task has none
+# What changes rewards or ends of training alone: off where the true score is wanted.
+_TRAINING_ALONE = {"reward_clip": False, "episodic_life": False}
 _FOR_ALL_TASKS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}  # ours to choose
 
 
@@ -41,11 +43,20 @@ class EnvPoolEnvironment:
         self._channels_first = self.observation_dtype is np.uint8 and shape[0] < shape[2]
         self.observation_shape = (*shape[1:], shape[0]) if self._channels_first else shape
         self._task = task
+        self._given = dict(params)
         self._params = dict(params)
+        self._settings = config
         if self.max_episode_steps is not None:
             # EnvPool calls a death at the limit a truncation. Out there the limit is one step
             # further off: what ends at ours then ends by its own rules.
             self._params["max_episode_steps"] = self.max_episode_steps + 1
+
+    def for_evaluation(self) -> "EnvPoolEnvironment":
+        """The task with its true score, where training clips rewards or ends episodes early."""
+        differing = {k: off for k, off in _TRAINING_ALONE.items() if self._settings.get(k)}
+        if not differing:
+            return self
+        return EnvPoolEnvironment(self.name, self._task, {**self._given, **differing})
 
     def make_pool(self, seeds: Sequence[int], pictures: bool = False) -> "EnvPoolPool":
         """Environments with these seeds, which step side by side on all cores.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rgpo_jax.environment import Environment, HostEnvironment, TimeStep
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment, TimeStep
 
 Array = jax.Array
 
@@ -34,7 +34,7 @@ class RandomizedEnvironment:
 
     def __init__(
         self,
-        make: Callable[..., Environment],
+        make: Callable[..., AnyEnvironment],
         ranges: Mapping[str, tuple[float, float]],
         name: str | None = None,
     ):
@@ -52,7 +52,7 @@ class RandomizedEnvironment:
         for param, (low, high) in ranges.items():
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise ValueError(f"{param} = {low:g}..{high:g}: expected a low below its high")
-        self._make = make
+        self._make: Callable[..., Any] = make
         self.ranges = dict(ranges)
         ends = [
             make(**{param: float(range_[end]) for param, range_ in ranges.items()})

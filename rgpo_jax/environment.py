@@ -126,6 +126,15 @@ class HostEnvironment(Protocol):
 AnyEnvironment: TypeAlias = Environment | HostEnvironment
 
 
+def for_evaluation(env: HostEnvironment) -> HostEnvironment:
+    """The environment as its score is told: what its `for_evaluation()` returns, if it has one.
+
+    Some are trained with clipped rewards, or with a life in the place of an episode.
+    """
+    choose = getattr(env, "for_evaluation", None)
+    return env if choose is None else choose()
+
+
 def restart_where_done(
     state: Any, timestep: TimeStep, start: tuple[Any, Array]
 ) -> tuple[Any, TimeStep]:

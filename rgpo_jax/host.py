@@ -15,7 +15,13 @@ from jax.sharding import SingleDeviceSharding
 
 from rgpo_jax import inspection
 from rgpo_jax.agent import Agent
-from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, to_environment_units
+from rgpo_jax.environment import (
+    HostEnvironment,
+    Pool,
+    TimeStep,
+    for_evaluation,
+    to_environment_units,
+)
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 
@@ -244,7 +250,10 @@ class Collector:
 
 
 class Evaluator:
-    """Runs whole episodes of the policies of S seeds, on environments of its own."""
+    """Runs whole episodes of the policies of S seeds, on environments of its own.
+
+    Where the environment has a `for_evaluation`, they are of that.
+    """
 
     def __init__(self, agent: Agent, seeds: Sequence[int], num_episodes: int):
         """Makes `num_episodes` environments for each seed.
@@ -254,6 +263,7 @@ class Evaluator:
           ValueError: the environment has no time limit, so that an episode may never end.
         """
         env = _require_host(agent)
+        env = for_evaluation(env)
         if env.max_episode_steps is None:
             raise ValueError(f"{env.name} has no time limit: its episodes may never end")
         self._shares = _make_shares(env, seeds, _EVALUATION, num_episodes)

@@ -436,3 +436,21 @@ def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkey
     (scale,) = seen
     assert (np.asarray(scale.running_return) == 0).all()
     assert "environments on the host cannot be saved" in (folder / "run.log").read_text()
+
+
+def test_atari_is_scored_by_whole_games_and_true_rewards(monkeypatch):
+    training = envs.make("envpool/Breakout-v5", reward_clip=True, episodic_life=True)
+    agent = ppo.make(training, ppo.Config(num_envs=2, num_steps=4, channels=(2,)))
+    made, make_pool = [], type(training).make_pool
+
+    def record(self, seeds):
+        made.append(self._params)
+        return make_pool(self, seeds)
+
+    monkeypatch.setattr(type(training), "make_pool", record)
+    host.Evaluator(agent, (0,), 1)
+    assert not made[0]["reward_clip"] and not made[0]["episodic_life"]
+    host.Collector(agent, (0,))
+    assert made[1]["reward_clip"] and made[1]["episodic_life"]
+    unchanged = envs.make("envpool/Breakout-v5")
+    assert unchanged.for_evaluation() is unchanged
