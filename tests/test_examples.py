@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,13 @@ def test_a_gate_of_ones_own_learns_where_its_width_is_right(printed):
 def test_an_environment_of_ones_own_is_learnt(printed):
     lines = printed("own_environment")
     assert lines[0][0] < 70 and lines[-1][0] > 90
+
+
+def test_poles_that_were_drawn_are_held(printed):
+    lines = np.array(printed("randomized"))  # median, worst and best seed; two policies, five poles
+    fixed, drawn = lines[:5, 0], lines[5:, 0]
+    assert fixed[1] > 400 and fixed[3] < 100  # its own pole, and one that is four times as long
+    assert drawn[:4].min() > 400  # all that it was trained on
 
 
 def test_the_loop_is_one_page():

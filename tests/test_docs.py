@@ -1,0 +1,54 @@
+"""What docs/own.md shows is run, block after block, in an empty folder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["own"]
+# Instead of the budgets of the page.
+SHORT = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--num-seeds", "1"]
+SHORT += ["--total-steps", "32", "--eval-episodes", "1"]
+
+
+def blocks(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def shown_file(code):
+    """The name in a first line that is a comment of one, such as `# my_worlds.py`."""
+    found = re.match(r"# (\w+\.(?:py|yaml))\n", code)
+    return found and found[1]
+
+
+def shell(line, folder):
+    name, *args = shlex.split(line)
+    assert name == "rgpo"
+    short = SHORT if args[0] in ("run", "sweep") and "--resume" not in args else []
+    command = [sys.executable, "-P", "-m", "experiments.command", *args, *short]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_page_shows_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {}
+    for language, code in blocks(page):
+        file = shown_file(code)
+        if file:
+            (tmp_path / file).write_text(code)
+        elif language == "python":
+            exec(compile(code, f"docs/{page}.md", "exec"), names)
+        else:
+            assert language == "sh"
+            for line in code.strip().splitlines():
+                shell(line, tmp_path)
