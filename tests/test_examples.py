@@ -53,6 +53,11 @@ def test_an_environment_of_ones_own_is_learnt(printed):
     assert lines[0][0] < 70 and lines[-1][0] > 90
 
 
+def test_a_loop_of_ones_own_learns(printed):
+    lines = printed("own_loop")
+    assert lines[0][0] < 150 and max(line[0] for line in lines) > 250
+
+
 def test_the_loop_is_one_page():
     code = [
         line
