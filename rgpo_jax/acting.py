@@ -36,6 +36,11 @@ class PolicyState(NamedTuple):
     observation_moments: normalization.Moments | None
 
 
+def learner_of(state: Any) -> Any:
+    """The learner of a state that has one, such as an agent's; else the state is a learner's."""
+    return getattr(state, "learner", state)
+
+
 def observe(state: Actor, observation: Array) -> Array:
     """Observations [..., *observation_shape] as the networks see them: normalised, if at all."""
     if state.observation_moments is None:

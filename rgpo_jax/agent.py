@@ -107,13 +107,9 @@ class Agent(NamedTuple):
         Raises:
           TypeError: the policy is recurrent and there is no memory, or the other way round.
         """
-        policy = functools.partial(self.learner.policy, _learner_of(state))
+        policy = functools.partial(self.learner.policy, acting.learner_of(state))
         distribution, memory = networks.respond(policy, observation, memory)
         return acting.act(distribution, distribution.sample(key), self.env.action_space, memory)
-
-
-def _learner_of(state: AgentState | LearnerState) -> LearnerState:
-    return state.learner if isinstance(state, AgentState) else state
 
 
 def episode_metrics(totals: EpisodeTotals) -> Metrics:
@@ -191,7 +187,7 @@ def make(
         key: Array | None = None,
         memory: Any = None,
     ) -> Any:
-        policy = functools.partial(learner.policy, _learner_of(state))
+        policy = functools.partial(learner.policy, acting.learner_of(state))
         distribution, memory = networks.respond(policy, observation, memory)
         action = distribution.mode() if key is None else distribution.sample(key)
         action = acting.act(distribution, action, env.action_space).env_action

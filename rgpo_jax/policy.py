@@ -247,7 +247,7 @@ def save(
       ValueError: there is another number of seeds than of states.
       OSError: the file cannot be written.
     """
-    learner: Any = getattr(state, "learner", state)
+    learner = acting.learner_of(state)
     updates = np.atleast_1d(np.asarray(learner.updates))
     actor = PolicyState({"actor": learner.params["actor"]}, learner.observation_moments)
     if learner.updates.ndim == 0:
