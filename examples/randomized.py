@@ -44,6 +44,8 @@ if __name__ == "__main__":
         learners = learn(env)
         for length in LENGTHS:
             returns = np.sort(returns_at(learners, length))
+            low, middle, high = returns[0], np.median(returns), returns[-1]
             print(
-                f"trained on {name}, pole of {length:g}: median return {np.median(returns):5.1f}, {returns[0]:5.1f} to {returns[-1]:5.1f}"
+                f"trained on {name}, pole of {length:g}: "
+                f"median return {middle:5.1f}, seeds {low:5.1f} to {high:5.1f}"
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "acting",
     "advantages",
     "agent",
     "checkpoint",
@@ -19,6 +20,7 @@ _SUBMODULES = (
     "diagnostics",
     "distributions",
     "environment",
+    "export",
     "gate_table",
     "gates",
     "host",
@@ -28,6 +30,8 @@ _SUBMODULES = (
     "normalization",
     "objective",
     "penalties",
+    "policy",
+    "policy_file",
     "processes",
     "ranges",
     "rollout",
@@ -40,8 +44,11 @@ _SUBMODULES = (
     "update",
 )
 
+_OF_POLICIES = ("load", "save")  # functions of `policy`
+
 if TYPE_CHECKING:
     from rgpo_jax import (  # noqa: F401
+        acting,
         advantages,
         agent,
         checkpoint,
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
         diagnostics,
         distributions,
         environment,
+        export,
         gate_table,
         gates,
         host,
@@ -60,6 +68,8 @@ if TYPE_CHECKING:
         normalization,
         objective,
         penalties,
+        policy,
+        policy_file,
         processes,
         ranges,
         rollout,
@@ -71,9 +81,12 @@ if TYPE_CHECKING:
         tunable,
         update,
     )
+    from rgpo_jax.policy import load, save  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"rgpo_jax.{name}")
+    if name in _OF_POLICIES:
+        return getattr(importlib.import_module("rgpo_jax.policy"), name)
     raise AttributeError(f"module 'rgpo_jax' has no attribute {name!r}")

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax import gates, inspection, networks, rollout, update
+from rgpo_jax import acting, gates, inspection, networks, rollout, update
+from rgpo_jax.acting import Acted
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment
 from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.learner import Learner, LearnerState
@@ -46,7 +47,11 @@ class Act(Protocol):
     """Signature of `Agent.act`."""
 
     def __call__(
-        self, state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+        self,
+        state: AgentState | LearnerState,
+        observation: Array,
+        key: Array | None = None,
+        memory: Any = None,
     ) -> Any: ...
 
 
@@ -62,8 +67,9 @@ class Agent(NamedTuple):
       act: (state, observation [..., *observation_shape], key=None) -> action in the environment's
         units: the policy's mode, or a sample of it where a key is given. A recurrent policy takes
         the memory too, (state, observation, key, memory) -> (action, memory after it): that of
-        `initial_memory` where an episode starts. Without one it raises TypeError.
-      learner: the update alone, for trajectories that you collected yourself.
+        `initial_memory` where an episode starts. Without one it raises TypeError. The learner's
+        state will do for the agent's.
+      learner: the update alone, for trajectories that you collected yourself (see `sample`).
       env: the environment. Where it lives on the host (`HostEnvironment`), `init` and `step` raise
         TypeError: `host.Collector` collects for `learner.update`.
       config: the settings.
@@ -79,6 +85,31 @@ class Agent(NamedTuple):
     def initial_memory(self, *batch_shape: int) -> Any:
         """What a recurrent policy remembers where an episode starts; None without recurrence."""
         return self.learner.network.initial_memory(*batch_shape)
+
+    def sample(
+        self,
+        state: AgentState | LearnerState,
+        observation: Array,
+        key: Array,
+        memory: Any = None,
+    ) -> Acted:
+        """Draws actions, with what a `Trajectory` needs of them: for a loop of your own.
+
+        Args:
+          state: of the learner; or of the agent, which has one.
+          observation: as the environment gives it [..., *observation_shape].
+          key: a typed key.
+          memory: of a recurrent policy, before the observation; see `initial_memory`.
+
+        Returns:
+          The actions [...]: as drawn, their log-probabilities, and in the environment's units.
+
+        Raises:
+          TypeError: the policy is recurrent and there is no memory, or the other way round.
+        """
+        policy = functools.partial(self.learner.policy, acting.learner_of(state))
+        distribution, memory = networks.respond(policy, observation, memory)
+        return acting.act(distribution, distribution.sample(key), self.env.action_space, memory)
 
 
 def episode_metrics(totals: EpisodeTotals) -> Metrics:
@@ -96,7 +127,8 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{name} lives on the host and cannot be compiled: collect with "
-            "rgpo_jax.host.Collector, and train with agent.learner"
+            "rgpo_jax.host.Collector, or step by step with agent.sample, and train with "
+            "agent.learner"
         )
 
     return refuse
@@ -150,12 +182,15 @@ def make(
     )
 
     def act(
-        state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+        state: AgentState | LearnerState,
+        observation: Array,
+        key: Array | None = None,
+        memory: Any = None,
     ) -> Any:
-        policy = functools.partial(learner.policy, state.learner)
+        policy = functools.partial(learner.policy, acting.learner_of(state))
         distribution, memory = networks.respond(policy, observation, memory)
         action = distribution.mode() if key is None else distribution.sample(key)
-        action = to_environment_units(env.action_space, distribution.squash(action))
+        action = acting.act(distribution, action, env.action_space).env_action
         return action if memory is None else (action, memory)
 
     if isinstance(env, HostEnvironment):

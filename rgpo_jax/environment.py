@@ -123,6 +123,32 @@ class HostEnvironment(Protocol):
         ...
 
 
+@dataclasses.dataclass(eq=False)
+class Spaces:
+    """A `HostEnvironment` of which only the spaces are known: a world that you step yourself.
+
+    It takes an environment's place in `agent.make` where neither protocol fits: `agent.sample`,
+    `agent.act` and `agent.learner` work as with any other.
+
+    Attributes:
+      observation_shape: of one observation.
+      action_space: `Discrete`, or `Box` in the environment's units.
+      observation_dtype: float32; or uint8, for the pixels of an image.
+      max_episode_steps: the step at which an episode is truncated at the latest; None: unknown.
+      name: for messages.
+    """
+
+    observation_shape: tuple[int, ...]
+    action_space: Discrete | Box
+    observation_dtype: Any = np.float32
+    max_episode_steps: int | None = None
+    name: str = "a world of your own"
+
+    def make_pool(self, seeds: Sequence[int]) -> Pool:
+        """Raises TypeError: nobody but you can step it."""
+        raise TypeError(f"{self.name}: only its spaces are known; step it yourself (agent.sample)")
+
+
 AnyEnvironment: TypeAlias = Environment | HostEnvironment
 
 

@@ -13,15 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from rgpo_jax import inspection
+from rgpo_jax import acting, inspection
+from rgpo_jax.acting import Acted
 from rgpo_jax.agent import Agent
-from rgpo_jax.environment import (
-    HostEnvironment,
-    Pool,
-    TimeStep,
-    for_evaluation,
-    to_environment_units,
-)
+from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, for_evaluation
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 
@@ -42,25 +37,24 @@ def _require_host(agent: Agent) -> HostEnvironment:
     return agent.env
 
 
-def _make_act(agent: Agent, deterministic: bool) -> Callable[..., tuple[Array, Array, Array]]:
+def _make_act(agent: Agent, deterministic: bool) -> Callable[..., Acted]:
     """Returns the compiled policy of S seeds.
 
-    It maps (learner states [S], observations [S, n, ...], keys [S], time, share) to actions, their
-    log-probabilities, and actions in the environment's units, all [S, n, ...].
+    It maps (learner states [S], observations [S, n, ...], keys [S], time, share) to what was done,
+    [S, n, ...].
     """
     space = agent.env.action_space
 
     def act(
         state: LearnerState, observation: Array, key: Array, time: Array, share: Array
-    ) -> tuple[Array, Array, Array]:
+    ) -> Acted:
         distribution = agent.learner.policy(state, observation)
         if deterministic:
             action = distribution.mode()
         else:
             key = jax.random.fold_in(jax.random.fold_in(key, share), time)
             action = distribution.sample(key)
-        units = to_environment_units(space, distribution.squash(action))
-        return action, distribution.log_prob(action), units
+        return acting.act(distribution, action, space)
 
     return jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None, None)))
 
@@ -111,7 +105,8 @@ class _Share:
     def begin_step(self, act: Callable, state: LearnerState, key: Array, time: int) -> None:
         """Acts on the observation, and begins the step."""
         acted = act(state, self.observation, key, np.int32(time), self._index)
-        self.action, self.log_prob, units = map(np.asarray, acted)
+        self.action, self.log_prob = np.asarray(acted.action), np.asarray(acted.log_prob)
+        units = np.asarray(acted.env_action)
         # Of a seed that broke: physics stalls, or complains in a file, over actions that are NaN.
         self._pool.send(np.nan_to_num(units).reshape(-1, *units.shape[2:]))
 

@@ -40,7 +40,8 @@ class Recurrence(NamedTuple):
     Attributes:
       size: H, of the actor's memory and of the critic's.
       step: (params, observation [..., *observation_shape], memory) -> (Distribution [...], memory
-        after the observation).
+        after the observation). Params and memory may be the actor's alone, {"actor": ...}: of a
+        policy that was taken away no critic is left.
       values: (critic params, Sequence, final_observation [B, T, *observation_shape]) -> V(s_t) and
         V(s'_t), both [B, T], where s'_t is what the step led to before any reset: its memory is
         that of the episode which the step belongs to.
@@ -62,6 +63,7 @@ class Network(NamedTuple):
       value: (critic params, observation [..., *observation_shape]) -> float32 [...]; of a recurrent
         network (critic params, Sequence) -> float32 [B, T].
       recurrence: None where the network has no memory.
+      config: of which `make` has built it; None: a network of your own.
     """
 
     observation_shape: tuple[int, ...]
@@ -69,6 +71,7 @@ class Network(NamedTuple):
     policy: Callable[[Params, Any], Distribution]
     value: Callable[[Params, Any], Array]
     recurrence: Recurrence | None = None
+    config: Config | None = None
 
     @property
     def num_weights(self) -> int:
@@ -314,10 +317,10 @@ def make(
         return output[..., 0]
 
     network = Network(seen_shape, init, policy, value)
-    if not recurrent:
-        return network
-    torso = RecurrentTorso(make_torso(), config.recurrent_size, dtype)
-    return _with_memory(network, torso, observation_shape)
+    if recurrent:
+        torso = RecurrentTorso(make_torso(), config.recurrent_size, dtype)
+        network = _with_memory(network, torso, observation_shape)
+    return network._replace(config=config)
 
 
 def _with_memory(

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rgpo_jax.acting import act
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import Environment, restart_where_done, to_environment_units
+from rgpo_jax.environment import Environment, restart_where_done
 from rgpo_jax.networks import forget, respond
 
 Array = jax.Array
@@ -151,9 +152,8 @@ def collect(
         state, totals, ended = carry
         noise, step_keys, restart_keys = xs
         distribution, memory = respond(policy, state.observation, state.memory)
-        action = distribution.sample_from(noise)
-        env_action = to_environment_units(env.action_space, distribution.squash(action))
-        env_state, timestep = step(step_keys, state.env_state, env_action)
+        acted = act(distribution, distribution.sample_from(noise), env.action_space, memory)
+        env_state, timestep = step(step_keys, state.env_state, acted.env_action)
         env_state, timestep = restart_where_done(env_state, timestep, start(restart_keys, ended))
 
         done = timestep.done
@@ -166,8 +166,8 @@ def collect(
         )
         step_record = Trajectory(
             observation=state.observation,
-            action=action,
-            log_prob=distribution.log_prob(action),
+            action=acted.action,
+            log_prob=acted.log_prob,
             reward=timestep.reward,
             terminated=timestep.terminated,
             truncated=timestep.truncated,
@@ -178,7 +178,7 @@ def collect(
             timestep.observation,
             jnp.where(done, 0.0, episode_return),
             jnp.where(done, 0, episode_length),
-            forget(memory, done),
+            forget(acted.memory, done),
         )
         return (state, totals, ended + done), step_record
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rgpo_jax import advantages, diagnostics, normalization
+from rgpo_jax.acting import observe
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.learner import LearnerState
@@ -15,13 +16,6 @@ from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
 
 Array = jax.Array
-
-
-def observe(state: LearnerState, observation: Array) -> Array:
-    """Observations [..., *observation_shape] as the networks see them: normalised, if at all."""
-    if state.observation_moments is None:
-        return observation
-    return normalization.standardize(state.observation_moments, observation)
 
 
 def sequences(trajectory: Trajectory) -> Sequence:

@@ -1,5 +1,6 @@
 """THE update step: epochs of minibatches over one trajectory, the same for every agent."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rgpo_jax import (
+    acting,
     advantages,
     descent,
     diagnostics,
@@ -188,14 +190,6 @@ def make(
             hyperparameters,
         )
 
-    def policy(state: LearnerState, observation: Array, memory: Any = None) -> Any:
-        observation = samples.observe(state, observation)
-        if memory is None:
-            return network.policy(state.params["actor"], observation)
-        if network.recurrence is None:
-            raise TypeError("this network has no recurrence, and takes no memory")
-        return network.recurrence.step(state.params, observation, memory)
-
     def update(
         state: LearnerState, trajectory: Trajectory, max_episode_steps: int | None = None
     ) -> tuple[LearnerState, Metrics]:
@@ -248,4 +242,4 @@ def make(
         )
         return state, metrics
 
-    return Learner(init, update, policy, defaults, network)
+    return Learner(init, update, functools.partial(acting.policy, network), defaults, network)

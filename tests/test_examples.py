@@ -61,6 +61,11 @@ def test_poles_that_were_drawn_are_held(printed):
     assert drawn[:4].min() > 400  # all that it was trained on
 
 
+def test_a_loop_of_ones_own_learns(printed):
+    lines = printed("own_loop")
+    assert lines[0][0] < 150 and max(line[0] for line in lines) > 250
+
+
 def test_the_loop_is_one_page():
     code = [
         line

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from probes import assert_same_numbers
 
+import rgpo_jax
 from experiments import run
 from rgpo_jax.checkpoint import Checkpoints
 
@@ -107,6 +108,7 @@ def test_two_processes_give_the_numbers_of_one(alone, cache, tmp_path):
     assert "for 2 devices: seeds over 1, environments over 2" in first
     assert ours(second) == []
     assert_same_numbers(tmp_path / "two", alone)
+    assert rgpo_jax.load(tmp_path / "two").about.updates == rgpo_jax.load(alone).about.updates
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["device"].endswith("x 2")
 

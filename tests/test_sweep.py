@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import rgpo_jax
 from experiments import run
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
@@ -203,6 +204,8 @@ def test_every_cell_has_the_folder_of_a_run(finished):
         assert is_finished(finished / name)
         assert (finished / name / "learning_curve.png").exists()
         assert list((finished / name / "checkpoints").glob("20/checksums.json"))
+        about = rgpo_jax.load(finished / name, seed=1).about
+        assert (about.seeds, about.updates) == ((0, 1), 20)
     assert list((finished / "programs").iterdir()) == []
     assert "3 of 3 cells finished" in (finished / "sweep.log").read_text()
 

@@ -10,7 +10,7 @@ import numpy as np
 import envs
 from experiments.cli.flags import BadInput
 from experiments.training import compiling
-from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.agent import Agent
 from rgpo_jax.environment import HostEnvironment, TimeStep
 from rgpo_jax.learner import LearnerState
 
@@ -108,8 +108,7 @@ def _compile(policy: Callable[..., Any], stochastic: bool) -> Callable[..., tupl
     def act(
         learner: LearnerState, observation: Array, memory: Any, key: Array
     ) -> tuple[Array, Any]:
-        state = AgentState(learner, rollout=None, key=key)  # type: ignore[arg-type]
-        acted = policy(state, observation, key if stochastic else None, memory)
+        acted = policy(learner, observation, key if stochastic else None, memory)
         return (acted, None) if memory is None else acted
 
     return jax.jit(act, compiler_options=compiling.options(often=False))

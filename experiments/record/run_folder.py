@@ -14,6 +14,7 @@ from typing import TextIO
 from experiments.cli.flags import BadInput
 from experiments.record import loggers
 from experiments.record.files import append_plain, read_plain, remove_unfinished
+from rgpo_jax import policy_file
 
 CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "config.json",
@@ -23,11 +24,12 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
     "run.log",
     "checkpoints",
 )
+POLICY = policy_file.NAME  # what can be taken away: the actor, as `rgpo_jax.load` reads it
 EPISODE = "episode"  # a film of the policy, .gif, .mp4 or .html
 _FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
 ANSWERS, ANSWERS_PAGE = "answers.jsonl", "answers.html"  # of a language model, over training
 _FILES = (
-    *(CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, ANSWERS, ANSWERS_PAGE),
+    *(CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, POLICY, ANSWERS, ANSWERS_PAGE),
     *_FILMS,
     *loggers.FOLDERS,
 )

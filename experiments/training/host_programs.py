@@ -45,11 +45,11 @@ class HostPrograms(EpisodePrograms):
     """
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
-        super().__init__(layout)
+        super().__init__(agent, layout, members)
         mesh, num_members = layout.mesh(), len(members.seeds)
-        self._agent, self._seeds = agent, members.seeds
         self._sharding = NamedSharding(mesh, SEEDS)
         self._collector = host.Collector(agent, members.seeds)
+        self._observation_dtype = self._collector.shapes.observation.dtype
         evaluators = {
             number: host.Evaluator(agent, members.seeds, number) for number in set(episodes)
         }

@@ -3,22 +3,26 @@
 import dataclasses
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from experiments.record.files import require_space
-from experiments.record.run_folder import CHECKPOINTS
+from experiments.record.files import require_space, write_atomically
+from experiments.record.run_folder import CHECKPOINTS, POLICY
 from experiments.training import fingerprint
 from experiments.training.position import Position
 from experiments.training.subject import Cell
+from rgpo_jax import processes
 from rgpo_jax.checkpoint import Checkpoints, Restored
 
 _FILE_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays
 _LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
+
+# (learners, parts of the cells, updates) -> see `Programs.pack_policies`.
+PackPolicies = Callable[[Any, Sequence[slice], int], Sequence[bytes] | None]
 
 
 class Keeper:
@@ -65,13 +69,16 @@ class Keeper:
             self.newest = restored.updates
         return restored
 
-    def save(self, position: Position, content: dict[str, Any], is_last: bool) -> None:
+    def save(
+        self, position: Position, content: dict[str, Any], is_last: bool, pack: PackPolicies
+    ) -> None:
         """Makes a checkpoint, and adds to the position what that took.
 
         Args:
           position: where training stands.
           content: parts of a checkpoint, of which "learner" is what each cell gets at the end.
           is_last: whether training is at its end.
+          pack: what is kept beside checkpoints to be taken away.
         """
         begun = time.perf_counter()
         position.metrics_bytes = [cell.recorder.metrics_bytes() for cell in self._cells]
@@ -85,18 +92,32 @@ class Keeper:
         if is_last:
             self._share_out(position.updates, content["learner"])
             self._checkpoints.forget_damaged()
+        if is_last or self._folders == [self._folder]:
+            self._write_policies(pack(content["learner"], self._parts, position.updates))
         self._saved = time.perf_counter()
         self._cost = self._saved - begun
         position.checkpoint_seconds += self._cost
 
+    @property
+    def _folders(self) -> list[Path]:
+        """Where the checkpoints of each cell lie in the end."""
+        return [cell.recorder.folder / CHECKPOINTS for cell in self._cells]
+
+    def _write_policies(self, contents: Sequence[bytes] | None) -> None:
+        """Writes what can be taken away beside the checkpoints: who takes it needs no orbax."""
+        with processes.together():
+            if contents is None or not processes.is_first():
+                return
+            for cell, content in zip(self._cells, contents, strict=True):
+                write_atomically(cell.recorder.folder / POLICY, content)
+
     def _share_out(self, updates: int, learners: Any) -> None:
         """Gives each cell's folder its learners, where the checkpoints are not there."""
-        folders = [cell.recorder.folder / CHECKPOINTS for cell in self._cells]
-        if folders == [self._folder]:
+        if self._folders == [self._folder]:
             return
         # One device: an array that lies on a mesh cannot be cut anywhere.
         learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
-        for cell, folder, part in zip(self._cells, folders, self._parts, strict=True):
+        for cell, folder, part in zip(self._cells, self._folders, self._parts, strict=True):
             checkpoints = Checkpoints(folder)
             if not checkpoints.begun():
                 checkpoints.forget_unfinished()

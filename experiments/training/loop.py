@@ -349,7 +349,8 @@ class Training:
         """Keeps the parts to keep, or copies of them that were made after the same update."""
         self._position.seconds = self._run_seconds()
         is_last = self._position.updates == self._plan.num_updates
-        self._keeper.save(self._position, parts or self._parts_to_keep(), is_last)
+        pack = self._programs.pack_policies
+        self._keeper.save(self._position, parts or self._parts_to_keep(), is_last, pack)
 
     def _run_seconds(self) -> float:
         """That the run has taken, with what it took before it went on, but without compiling."""

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from experiments.record.headline import CONTROL
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout, over_seeds, seed_keys, spread_over_seeds
-from rgpo_jax import processes
+from rgpo_jax import policy, processes
 from rgpo_jax import train as library
+from rgpo_jax.acting import PolicyState
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
@@ -205,6 +207,16 @@ class Programs(abc.ABC):
         """
         return None
 
+    def pack_policies(
+        self, learners: Any, parts: Sequence[slice], updates: int
+    ) -> list[bytes] | None:
+        """What can be taken away of learners after so many updates: for each cell, whose members
+        lie in these parts, the content of its `policy.npz`. None: there is no such file.
+
+        All processes call it together.
+        """
+        return None
+
     def find_cause(self) -> str | None:
         """What may have broken the parameters, in words; None where nothing was found."""
         return None
@@ -236,10 +248,13 @@ class Programs(abc.ABC):
 class EpisodePrograms(Programs):
     """Programs of an agent in environments, wherever those live; evaluations are episodes."""
 
-    def __init__(self, layout: Layout):
+    _observation_dtype: Any
+
+    def __init__(self, agent: Agent, layout: Layout, members: Members):
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
         self.in_turn = layout.in_turn
+        self._agent, self._seeds = agent, members.seeds
 
     @abc.abstractmethod
     def _run_episodes(
@@ -262,6 +277,19 @@ class EpisodePrograms(Programs):
             result[curve.metric] = returns.tolist()
             result[f"eval_length{suffix}"] = lengths.tolist()
         return result
+
+    def pack_policies(
+        self, learners: LearnerState, parts: Sequence[slice], updates: int
+    ) -> list[bytes]:
+        actors = PolicyState({"actor": learners.params["actor"]}, learners.observation_moments)
+        actors = processes.fetch(actors)
+
+        def packed(part: slice) -> bytes:
+            seeds = self._seeds[part]
+            about = policy.describe(self._agent, seeds, updates, self._observation_dtype)
+            return policy.pack(about, jax.tree.map(operator.itemgetter(part), actors))
+
+        return [packed(part) for part in parts]
 
     def start_from(self, states: Any, learners: LearnerState, parts: Sequence[slice]) -> Any:
         """Takes parameters and statistics.
@@ -289,9 +317,8 @@ class CompiledPrograms(EpisodePrograms):
     """Everything is compiled, the environments too."""
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
-        super().__init__(layout)
+        super().__init__(agent, layout, members)
         mesh = layout.mesh()
-        self._env = agent.env
         self._num_batches = episodes.at_the_end // episodes.while_training
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
@@ -300,6 +327,7 @@ class CompiledPrograms(EpisodePrograms):
         traced_init, self._init_arguments, (states, eval_keys) = trace_init(
             init, layout, members, (STATES, SEEDS)
         )
+        self._observation_dtype = states.rollout.observation.dtype
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
         self.metric_names = sorted(metrics)
@@ -341,7 +369,7 @@ class CompiledPrograms(EpisodePrograms):
         return self._advance.result()(states, progress, jnp.int32(num_updates))
 
     def find_cause(self) -> str | None:
-        env: Any = self._env
+        env: Any = self._agent.env
         return None if is_of_suite(env) else find_nonfinite(env, jax.random.key(0))
 
     def _run_episodes(

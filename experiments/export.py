@@ -1,0 +1,128 @@
+"""Saves a trained policy for use elsewhere: `python -m experiments.export --help`."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments.cli import flags
+from experiments.cli.exits import EXIT_NOT_KEPT
+from experiments.cli.flags import BadInput
+from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.record.files import read_plain
+from experiments.record.run_folder import POLICY
+from experiments.training import compiling
+from rgpo_jax import policy_file
+from rgpo_jax.config import Checked
+from rgpo_jax.policy_file import PolicyError
+from rgpo_jax.ranges import CountOrZero
+
+if TYPE_CHECKING:
+    from rgpo_jax.networks import Network
+
+PROG = "python -m experiments.export"
+_SUFFIXES = (".onnx", ".stablehlo", ".npz")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Save the policy of a run as a file that other programs read."""
+
+    run: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Folder of a run, whose newest policy is saved."""
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")]
+    """A .onnx or .stablehlo (of jax.export): the policy's mode, in the environment's units, for a
+    batch of any size; or an .npz, all seeds for rgpo_jax.load."""
+    seed: CountOrZero | None = None
+    """Which of the seeds that the run trained; None: its first, and in an .npz all."""
+    overwrite: bool = False
+    """Replace FILE."""
+    trust_code: bool = False
+    """Import code that is not of the suite where the run's settings name it: a gate, an agent."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Saves; returns the exit status."""
+    with Interrupts():
+        try:
+            return _save(sys.argv[1:] if args is None else args)
+        except BadInput as error:
+            flags.refuse(error)
+        except Interrupted as interrupted:
+            return interrupted.exit_status
+
+
+def _save(args: Sequence[str]) -> int:
+    options = flags.read(Options, Options(run=tyro.MISSING, out=tyro.MISSING), args, PROG)
+    path = _choose_file(options)
+    content, network = _find(options)
+    from rgpo_jax import policy
+
+    try:
+        chosen = policy.Policy.of_content(content, options.seed, network)
+        if path.suffix == ".npz":
+            what = f"the policies for {chosen.about.env}"
+            policy_file.write(path, content)
+        else:
+            what = f"the policy for {chosen.about.env}, seed {chosen.seed}"
+            chosen.export(path)
+    except PolicyError as error:
+        raise BadInput(f"--run {options.run}: {error}") from None
+    except ImportError as error:
+        raise BadInput(f"--out {options.out}: {error}") from None
+    except OSError as error:
+        print(f"error: {path}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_NOT_KEPT
+    print(f"{what}, after {chosen.about.updates:,} updates -> {path}")
+    return 0
+
+
+def _choose_file(options: Options) -> Path:
+    """Where it goes; raises BadInput where it cannot."""
+    path = Path(options.out).expanduser()
+    if path.suffix not in _SUFFIXES:
+        accepted = f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}"
+        raise BadInput(f"--out {options.out}: expected a name that ends in {accepted}")
+    if path.suffix == ".npz" and options.seed is not None:
+        raise BadInput(f"--seed {options.seed}: an .npz has all seeds; expected None")
+    if path.exists() and not (options.overwrite and path.is_file()):
+        raise BadInput(f"--out {options.out}: is there already; choose another, or say --overwrite")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {options.out}: {path.parent} is no folder that can be written")
+    return path
+
+
+def _find(options: Options) -> "tuple[bytes, Network | None]":
+    """The run's policies, and their network where it is one of the user's own.
+
+    Raises:
+      BadInput: there is no run, or it has none that can be read.
+    """
+    file = Path(options.run).expanduser() / POLICY
+    content = None
+    if file.exists():
+        try:
+            content = read_plain(file)
+            if policy_file.unpack(content)[0].config is not None:
+                return content, None
+        except (OSError, PolicyError) as error:
+            raise BadInput(f"--run {options.run}: {POLICY}: {error}") from None
+    # Of an earlier version, or with a network that the agent's own code makes.
+    from experiments.training import trained
+    from rgpo_jax import policy
+
+    loaded = trained.load(options.run, "--run", options.trust_code)
+    if content is None:
+        updates = loaded.env_steps // loaded.plan.batch_size
+        about = policy.describe(loaded.agent, loaded.plan.seeds, updates)
+        content = policy.pack(about, loaded.learners)
+    network = loaded.agent.learner.network
+    return content, None if network.config is not None else network
+
+
+if __name__ == "__main__":
+    compiling.leave(main)
