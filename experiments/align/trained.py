@@ -11,7 +11,7 @@ from experiments.align.plan import Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.record.files import read_plain
-from experiments.training.trained import config_of, restore_learner
+from experiments.training.trained import config_of, restore_learner, with_schedule
 
 
 class Trained(NamedTuple):
@@ -59,5 +59,6 @@ def load(folder: str, flag: str) -> Trained:
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    like = with_schedule(like, plan.config, here)
     restored = restore_learner(folder, flag, like, plan.settings())
     return Trained(plan, text, restored.parts["learner"].params, restored.updates)

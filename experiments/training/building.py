@@ -131,7 +131,7 @@ def members_of(plans: Sequence[Planned]) -> "Members":
 
     members = [(plan.config, seed) for plan in plans for seed in plan.seeds]
     # All numbers are arguments, so that other ones find the same program in the cache.
-    names = (*plans[0].config.traced(), "annealing")
+    names = (*plans[0].config.traced(), "annealing", "warmup_updates")
     return Members(
         tuple(seed for _, seed in members),
         {name: tuple(getattr(config, name) for config, _ in members) for name in names},

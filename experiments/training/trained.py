@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
@@ -19,6 +19,7 @@ from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
 from experiments.training import fingerprint
 from experiments.training.building import make_agent
+from rgpo_jax import schedules
 from rgpo_jax.agent import Agent
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, Restored
 from rgpo_jax.learner import LearnerState
@@ -49,6 +50,16 @@ def config_of(folder: str, flag: str) -> Path:
     if not path.exists():
         raise BadInput(f"{flag} {folder}: expected the folder of a run; it holds no {CONFIG}")
     return path
+
+
+def with_schedule(like: Any, config: Any, here: Sharding) -> Any:
+    """Shapes of a learner, but of its schedule the numbers, which old checkpoints do not have."""
+    shape = like.hyperparameters.annealing.shape
+    numbers = {
+        name: jax.device_put(np.full(shape, getattr(config, name), np.float32), here)
+        for name in schedules.NUMBERS
+    }
+    return like._replace(hyperparameters=dataclasses.replace(like.hyperparameters, **numbers))
 
 
 def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, Any]) -> Restored:
@@ -123,12 +134,7 @@ def load(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         jax.eval_shape(jax.vmap(init), keys),
     )
-    annealing = jax.device_put(
-        np.full(read.options.num_seeds, read.config.annealing, np.float32), here
-    )
-    like = like._replace(
-        hyperparameters=dataclasses.replace(like.hyperparameters, annealing=annealing)
-    )
+    like = with_schedule(like, read.config, here)
     restored = restore_learner(folder, flag, like, read.settings())
     env_steps = restored.updates * read.config.batch_size
     return Trained(read, agent, restored.parts["learner"], env_steps)
