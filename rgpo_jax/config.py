@@ -4,7 +4,6 @@ This module does not import JAX: flags are read and checked before anything heav
 """
 
 import dataclasses
-import types
 import typing
 from typing import Any, Literal
 
@@ -51,11 +50,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
         return
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(name, f"{value!r}: expected True or False")
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    for named in options if is_union else (hint,):  # or None, which has passed
-        names = typing.get_args(named)
-        if typing.get_origin(named) is Literal and value not in names:
-            raise ConfigError(name, f"{value!r}: expected one of {', '.join(map(str, names))}")
+    if typing.get_origin(hint) is Literal and value not in options:
+        raise ConfigError(name, f"{value!r}: expected one of {', '.join(map(str, options))}")
     for option in options:
         for constraint in getattr(option, "__metadata__", ()):
             if isinstance(constraint, Range):
@@ -83,19 +79,19 @@ class Scheduled(Checked):
     the compiled program, but for a constant rate, which is a linear one; its numbers are traced.
     """
 
-    learning_rate_schedule: Literal["linear", "cosine", "constant"] | None = None
+    learning_rate_schedule: Literal["auto", "linear", "cosine", "constant"] = "auto"
     """How the learning rate goes to its end, over the whole run: along a line or half a cosine, or
-    constant: it stays. None: linear, or constant with --no-anneal-learning-rate."""
+    constant: it stays. auto: linear, or constant where anneal_learning_rate is off."""
     end_learning_rate: NonNegative = 0.0
     """Learning rate at the end of the run, where the schedule is linear or cosine."""
     anneal_learning_rate: bool = True
-    """Let the learning rate fall, if no learning_rate_schedule says how."""
+    """Let the learning rate fall, where learning_rate_schedule is auto."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         named = self.learning_rate_schedule
         # False may be an agent's own default, which a name replaces.
-        if named not in (None, "constant") and (
+        if named in ("linear", "cosine") and (
             type(self).anneal_learning_rate and not self.anneal_learning_rate
         ):
             raise ConfigError(
@@ -120,8 +116,9 @@ class Scheduled(Checked):
     @property
     def schedule(self) -> str:
         """linear, cosine or constant."""
-        by_default = "linear" if self.anneal_learning_rate else "constant"
-        return self.learning_rate_schedule or by_default
+        if self.learning_rate_schedule != "auto":
+            return self.learning_rate_schedule
+        return "linear" if self.anneal_learning_rate else "constant"
 
     @property
     def annealing(self) -> float:
