@@ -66,7 +66,7 @@ def _prepare(args: Sequence[str]) -> _Prepared | None:
         folder, speaks = _choose_folder(plan)
     except BadInput as error:
         flags.refuse(error)
-    finished = ending.announce(plan.title, folder, options.resume, speaks)
+    finished = ending.announce(plan, folder, speaks)
     return None if finished else _Prepared(plan, folder, speaks)
 
 

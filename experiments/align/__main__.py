@@ -39,7 +39,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
     except BadInput as error:
         flags.refuse(error)
-    if ending.announce(plan.title, folder, options.resume):
+    if ending.announce(plan, folder):
         page.write_missing(folder, plan.curve_title)  # of a run that was killed at its very end
         return 0
     opened = _open(plan, folder)

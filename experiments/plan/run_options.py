@@ -30,6 +30,10 @@ class RunOptions(Checked):
     resume: bool = False
     """Go on with the run that DIR holds, from its last checkpoint and with its own settings; start
     it if there is none. The same command line can be given again and again."""
+    train_longer: bool = False
+    """With --resume: go on to more steps than the run had, finished or not (--total-steps, or
+    --num-updates of a language model). All is kept; the learning rate is that of a run which was so
+    long from the start."""
     checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
     for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
@@ -55,6 +59,8 @@ class RunOptions(Checked):
             raise ConfigError("resume", "needs the run's folder too: --out DIR")
         if self.resume and self.overwrite:
             raise ConfigError("resume", "and overwrite exclude each other")
+        if self.train_longer and not self.resume:
+            raise ConfigError("train_longer", "goes with --out DIR --resume")
 
     @property
     def seeds(self) -> range:

@@ -24,6 +24,7 @@ from experiments.cli.terminal import Terminal
 from experiments.record import loggers
 from experiments.record.files import append_plain, require_space, to_json, write_atomically
 from experiments.record.headline import CONTROL, Headline
+from experiments.record.lengthening import lengthened
 from experiments.record.provenance import provenance
 from experiments.record.run_folder import (
     CONFIG,
@@ -102,10 +103,14 @@ class Recorder:
         if metrics_bytes and last != b"\n":
             raise BadInput(f"--resume: {path} is not what it was at the checkpoint")
         self._metrics.truncate(metrics_bytes)
-        for name in (SUMMARY, CURVE):
-            (self.folder / name).unlink(missing_ok=True)
+        self._forget_results()
         for logger in self._loggers:
             logger.rewind(steps)
+
+    def _forget_results(self) -> None:
+        """Removes what is written at the end, which is still to come."""
+        for name in (SUMMARY, CURVE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def start_clock(self, seconds: float) -> None:
         """Counts `wall_seconds` from here, where the run has taken so many."""
@@ -146,11 +151,21 @@ class Recorder:
             self._status = None
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None:
-        """Writes everything needed to repeat the run; of one that goes on, where it does so."""
+        """Writes everything needed to repeat the run; of one that goes on, where it does so.
+
+        Of one that is to be longer than it was, it replaces the length, and keeps the one before.
+        """
         path = self.folder / CONFIG
         if path.exists():
             content = json.loads(path.read_text())
             content.setdefault("resumed", []).append(provenance())
+            longer = lengthened(content["settings"], settings)
+            if longer is not None:
+                # First: what is kept says no more that the run has reached its end.
+                self._forget_results()
+                content["settings"][longer.setting] = longer.after
+                content.setdefault("lengthened", []).append(longer._asdict())
+                content |= more
         else:
             content = {"settings": settings, **more, **provenance()}
         write_atomically(path, to_json(content, indent=2))

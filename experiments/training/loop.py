@@ -15,7 +15,7 @@ from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
 from experiments.training import compiling, fingerprint
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
-from experiments.training.position import Position
+from experiments.training.position import Position, with_own_schedule
 from experiments.training.programs import Programs, wait
 from experiments.training.results import Outcome, describe, describe_broken
 from experiments.training.subject import Cell, parts_of
@@ -131,7 +131,8 @@ class Training:
         for line in fingerprint.remarks(restored.position):
             self._say(f"warning: {line}")
         parts, self._position = restored.parts, Position.of_checkpoint(restored.position)
-        self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
+        learner = with_own_schedule(parts["learner"], self._states.learner)
+        self._states = self._states._replace(learner=learner, **parts["rest"])
         self._progress = self._programs.from_kept(parts["progress"])
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from rgpo_jax import schedules
+
 
 @dataclasses.dataclass
 class Position:
@@ -46,3 +48,12 @@ class Position:
     def broken_in(self, part: slice) -> list[list[int]]:
         """(member, update) of those in a part whose parameters are no longer finite."""
         return [entry for entry in self.broken if part.start <= entry[0] < part.stop]
+
+
+def with_own_schedule(kept: Any, own: Any) -> Any:
+    """A learner that was kept, with the schedule of another: that of a run which may be longer."""
+    numbers = getattr(own, "hyperparameters", None)
+    if numbers is None:  # not all that is trained has a learning rate
+        return kept
+    schedule = {name: getattr(numbers, name) for name in schedules.NUMBERS}
+    return kept._replace(hyperparameters=dataclasses.replace(kept.hyperparameters, **schedule))

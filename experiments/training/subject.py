@@ -65,6 +65,10 @@ class Planned(Subject, Protocol):
         """Of its folder, where the settings do not tell it from others."""
 
     @property
+    def title(self) -> str:
+        """What is trained, for how long, in words."""
+
+    @property
     def options(self) -> Any:
         """The options of its run."""
 
