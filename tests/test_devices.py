@@ -201,7 +201,7 @@ def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device,
     assert f"8 devices: seeds over {layout[0]}, environments over {layout[1]}" in said
     assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
     # And what was learnt is read where there are fewer devices.
-    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == 32768
+    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == (32768,) * num_seeds
 
 
 def test_in_turn_on_two_devices_gives_the_numbers_of_one(on_one_device, tmp_path):

@@ -80,6 +80,10 @@ class Plan:
         return self.options.checkpoint_every
 
     @property
+    def keep_best(self) -> bool:
+        return self.options.keep_best
+
+    @property
     def curve_title(self) -> str:
         return f"{self.options.agent} on {self.options.env}"
 

@@ -37,6 +37,9 @@ class RunOptions(Checked):
     checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
     for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+    keep_best: bool = False
+    """Keep in checkpoints, beside each seed's newest policy, that of its best evaluation so far:
+    play --which best. Its score is the best of many and flatters it; episodes of play are fresh."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
     trust_code: bool = False

@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -43,6 +43,8 @@ class Options(Checked):
 
     run: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder of a run, whose newest checkpoint is played."""
+    which: Literal["newest", "best"] = "newest"
+    """best: the policy of the seed's best evaluation, where the run was told to --keep-best."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """A .gif or .mp4, for Brax an .html; None: episode.gif or episode.html in the run's folder."""
     overwrite: bool = False
@@ -111,12 +113,14 @@ def _main(args: Sequence[str]) -> int:
             options.episodes,
             options.episode_seed,
             options.max_steps,
+            options.which,
         )
-    loaded = trained.load(options.run, "--run", options.trust_code)
+    loaded = trained.load(options.run, "--run", options.trust_code, which=options.which)
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)
     title = _title(loaded, seed)
-    print(f"{title}, after {loaded.env_steps:,} steps", flush=True)
+    steps = loaded.env_steps[seed - loaded.plan.options.seed]
+    print(f"{title}, {options.which} policy, after {steps:,} steps", flush=True)
     film, ends = _play(options, loaded, seed, title)
     outcome = _outcome(ends)
     content = _develop(film, options, loaded, path.suffix.lower(), f"{title}: {outcome}")

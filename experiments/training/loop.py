@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
-from experiments.training import compiling, fingerprint
+from experiments.training import best, compiling, fingerprint
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
 from experiments.training.position import Position, with_own_schedule
@@ -79,6 +79,8 @@ class Training:
         interrupts.check()  # nothing was shown where all was ready at once
         self._states = self._programs.initial_states
         self._progress = self._programs.start()
+        # Its shapes, until there was an evaluation.
+        self._best = best.copy(best.policy_of(self._states.learner)) if self._keeps_best else None
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
         spread = f" for {self._programs.spread}" if self._programs.spread else ""
@@ -90,6 +92,10 @@ class Training:
     @property
     def _num_members(self) -> int:
         return len(self._seeds)
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self._plan.keep_best
 
     @property
     def _steps(self) -> int:
@@ -134,6 +140,7 @@ class Training:
         learner = with_own_schedule(parts["learner"], self._states.learner)
         self._states = self._states._replace(learner=learner, **parts["rest"])
         self._progress = self._programs.from_kept(parts["progress"])
+        self._best = parts.get(best.PART)
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
                 cell.recorder.rewind(size, self._steps)
@@ -169,6 +176,7 @@ class Training:
             if not position.updates:
                 with self._evaluating():  # there is nothing to keep yet
                     position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
+                self._keep_if_best()
                 undefined = [math.nan] * self._num_members
                 names = self._programs.metric_names
                 self._log({**dict.fromkeys(names, undefined), **position.evaluation})
@@ -288,6 +296,7 @@ class Training:
                 self._save()
                 self._write_summaries(interrupted=True)
                 raise
+            self._keep_if_best()
             metrics |= position.evaluation
             score = headline.score
             for cell, part in zip(self._cells, self._parts, strict=True):
@@ -305,6 +314,22 @@ class Training:
         )
         self._progress = self._programs.start()
         position.unreported = False
+
+    def _keep_if_best(self) -> None:
+        """Keeps the policies of those members whose last evaluation is their best so far."""
+        if self._best is None:
+            return
+        position = self._position
+        scores = position.evaluation[self._headline.score.metric]
+        better = best.are_better(scores, position.best_scores, position.broken)
+        if not better.any():
+            return
+        newest = best.policy_of(self._states.learner)
+        self._best = best.choose(better, newest, self._best, self._programs.place)
+        best_scores = position.best_scores or [math.nan] * self._num_members
+        best_at = position.best_at or [0] * self._num_members
+        position.best_scores = np.where(better, scores, best_scores).tolist()
+        position.best_at = np.where(better, position.updates, best_at).tolist()
 
     def _evaluating(self) -> contextlib.AbstractContextManager[None]:
         """Inside, a stop is heard at once, as evaluation changes nothing; but of several processes
@@ -335,7 +360,8 @@ class Training:
         # The learner apart: who wants the policy alone reads nothing else.
         rest = {name: value for name, value in self._states._asdict().items() if name != "learner"}
         progress = self._programs.to_keep(self._progress)
-        return {"learner": self._states.learner, "rest": rest, "progress": progress}
+        kept = {} if self._best is None else {best.PART: self._best}
+        return {"learner": self._states.learner, "rest": rest, "progress": progress, **kept}
 
     def _copied_parts(self) -> dict[str, Any]:
         """The parts to keep, in memory that no program reuses: the host's."""

@@ -17,6 +17,8 @@ class Position:
       checkpoint_seconds: of these, in making checkpoints.
       largest: name -> largest so far, per member, of the metrics that the headline asks for.
       evaluation: the last one: name -> values per member.
+      best_scores: the best evaluation so far, per member; empty where no policy is kept for it.
+      best_at: after how many updates it was made.
       broken: (member, update) for those whose parameters are no longer finite.
       metrics_bytes: size of the metrics, per cell.
       unreported: whether the line of metrics of the last update is still to be written, since a
@@ -29,6 +31,8 @@ class Position:
     checkpoint_seconds: float = 0.0
     largest: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_scores: list[float] = dataclasses.field(default_factory=list)
+    best_at: list[int] = dataclasses.field(default_factory=list)
     broken: list[list[int]] = dataclasses.field(default_factory=list)
     metrics_bytes: list[int] = dataclasses.field(default_factory=list)
     unreported: bool = False

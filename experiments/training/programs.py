@@ -209,6 +209,10 @@ class Programs(abc.ABC):
         """What may have broken the parameters, in words; None where nothing was found."""
         return None
 
+    def place(self, values: np.ndarray) -> jax.Array:
+        """Values [M] on devices, as members lie there."""
+        return _place(values, self._empty.broken_at.sharding)
+
     def finish(self, progress: Progress) -> ChunkReport:
         """The report on all updates since its start, in NumPy arrays [M]."""
         return processes.fetch(progress).finish()

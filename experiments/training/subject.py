@@ -43,6 +43,10 @@ class Subject(Protocol):
         """Seconds between two checkpoints; 0: one whenever it may be; None: only the last."""
 
     @property
+    def keep_best(self) -> bool:
+        """Whether the best policy so far is kept, too."""
+
+    @property
     def entries(self) -> Mapping[str, Any]:
         """What `config.json` has beside settings, headline and versions."""
 

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,12 +17,14 @@ from experiments.plan.options import Options
 from experiments.plan.reading import Plan, read_plan
 from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
-from experiments.training import fingerprint
+from experiments.training import best, fingerprint
 from experiments.training.building import make_agent
 from rgpo_jax import schedules
 from rgpo_jax.agent import Agent
-from rgpo_jax.checkpoint import CheckpointError, Checkpoints, Restored
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 from rgpo_jax.learner import LearnerState
+
+Which = Literal["newest", "best"]
 
 # Settings without which a network's parameters mean something else, in the same shapes.
 _MEANING = ("activation", "policy", "state_dependent_std")
@@ -35,13 +37,13 @@ class Trained(NamedTuple):
       plan: what the run was told to do.
       agent: of one device.
       learners: one per seed [N, ...], on one device.
-      env_steps: steps that each has seen.
+      env_steps: steps that each has seen; of the best of each seed [N].
     """
 
     plan: Plan
     agent: Agent
     learners: LearnerState
-    env_steps: int
+    env_steps: tuple[int, ...]
 
 
 def config_of(folder: str, flag: str) -> Path:
@@ -62,22 +64,39 @@ def with_schedule(like: Any, config: Any, here: Sharding) -> Any:
     return like._replace(hyperparameters=dataclasses.replace(like.hyperparameters, **numbers))
 
 
-def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, Any]) -> Restored:
-    """Of the newest checkpoint that is whole the part "learner"; warns where it is not the newest.
+class Learnt(NamedTuple):
+    """What a checkpoint holds of learners; `updates` made each of them [N]."""
+
+    learners: Any
+    updates: tuple[int, ...]
+
+
+def restore_learner(
+    folder: str, flag: str, like: Any, settings: Mapping[str, Any], which: Which = "newest"
+) -> Learnt:
+    """What the newest checkpoint that is whole has of learners; warns where it is not the newest.
 
     Args:
       folder: of the run.
       flag: with which it was given, for messages.
       like: shapes and shardings of the learner.
       settings: of the run, as its folder has them.
+      which: newest; or best, where those of the best evaluation have taken the place of newest
+        parameters and statistics.
 
     Raises:
-      BadInput: there is no checkpoint, or none that can be read; or it was made with others.
+      BadInput: there is no checkpoint, or none that can be read; or it was made with others, or
+        without its best.
     """
+    if which == "best" and not settings.get("keep_best"):
+        raise BadInput(f"--which best: the run in {folder} was begun without --keep-best")
+    parts = {"learner": like}
+    if which == "best":
+        parts[best.PART] = best.policy_of(like)
     try:
         checkpoints = Checkpoints(Path(folder).expanduser() / CHECKPOINTS)
         restored = checkpoints.restore(
-            {"learner": like},
+            parts,
             tidy=False,
             refuse=lambda position: fingerprint.difference(position, [settings], strict=False),
         )
@@ -91,11 +110,22 @@ def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, An
         remarks.append(f"a damaged checkpoint is passed over, {older}: {line}")
     for line in remarks:
         print(f"warning: {flag} {folder}: {line}", file=sys.stderr)
-    return restored
+    learners = restored.parts["learner"]
+    number = int(settings["num_seeds"])
+    if which == "newest":
+        return Learnt(learners, (restored.updates,) * number)
+    best_at = restored.position.get("best_at")
+    if not isinstance(best_at, list) or len(best_at) != number:
+        raise BadInput(f"{flag} {folder}: its checkpoint does not say which policies are the best")
+    return Learnt(learners._replace(**restored.parts[best.PART]), tuple(map(int, best_at)))
 
 
 def load(
-    folder: str, flag: str, trust_code: bool = False, trusted: Collection[Any] = ()
+    folder: str,
+    flag: str,
+    trust_code: bool = False,
+    trusted: Collection[Any] = (),
+    which: Which = "newest",
 ) -> Trained:
     """Reads a run's newest checkpoint that is whole.
 
@@ -104,6 +134,7 @@ def load(
       flag: with which it was given, for messages.
       trust_code: whether its settings may name code that is not of the suite.
       trusted: names of such code that the user has typed.
+      which: of its policies; see `restore_learner`.
 
     Raises:
       BadInput: there is no run, or it has no checkpoint that can be read; or it names code that it
@@ -135,9 +166,9 @@ def load(
         jax.eval_shape(jax.vmap(init), keys),
     )
     like = with_schedule(like, read.config, here)
-    restored = restore_learner(folder, flag, like, read.settings())
-    env_steps = restored.updates * read.config.batch_size
-    return Trained(read, agent, restored.parts["learner"], env_steps)
+    learners, updates = restore_learner(folder, flag, like, read.settings(), which)
+    env_steps = tuple(number * read.config.batch_size for number in updates)
+    return Trained(read, agent, learners, env_steps)
 
 
 def load_start(options: Options, agent: Agent) -> LearnerState:
