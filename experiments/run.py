@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
     from experiments.training.devices import Layout
     from rgpo_jax.agent import Agent
+    from rgpo_jax.callback import Callback
     from rgpo_jax.learner import LearnerState
 
 
@@ -48,12 +49,13 @@ class _Prepared(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """What a run needs to train: its agent, the parameters to start from if any, its record."""
+    """What a run needs to train: agent, parameters to start from, record and callback if any."""
 
     agent: "Agent"
     layout: "Layout"
     start: "LearnerState | None"
     recorder: "Recorder"
+    callback: "Callback | None"
 
 
 def _prepare(args: Sequence[str]) -> _Prepared | None:
@@ -87,6 +89,7 @@ def _open(prepared: _Prepared) -> _Opened:
         begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
             start = trained.load_start(options, agent)
+        callback = building.callback_of(options)
         with processes.together():
             if speaks:
                 recorder = Recorder(
@@ -99,7 +102,7 @@ def _open(prepared: _Prepared) -> _Opened:
         if options.out is None:
             _remove_empty(folder)
         flags.refuse(error)
-    return _Opened(agent, layout, start, recorder)
+    return _Opened(agent, layout, start, recorder, callback)
 
 
 def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
@@ -109,13 +112,13 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
     from experiments.training.subject import Cell
 
     plan, folder, _ = prepared
-    agent, layout, start, recorder = opened
+    agent, layout, start, recorder, callback = opened
 
     def train() -> None:
         cells = [Cell(building.with_gate(plan, agent), recorder)]
         make_programs = functools.partial(building.make_programs, agent, layout, [plan])
         show = recorder.advance_progress
-        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show)
+        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show, callback)
         if start is not None:
             run.start_from(start)
         if plan.options.resume:

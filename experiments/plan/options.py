@@ -83,6 +83,8 @@ class Options(RunOptions, _What):  # the fields of the last come first
             raise ConfigError("process_id", f"{number}: expected a number from 0 to {count - 1}")
         if self.coordinator is None:
             return
+        if self.callback is not None:
+            raise ConfigError("callback", f"{self.callback}: goes with one process")
         if self.out is None:
             raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
         if envs.is_on_host(self.env):

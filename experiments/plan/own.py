@@ -18,7 +18,7 @@ from experiments.cli.flags import BadInput
 from rgpo_jax.config import Config
 
 # Settings that may name code.
-_CODE = ("agent", "gate", "env", "reward", "gold", "preference")
+_CODE = ("agent", "gate", "env", "reward", "gold", "preference", "callback")
 # Modules of the suite that have gates without a name of their own.
 _GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"

@@ -11,7 +11,8 @@ from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-MAY_CHANGE = ("checkpoint_every", "loggers")
+MAY_CHANGE = ("checkpoint_every", "loggers", "callback")
+OF_ONE_RUN = ("callback",)  # refused in a sweep, which trains several side by side
 MOST_SEEDS = 2**20  # of a run
 
 
@@ -40,11 +41,15 @@ class RunOptions(Checked):
     keep_best: bool = False
     """Keep in checkpoints, beside each seed's newest policy, that of its best evaluation so far:
     play --which best. Its score is the best of many and flatters it; episodes of play are fresh."""
+    callback: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
+    """A function of your own, called after each line of metrics with a rgpo_jax.callback.Moment:
+    steps, metrics, what was learnt, and how it acts. Where it returns True the run is saved and
+    ends there. It changes no number."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
     trust_code: bool = False
     """Import code that is not of the suite where the settings of a folder or of FILE name it: a
-    gate, an agent, a reward. What you type yourself is imported without."""
+    gate, an agent, a reward, a callback. What you type yourself is imported without."""
     compilation_cache: flags.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
     loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS

@@ -60,6 +60,7 @@ def status_of(
     settings: Mapping[str, Any],
 ) -> int:
     """Trains; returns the exit status, and says why where it is not 0."""
+    from experiments.training.calling_back import CallbackFailed, Stopped
     from experiments.training.loop import Broken
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
@@ -70,6 +71,11 @@ def status_of(
     except (BadInput, processes.ProcessFailed) as error:
         flags.refuse(error)
     except Broken:
+        return EXIT_BROKEN
+    except Stopped:
+        recorder.say(f"stopped by the callback; {go_on}")
+    except CallbackFailed as error:
+        recorder.say(f"error: {error}; {go_on}")
         return EXIT_BROKEN
     except Interrupted as interrupted:
         recorder.say(f"stopped; {go_on}")

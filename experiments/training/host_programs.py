@@ -45,7 +45,7 @@ class HostPrograms(EpisodePrograms):
     """
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
-        super().__init__(layout)
+        super().__init__(agent, layout)
         mesh, num_members = layout.mesh(), len(members.seeds)
         self._agent, self._seeds = agent, members.seeds
         self._sharding = NamedSharding(mesh, SEEDS)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
-from experiments.training import best, compiling, fingerprint
+from experiments.training import best, calling_back, compiling, fingerprint
+from experiments.training.calling_back import CallbackFailed, Stopped
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
 from experiments.training.position import Position, with_own_schedule
@@ -20,6 +21,7 @@ from experiments.training.programs import Programs, wait
 from experiments.training.results import Outcome, describe, describe_broken
 from experiments.training.subject import Cell, parts_of
 from rgpo_jax import processes
+from rgpo_jax.callback import Callback
 from rgpo_jax.train import NEVER
 
 _LONGEST_CHUNK = 2.5  # seconds; how long Ctrl-C and a due checkpoint wait
@@ -44,6 +46,7 @@ class Training:
         folder: Path,
         interrupts: Interrupts,
         show: Callable[[int, float, str], None] = lambda steps, rate, status: None,
+        callback: Callback | None = None,
     ):
         """Writes the settings, and compiles.
 
@@ -55,9 +58,11 @@ class Training:
           interrupts: what asks it to end.
           show: is told progress: steps so far (of one member), steps per second of all members, a
             word on scores.
+          callback: a user's, called after each line of metrics but that before the first update.
         """
         self._cells, self._parts = cells, parts_of(cells)
         self._interrupts, self._show = interrupts, show
+        self._callback, self._is_to_stop = callback, False
         self._plan = cells[0].plan
         self._headline = self._plan.headline
         self._seeds = tuple(seed for cell in cells for seed in cell.plan.seeds)
@@ -162,6 +167,7 @@ class Training:
         Raises:
           Broken: parameters became NaN or infinite; seeds without such are finished.
           Interrupted: asked to end; what was done so far is kept.
+          Stopped, CallbackFailed: so did the callback, or it failed; the same.
           CheckpointError, OSError: what was done cannot be kept.
         """
         interrupts, plan, position = self._interrupts, self._plan, self._position
@@ -216,11 +222,11 @@ class Training:
                 if self._all_broken or is_last:
                     break
                 asked = processes.largest(interrupts.pending)
-                if processes.agree(self._keeper.is_due()) or asked:
+                if processes.agree(self._keeper.is_due()) or asked or self._is_to_stop:
                     self._save()
-                if asked:
+                if asked or self._is_to_stop:
                     self._write_summaries(interrupted=True)
-                    raise Interrupted(asked)
+                    raise Interrupted(asked) if asked else Stopped
                 before = None  # not two copies at a time
                 if takes_long and jax.process_count() == 1:
                     before = self._copied_parts()
@@ -276,6 +282,8 @@ class Training:
 
         Raises:
           Interrupted: asked to end while it evaluated; the updates are saved, the report is not.
+            Or in the callback: both are.
+          CallbackFailed: both are saved.
         """
         position, headline = self._position, self._headline
         training, digits, unit = headline.training, headline.digits, headline.unit
@@ -293,8 +301,7 @@ class Training:
                     )
             except Interrupted:
                 position.unreported = True
-                self._save()
-                self._write_summaries(interrupted=True)
+                self._save_and_sum_up()
                 raise
             self._keep_if_best()
             metrics |= position.evaluation
@@ -314,6 +321,26 @@ class Training:
         )
         self._progress = self._programs.start()
         position.unreported = False
+        self._call_back(metrics)
+
+    def _call_back(self, metrics: dict[str, list[float]]) -> None:
+        if self._callback is None:
+            return
+        updates, states = self._position.updates, self._states
+        act = self._programs.actor(states)
+        try:
+            with self._evaluating():
+                self._is_to_stop |= calling_back.call(
+                    self._callback, updates, self._steps, metrics, states.learner, act
+                )
+        except (Interrupted, CallbackFailed):
+            self._save_and_sum_up()
+            raise
+
+    def _save_and_sum_up(self) -> None:
+        """What is left where a run does not go on for now."""
+        self._save()
+        self._write_summaries(interrupted=True)
 
     def _keep_if_best(self) -> None:
         """Keeps the policies of those members whose last evaluation is their best so far."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from experiments.record.headline import CONTROL
 from experiments.training.compiling import Compiler
@@ -17,6 +17,7 @@ from experiments.training.devices import Layout, over_seeds, seed_keys, spread_o
 from rgpo_jax import processes
 from rgpo_jax import train as library
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.callback import make_act
 from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
@@ -187,6 +188,10 @@ class Programs(abc.ABC):
         `whole`, as at the end, and before the first update.
         """
 
+    def actor(self, states: Any) -> Callable[..., Any] | None:
+        """How members act now, as `callback.Moment` explains; None where they do not."""
+        return None
+
     def start_from(self, states: Any, learners: Any, parts: Sequence[slice]) -> Any:
         """States that start from what other learners [N] have learnt.
 
@@ -240,10 +245,20 @@ class Programs(abc.ABC):
 class EpisodePrograms(Programs):
     """Programs of an agent in environments, wherever those live; evaluations are episodes."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, agent: Agent, layout: Layout):
+        self._act = make_act(agent)
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
         self.in_turn = layout.in_turn
+
+    def actor(self, states: Any) -> Callable[..., Any]:
+        here = SingleDeviceSharding(jax.devices()[0])  # where observations are
+
+        def act(observation: Any, key: Any = None, memory: Any = None) -> Any:
+            learners = jax.device_put(states.learner._replace(optimizer_state=None), here)
+            return self._act(learners, observation, key, memory)
+
+        return act
 
     @abc.abstractmethod
     def _run_episodes(
@@ -293,7 +308,7 @@ class CompiledPrograms(EpisodePrograms):
     """Everything is compiled, the environments too."""
 
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
-        super().__init__(layout)
+        super().__init__(agent, layout)
         mesh = layout.mesh()
         self._env = agent.env
         self._num_batches = episodes.at_the_end // episodes.while_training

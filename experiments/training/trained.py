@@ -145,6 +145,7 @@ def load(
         settings = flags.settings_from_file(path, read_plain)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
+    settings.pop("callback", None)  # nobody calls it here
     if not trust_code:
         can_be_typed = flag == "--init-from"
         own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
