@@ -125,8 +125,26 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
             run.resume()
         recorder.start_progress(plan.num_updates * plan.batch_size)
         run.run()
+        if plan.options.log_film:
+            _log_film(plan, folder, recorder)
 
     return ending.status_of(train, recorder, PROG, folder, prepared.plan.settings())
+
+
+def _log_film(plan: Plan, folder: Path, recorder: "Recorder") -> None:
+    """Plays an episode of the policy, and shows it; a run that cannot be drawn is no less whole."""
+    from experiments.play import __main__ as play
+    from experiments.training import trained
+
+    try:
+        loaded = trained.load(str(folder), "--run", trust_code=True)  # it has just run
+        path, outcome = play.make_film(play.Options(run=str(folder), overwrite=True), loaded)
+        recorder.log_film(plan.num_updates * plan.batch_size, path)
+    except Exception as error:  # whatever a library for drawing raises, where there is no screen
+        line = (str(error).splitlines() or [""])[0]
+        recorder.say(f"warning: --log-film: {type(error).__name__}: {line}")
+    else:
+        recorder.say(f"film: {outcome} -> {path}")
 
 
 def _remove_empty(folder: Path) -> None:

@@ -11,8 +11,8 @@ from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-MAY_CHANGE = ("checkpoint_every", "loggers", "callback")
-OF_ONE_RUN = ("callback",)  # refused in a sweep, which trains several side by side
+MAY_CHANGE = ("checkpoint_every", "loggers", "callback", "log_film")
+OF_ONE_RUN = ("callback", "log_film")  # refused in a sweep, which trains several side by side
 MOST_SEEDS = 2**20  # of a run
 
 

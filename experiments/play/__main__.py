@@ -118,19 +118,33 @@ def _main(args: Sequence[str]) -> int:
     loaded = trained.load(options.run, "--run", options.trust_code, which=options.which)
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)
-    title = _title(loaded, seed)
     steps = loaded.env_steps[seed - loaded.plan.options.seed]
+    title = _title(loaded, seed)
     print(f"{title}, {options.which} policy, after {steps:,} steps", flush=True)
-    film, ends = _play(options, loaded, seed, title)
-    outcome = _outcome(ends)
-    content = _develop(film, options, loaded, path.suffix.lower(), f"{title}: {outcome}")
     try:
-        write_atomically(path, content)
+        _, outcome = make_film(options, loaded)
     except OSError as error:
         print(f"error: {path}: {error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_KEPT
     print(f"{outcome} -> {path}")
     return 0
+
+
+def make_film(options: Options, loaded: "Trained") -> tuple[Path, str]:
+    """Plays, and writes the file; returns where it is, and what happened in words.
+
+    Raises:
+      BadInput: the options do not fit the run, or the environment cannot be drawn.
+      OSError: the file cannot be written.
+    """
+    seed = _choose_seed(options, loaded)
+    path = _choose_file(options, loaded.plan.options.env)
+    title = _title(loaded, seed)
+    film, ends = _play(options, loaded, seed, title)
+    outcome = _outcome(ends)
+    content = _develop(film, options, loaded, path.suffix.lower(), f"{title}: {outcome}")
+    write_atomically(path, content)
+    return path, outcome
 
 
 def _choose_seed(options: Options, loaded: "Trained") -> int:

@@ -213,8 +213,18 @@ class Recorder:
             self._progress.stop()
             self._progress = None
 
-    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
-        """Appends a line to `metrics.jsonl`, and tells the loggers."""
+    def log_metrics(
+        self,
+        steps: int,
+        updates: int,
+        metrics: Mapping[str, list[float]],
+        rate: float | None = None,
+    ) -> None:
+        """Appends a line to `metrics.jsonl`, and tells the loggers.
+
+        They are told the steps a second of all seeds too, where these are known: a number that no
+        two runs have alike, and not of what was learnt.
+        """
         require_space(self.folder)
         line = {
             self._headline.unit.counter: steps,
@@ -225,7 +235,12 @@ class Recorder:
         self._metrics.write(to_json(line).decode())
         self._metrics.flush()
         for logger in self._loggers:
-            logger.log(steps, metrics)
+            logger.log(steps, metrics, {} if rate is None else {self._headline.unit.rate: rate})
+
+    def log_film(self, steps: int, path: Path) -> None:
+        """Shows the loggers a film of the policy after so many steps, if they can: a GIF."""
+        for logger in self._loggers if path.suffix == ".gif" else ():
+            logger.film(steps, path)
 
     def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None:
         """Draws `learning_curve.png` from the metrics, with a title; then writes `summary.json`."""
@@ -287,6 +302,12 @@ class NullRecorder(Recorder):
 
     def stop_progress(self) -> None: ...
 
-    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None: ...
+    def log_metrics(
+        self,
+        steps: int,
+        updates: int,
+        metrics: Mapping[str, list[float]],
+        rate: float | None = None,
+    ) -> None: ...
 
     def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None: ...

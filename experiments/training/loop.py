@@ -314,7 +314,7 @@ class Training:
                     f"{'' if rate is None else '  ' + unit.a_second(rate)}{remark}"
                 )
         self._tell_skipped(metrics)
-        self._log(metrics)
+        self._log(metrics, rate)
         current = describe(metrics[training.metric], digits, brief=True)
         self._show(
             self._steps, rate or 0.0, f"{headline.learning or headline.quantity} {current}{remark}"
@@ -378,10 +378,10 @@ class Training:
                         f"{self._headline.unit.name} were not finite and were skipped (seed {seed})"
                     )
 
-    def _log(self, metrics: dict[str, list[float]]) -> None:
+    def _log(self, metrics: dict[str, list[float]], rate: float | None = None) -> None:
         for cell, part in zip(self._cells, self._parts, strict=True):
             own = {name: values[part] for name, values in metrics.items()}
-            cell.recorder.log_metrics(self._steps, self._position.updates, own)
+            cell.recorder.log_metrics(self._steps, self._position.updates, own, rate)
 
     def _parts_to_keep(self) -> dict[str, Any]:
         # The learner apart: who wants the policy alone reads nothing else.
