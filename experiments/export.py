@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -33,12 +33,14 @@ class Options(Checked):
     """Save the policy of a run as a file that other programs read."""
 
     run: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    """Folder of a run, whose newest policy is saved."""
+    """Folder of a run."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """A .onnx or .stablehlo (of jax.export): the policy's mode, in the environment's units, for a
     batch of any size; or an .npz, all seeds for rgpo_jax.load."""
     seed: CountOrZero | None = None
     """Which of the seeds that the run trained; None: its first, and in an .npz all."""
+    which: Literal["newest", "best"] = "newest"
+    """The newest policy, or that of the best evaluation, which --keep-best has kept."""
     overwrite: bool = False
     """Replace FILE."""
     trust_code: bool = False
@@ -104,20 +106,20 @@ def _find(options: Options) -> "tuple[bytes, Network | None]":
     """
     file = Path(options.run).expanduser() / POLICY
     content = None
-    if file.exists():
+    if file.exists() and options.which == "newest":
         try:
             content = read_plain(file)
             if policy_file.unpack(content)[0].config is not None:
                 return content, None
         except (OSError, PolicyError) as error:
             raise BadInput(f"--run {options.run}: {POLICY}: {error}") from None
-    # Of an earlier version, or with a network that the agent's own code makes.
+    # The best, or of an earlier version, or with a network that the agent's own code makes.
     from experiments.training import trained
     from rgpo_jax import policy
 
-    loaded = trained.load(options.run, "--run", options.trust_code)
+    loaded = trained.load(options.run, "--run", options.trust_code, which=options.which)
     if content is None:
-        updates = loaded.env_steps // loaded.plan.batch_size
+        updates = max(loaded.env_steps) // loaded.plan.batch_size
         about = policy.describe(loaded.agent, loaded.plan.seeds, updates)
         content = policy.pack(about, loaded.learners)
     network = loaded.agent.learner.network

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
     from experiments.training.devices import Layout
     from rgpo_jax.agent import Agent
+    from rgpo_jax.callback import Callback
     from rgpo_jax.learner import LearnerState
 
 
@@ -52,12 +53,13 @@ class _Prepared(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """What a run needs to train: its agent, the parameters to start from if any, its record."""
+    """What a run needs to train: agent, parameters to start from, record and callback if any."""
 
     agent: "Agent"
     layout: "Layout"
     start: "LearnerState | None"
     recorder: "Recorder"
+    callback: "Callback | None"
 
 
 def _prepare(args: Sequence[str]) -> _Prepared | None:
@@ -73,7 +75,7 @@ def _prepare(args: Sequence[str]) -> _Prepared | None:
         folder, speaks = _choose_folder(plan)
     except BadInput as error:
         flags.refuse(error)
-    finished = ending.announce(plan.title, folder, options.resume, speaks)
+    finished = ending.announce(plan, folder, speaks)
     return None if finished else _Prepared(plan, folder, speaks)
 
 
@@ -94,6 +96,7 @@ def _open(prepared: _Prepared) -> _Opened:
         begun = options.resume and Checkpoints(folder / CHECKPOINTS).begun()
         if options.init_from is not None and not begun:
             start = trained.load_start(options, agent)
+        callback = building.callback_of(options)
         with processes.together():
             if speaks:
                 recorder = Recorder(
@@ -106,7 +109,7 @@ def _open(prepared: _Prepared) -> _Opened:
         if options.out is None:
             _remove_empty(folder)
         flags.refuse(error)
-    return _Opened(agent, layout, start, recorder)
+    return _Opened(agent, layout, start, recorder, callback)
 
 
 def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
@@ -116,19 +119,21 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
     from experiments.training.subject import Cell
 
     plan, folder, _ = prepared
-    agent, layout, start, recorder = opened
+    agent, layout, start, recorder, callback = opened
 
     def train() -> None:
         cells = [Cell(building.with_gate(plan, agent), recorder)]
         make_programs = functools.partial(building.make_programs, agent, layout, [plan])
         show = recorder.advance_progress
-        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show)
+        run = Training(cells, make_programs, folder / CHECKPOINTS, interrupts, show, callback)
         if start is not None:
             run.start_from(start)
         if plan.options.resume:
             run.resume()
         recorder.start_progress(plan.num_updates * plan.batch_size)
         run.run()
+        if plan.options.log_film:
+            _log_film(plan, folder, recorder)
 
     return ending.status_of(train, recorder, PROG, folder, prepared.plan.settings())
 
@@ -141,6 +146,22 @@ def _list_environments(args: Sequence[str]) -> None:
     except ValueError as error:
         raise BadInput(f"{LIST_ENVS} {error}") from None
     print("\n".join(known))
+
+
+def _log_film(plan: Plan, folder: Path, recorder: "Recorder") -> None:
+    """Plays an episode of the policy, and shows it; a run that cannot be drawn is no less whole."""
+    from experiments.play import __main__ as play
+    from experiments.training import trained
+
+    try:
+        loaded = trained.load(str(folder), "--run", trust_code=True)  # it has just run
+        path, outcome = play.make_film(play.Options(run=str(folder), overwrite=True), loaded)
+        recorder.log_film(plan.num_updates * plan.batch_size, path)
+    except Exception as error:  # whatever a library for drawing raises, where there is no screen
+        line = (str(error).splitlines() or [""])[0]
+        recorder.say(f"warning: --log-film: {type(error).__name__}: {line}")
+    else:
+        recorder.say(f"film: {outcome} -> {path}")
 
 
 def _remove_empty(folder: Path) -> None:

@@ -72,7 +72,63 @@ _STATIC_NUMBERS = ("initial_std",)  # only initial parameters depend on it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Checked):
+class Scheduled(Checked):
+    """How the learning rate moves over a run, whatever is trained.
+
+    A subclass has a `learning_rate`, `num_updates` and `warmup_updates`. A schedule's name selects
+    the compiled program, but for a constant rate, which is a linear one; its numbers are traced.
+    """
+
+    learning_rate_schedule: Literal["auto", "linear", "cosine", "constant"] = "auto"
+    """How the learning rate goes to its end, over the whole run: along a line or half a cosine, or
+    constant: it stays. auto: linear, or constant where anneal_learning_rate is off."""
+    end_learning_rate: NonNegative = 0.0
+    """Learning rate at the end of the run, where the schedule is linear or cosine."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall, where learning_rate_schedule is auto."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.learning_rate_schedule
+        # False may be an agent's own default, which a name replaces.
+        if named in ("linear", "cosine") and (
+            type(self).anneal_learning_rate and not self.anneal_learning_rate
+        ):
+            raise ConfigError(
+                "anneal_learning_rate", f"False: expected True with learning_rate_schedule {named}"
+            )
+        if self.schedule == "constant" and self.end_learning_rate:
+            raise ConfigError(
+                "end_learning_rate",
+                f"{self.end_learning_rate}: expected 0 with a constant rate, which has no end",
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run."""
+        raise NotImplementedError
+
+    @property
+    def warmup_updates(self) -> int:
+        """Updates before the learning rate is at its largest."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> str:
+        """linear, cosine or constant."""
+        if self.learning_rate_schedule != "auto":
+            return self.learning_rate_schedule
+        return "linear" if self.anneal_learning_rate else "constant"
+
+    @property
+    def annealing(self) -> float:
+        """The share of the way from the learning rate to its end that an update goes."""
+        left = self.num_updates - self.warmup_updates
+        return 0.0 if self.schedule == "constant" else 1.0 / max(1, left)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Scheduled):
     """Settings of the rollout, the networks and the update step.
 
     Whole numbers, names and switches select the compiled program. Real numbers, but for
@@ -82,7 +138,7 @@ class Config(Checked):
 
     total_steps: Count = 500_000
     """Environment steps of the whole run, over all environments of one seed; the learning rate
-    is annealed over them."""
+    reaches its end with them."""
     num_envs: Count = 4
     """Environments stepped side by side."""
     num_steps: Count = 128
@@ -95,9 +151,10 @@ class Config(Checked):
     """Samples differentiated at a time, to fit memory or caches: a gradient is the mean over a
     minibatch's parts of this size. None: all at once."""
     learning_rate: Positive = 2.5e-4
-    """Step size of Adam."""
-    anneal_learning_rate: bool = True
-    """Let the learning rate fall linearly to 0 over total_steps."""
+    """Step size of Adam, at its largest; learning_rate_schedule says how it moves."""
+    warmup_steps: CountOrZero = 0
+    """Environment steps of one seed, over which the learning rate first rises, along a line, to
+    learning_rate; rounded up to whole updates. 0: it starts there."""
     discount: UnitInterval = 0.99
     """Discount factor gamma per step, from 0 to 1."""
     gae_lambda: UnitInterval = 0.95
@@ -184,6 +241,11 @@ class Config(Checked):
                     f"{getattr(self, field)}: expected fewer than 2^31 steps a rollout and 2^31 "
                     "updates",
                 )
+        if self.warmup_steps > self.total_steps:
+            raise ConfigError(
+                "warmup_steps",
+                f"{self.warmup_steps}: expected at most total_steps, {self.total_steps}",
+            )
         if self.total_steps < self.batch_size:
             raise ConfigError(
                 "total_steps",
@@ -220,11 +282,11 @@ class Config(Checked):
         return self.num_envs * self.num_steps
 
     @property
-    def annealing(self) -> float:
-        """By which share of itself the learning rate falls with every update."""
-        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0
-
-    @property
     def num_updates(self) -> int:
         """Updates of the whole run: the least number that reaches total_steps."""
         return -(-self.total_steps // self.batch_size)
+
+    @property
+    def warmup_updates(self) -> int:
+        """Updates before the learning rate is at its largest."""
+        return -(-self.warmup_steps // self.batch_size)

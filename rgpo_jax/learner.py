@@ -23,7 +23,7 @@ class Hyperparameters(TracedNumbers):
     """The traced numbers of an update; scalars, or batched by vmap.
 
     Attributes:
-      learning_rate: step size of the optimiser, before annealing.
+      learning_rate: step size of the optimiser, at its largest (see `schedules`).
       discount: gamma.
       gae_lambda: lambda.
       reward_scale: by which rewards are multiplied before anything is learnt from them.
@@ -34,8 +34,10 @@ class Hyperparameters(TracedNumbers):
       gate: the one thing in which gate agents differ.
       advantage_transform: applied to the (normalised) advantages; the identity but for AWR.
       policy_step: takes the optimiser's place for the actor (TRPO); None: the optimiser steps it.
-      annealing: by which share of itself the learning rate falls with every update.
+      annealing: the share of the way from it to its end that the learning rate goes per update.
       penalty: a further term of the loss; None: none.
+      end_learning_rate: where it goes.
+      warmup_updates: number of updates in which it first rises.
     """
 
     learning_rate: Any
@@ -51,6 +53,8 @@ class Hyperparameters(TracedNumbers):
     policy_step: Tunable | None
     annealing: Any  # it and what follows are missing from checkpoints of earlier versions
     penalty: Tunable | None = None
+    end_learning_rate: Any = 0.0
+    warmup_updates: Any = 0.0
 
     @classmethod
     def from_config(

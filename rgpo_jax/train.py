@@ -6,9 +6,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.callback import Callback, Moment, asks_to_stop, make_act
 from rgpo_jax.environment import HostEnvironment, to_environment_units
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Accumulator, Metrics, accumulate, empty, reduce
@@ -127,6 +129,43 @@ def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, Ch
         return state, progress.finish()
 
     return chunk
+
+
+def train(
+    agent: Agent,
+    states: AgentState,
+    num_updates: int,
+    callback: Callback = lambda moment: None,
+    every: int = 1,
+) -> AgentState:
+    """Trains seeds side by side, and calls back between chunks of updates.
+
+        states = jax.vmap(agent.init)(jax.random.split(key, 8))
+        states = train(agent, states, 100, lambda moment: moment.metrics["kl"].max() > 1.0, 10)
+
+    A callback sees numbers and changes none: chunks of all sizes give the same states, to the bit.
+
+    Args:
+      agent: of a compiled environment.
+      states: of S seeds [S, ...].
+      num_updates: to be made.
+      callback: is told a `Moment` after each chunk; True ends training there.
+      every: updates of a chunk.
+
+    Returns:
+      The states [S, ...] after the last update that was made.
+    """
+    chunk = jax.jit(jax.vmap(make_chunk(agent), in_axes=(0, None)))
+    act = make_act(agent)
+    for done in range(0, num_updates, every):
+        states, report = chunk(states, min(every, num_updates - done))
+        updates = int(states.learner.updates[0])
+        metrics = {name: np.asarray(values) for name, values in report.metrics.items()}
+        acting = functools.partial(act, states.learner)
+        steps = updates * agent.config.batch_size
+        if asks_to_stop(callback, Moment(updates, steps, metrics, states.learner, acting)):
+            break
+    return states
 
 
 def make_evaluation(

@@ -17,6 +17,7 @@ from rgpo_jax import (
     objective,
     penalties,
     samples,
+    schedules,
 )
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
@@ -197,8 +198,7 @@ def make(
         batch, state, metrics = samples.prepare(
             network, config, state, trajectory, max_episode_steps, parallel
         )
-        remaining = 1.0 - state.updates * hyperparameters.annealing
-        step_size = hyperparameters.learning_rate * jnp.maximum(remaining, 0.0)
+        step_size = schedules.learning_rate(config.schedule, hyperparameters, state.updates)
         loss = _actor_critic_loss(network, hyperparameters)
         if policy_step is not None:
             actor, log_ratio, policy_metrics = _step_policy(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,8 @@ SMALL = [
 ]
 LAST = ["--num-last-layers", "1"]
 TRAINED = [
-    *(*SMALL, *LAST, "--method", "rgpo", "--gold", "my_rewards:length", "--kl-target", "0.01")
+    *(*SMALL, *LAST, "--method", "rgpo", "--gold", "my_rewards:length", "--kl-target", "0.01"),
+    "--keep-best",
 ]
 
 
@@ -296,6 +298,31 @@ def test_the_trained_model_talks_and_so_does_the_one_before(whole, capsys, monke
     assert [line for line in lines if line and not line.startswith("  ")] == ["the cat", "a hat"]
     assert len([line for line in lines if line.startswith("  before: ")]) == 2
     assert len([line for line in lines if line.startswith("  after 4 updates: ")]) == 2
+
+
+def test_the_model_of_the_best_evaluation_is_kept_and_talks(whole, capsys):
+    folder, _ = whole
+    evaluated = [line for line in records(folder) if "reward" in line]
+    best = max(evaluated, key=lambda line: line["reward"][0])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best_reward"] == best["reward"]
+    assert summary["best_at"] == [best["answers"]]
+    asked = ["--run", str(folder), "--prompt", "the cat", "--max-steps", "3", "--which", "best"]
+    assert play.main(asked) == 0
+    assert f"  after {best['updates']} updates: " in capsys.readouterr().out
+
+
+def test_it_is_trained_for_longer_and_calls_back(whole, tmp_path, place):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (place / "own_callback.py").write_text("def stop(moment):\n    return moment.updates == 5\n")
+    longer = ["--out", str(tmp_path / "run"), "--resume", "--train-longer", "--num-updates", "6"]
+    callback = ["--callback", "own_callback:stop"]
+    assert align.main([*longer, *callback, "--trust-code"]) == 0
+    assert records(tmp_path / "run")[-1]["updates"] == 5
+    assert align.main([*longer, "--trust-code"]) == 0
+    lines = records(tmp_path / "run")
+    assert lines[:5] == records(whole[0])
+    assert [line["updates"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_without_language_does_not_talk(tmp_path, capsys):

@@ -68,6 +68,9 @@ def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_setti
     other = ["--total-steps", "640", "--seed", "7", "--learning-rate", "1e-4", "--sharpness", "2"]
     assert train(*other, "--discount", "0.9", "--gae-lambda", "0.5") == first
     assert train("--total-steps", "320", "--no-anneal-learning-rate") == first
+    ends = ["--end-learning-rate", "1e-5", "--warmup-steps", "100"]
+    assert train("--total-steps", "320", *ends) == first
+    assert train("--total-steps", "320", "--learning-rate-schedule", "constant") == first
     assert len(train("--total-steps", "320", "--hidden-sizes", "9")) > len(first)
 
 

@@ -6,10 +6,12 @@ import math
 import struct
 
 import pytest
+from PIL import Image
 
 from experiments import run
 from experiments.cli.flags import BadInput
 from experiments.plan.reading import read_plan
+from experiments.play import episodes
 from experiments.record import loggers
 from experiments.record.recorder import Recorder
 
@@ -61,15 +63,34 @@ def read_back(file):
     return run_id, config, rows, summary
 
 
-def record(wandb, folder, steps, **options):
+def events_of(folder):
+    """The events of TensorBoard in a run's folder: records of a length, its checksum, and data."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in sorted((folder / "tensorboard").glob("events*")):
+        data, position = file.read_bytes(), 0
+        while position < len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            yield Event.FromString(data[position + 12 : position + 12 + length])
+            position += 16 + length
+
+
+def values_of(folder):
+    """(tag, step) -> a summary's value."""
+    return {(v.tag, event.step): v for event in events_of(folder) for v in event.summary.value}
+
+
+def record(wandb, folder, steps, rate=None, film=None, **options):
     with Recorder(folder, log_to=("tensorboard", "wandb"), **options) as recorder:
         recorder.write_config(SETTINGS)
         if options.get("resume"):
             recorder.rewind(0, 16)
         for step in steps:
             recorder.log_metrics(
-                step, step // 16, {"episode_return": [1.0, 2.0], "eval_return": [8, math.nan]}
+                step, step // 16, {"episode_return": [1.0, 2.0], "eval_return": [8, math.nan]}, rate
             )
+        if film is not None:
+            recorder.log_film(step, film)
         recorder.write_summary(SUMMARY)
     wandb.teardown()  # as the end of a process does: its service has written all
 
@@ -105,6 +126,74 @@ def test_weights_and_biases_is_told_everything_and_goes_on_as_the_same_run(
     assert len(config["resumed"]) == 1
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert "wandb" not in "".join(capfd.readouterr())
+
+
+def test_both_are_told_the_speed_and_shown_the_film(wandb, tmp_path):
+    gif = tmp_path / "episode.gif"
+    Image.new("RGB", (30, 20)).save(gif)
+    record(wandb, tmp_path / "run", [16, 32], rate=2500.0, film=gif)
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    rows = read_back(file)[2]
+    assert [row["speed/steps_per_second"] for row in rows] == [2500.0, 2500.0]
+    assert rows[1]["policy/_type"] == "video-file" and rows[1]["policy/path"].endswith(".gif")
+    values = values_of(tmp_path / "run")
+    assert values["speed/steps_per_second", 32].simple_value == 2500.0
+    image = values["policy", 32].image
+    assert (image.width, image.height) == (30, 20)
+    assert image.encoded_image_string == gif.read_bytes()
+    assert "steps_per_second" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    page = tmp_path / "episode.html"  # of Brax, which neither can show
+    page.write_text("<html>")
+    record(wandb, tmp_path / "other", [16], film=page)
+    assert not any(tag == "policy" for tag, _ in values_of(tmp_path / "other"))
+
+
+def test_tensorboard_is_told_the_settings_as_hyper_parameters(tmp_path):
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    settings = {**SETTINGS, "hidden_sizes": [8, 8], "gate": None, "normalize": True}
+    with Recorder(tmp_path / "run") as recorder:
+        recorder.write_config(settings)
+        recorder.log_metrics(16, 1, {"eval_return": [1.0, 2.0]})
+    values = values_of(tmp_path / "run")
+
+    def plugin(tag):
+        return HParamsPluginData.FromString(values[tag, 0].metadata.plugin_data.content)
+
+    told = plugin("_hparams_/session_start_info").session_start_info.hparams
+    assert told["learning_rate"].number_value == 0.5
+    assert told["hidden_sizes"].string_value == "[8, 8]"
+    assert told["gate"].string_value == "None"
+    assert told["normalize"].bool_value is True
+    (score,) = plugin("_hparams_/experiment").experiment.metric_infos
+    assert (score.name.tag, 16) in values
+
+
+TINY = [
+    *("--agent", "ppo", "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2"),
+    *("--num-epochs", "1", "--hidden-sizes", "8", "--total-steps", "32", "--eval-episodes", "1"),
+]
+
+
+def test_a_run_films_its_policy_and_says_how_fast_it_was(tmp_path):
+    assert run.main([*TINY, "--log-film", "--out", str(tmp_path / "run")]) == 0
+    assert "film: return " in (tmp_path / "run" / "run.log").read_text().splitlines()[-1]
+    values = values_of(tmp_path / "run")
+    film = values["policy", 32].image.encoded_image_string
+    assert film == (tmp_path / "run" / "episode.gif").read_bytes()
+    assert film.startswith(b"GIF89a")
+    assert values["speed/steps_per_second", 32].simple_value > 0
+
+
+def test_what_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise BadInput("--run: CartPole-v1 cannot be drawn yet")
+
+    monkeypatch.setattr(episodes, "make_stage", refuse)
+    assert run.main([*TINY, "--log-film", "--out", str(tmp_path / "run")]) == 0
+    last = (tmp_path / "run" / "run.log").read_text().splitlines()[-1]
+    assert last == "warning: --log-film: BadInput: --run: CartPole-v1 cannot be drawn yet"
+    assert "interrupted" not in json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):

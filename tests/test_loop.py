@@ -46,6 +46,7 @@ class Counting:
     log_every = None
     eval_every = 64
     checkpoint_every = 0.0
+    keep_best = False
     curve_title = "counting in numbers"
 
     @property

@@ -19,7 +19,7 @@ TINY = [  # one seed: its environments are shared out, and gradients go from pro
     *("--agent", "ppo", "--env", "CartPole-v1", "--seed", "5", "--total-steps", "480"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
-    *("--log-every", "48", "--normalize-observations", "--checkpoint-every", "3600"),
+    *("--log-every", "48", "--normalize-observations", "--checkpoint-every", "3600", "--keep-best"),
 ]
 
 

@@ -13,10 +13,12 @@ from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.record import loggers
 from experiments.training import compiling, ending
+from experiments.training.building import callback_of
 
 if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
     from experiments.training.programs import Programs
+    from rgpo_jax.callback import Callback
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
     except BadInput as error:
         flags.refuse(error)
-    if ending.announce(plan.title, folder, options.resume):
+    if ending.announce(plan, folder):
         page.write_missing(folder, plan.curve_title)  # of a run that was killed at its very end
         return 0
     opened = _open(plan, folder)
@@ -54,6 +56,7 @@ class _Opened(NamedTuple):
     recorder: "Recorder"
     make_programs: "Callable[[], Programs]"
     finish: Callable[[], None]
+    callback: "Callback | None"
 
 
 def _open(plan: Plan, folder: Path) -> _Opened:
@@ -63,6 +66,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
     options = plan.options
     try:
         compiling.keep_programs(options.compilation_cache)
+        callback = callback_of(options)
         if not plan.is_exact:
             from experiments.align import text_building
 
@@ -70,7 +74,9 @@ def _open(plan: Plan, folder: Path) -> _Opened:
             recorder = Recorder(folder, options.overwrite, options.resume, log_to=options.loggers)
             for line in (prepared.description, *prepared.text.notes):
                 recorder.say(line)
-            return _Opened(prepared.plan, recorder, prepared.make_programs, prepared.finish)
+            return _Opened(
+                prepared.plan, recorder, prepared.make_programs, prepared.finish, callback
+            )
         world = building.make_world(plan)
         agent = building.make_agent(plan, world)
         (target,) = building.targets_of([plan], world, [agent])
@@ -87,6 +93,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
         recorder,
         lambda: building.make_programs([plan], world, agent, [target]),
         lambda: None,
+        callback,
     )
 
 
@@ -106,6 +113,7 @@ def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
             folder / CHECKPOINTS,
             interrupts,
             recorder.advance_progress,
+            opened.callback,
         )
         if plan.options.resume:
             run.resume()

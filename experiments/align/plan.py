@@ -152,6 +152,10 @@ class Plan:
         return self.config.batch_size
 
     @property
+    def keep_best(self) -> bool:
+        return self.options.keep_best
+
+    @property
     def log_every(self) -> int | None:
         return self.options.log_every
 

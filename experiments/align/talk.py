@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from experiments.align import trained
 from experiments.cli.flags import BadInput
+from experiments.training.trained import Which
 from rgpo_jax.language import decoder_policy, sampler
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder_policy import Prompts
@@ -19,6 +20,7 @@ def answer(
     num_answers: int = 1,
     seed: int = 0,
     max_tokens: int | None = None,
+    which: Which = "newest",
 ) -> int:
     """Prints answers to prompts; returns the exit status.
 
@@ -30,11 +32,12 @@ def answer(
       num_answers: to each prompt, if they are samples.
       seed: of the samples.
       max_tokens: of an answer; None: as in training.
+      which: of the run's policies.
 
     Raises:
       BadInput: the run cannot be read.
     """
-    loaded = trained.load(folder, "--run")
+    loaded = trained.load(folder, "--run", which)
     text, options = loaded.text, loaded.plan.options
     model, tokenizer = text.model, text.tokenizer
     try:

@@ -11,7 +11,7 @@ from experiments.align.plan import Plan, read_plan
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.record.files import read_plain
-from experiments.training.trained import config_of, restore_learner
+from experiments.training.trained import Which, config_of, restore_learner, with_schedule
 
 
 class Trained(NamedTuple):
@@ -20,7 +20,7 @@ class Trained(NamedTuple):
     Attributes:
       plan: what the run was told to do.
       text: its world, the model as it was before among it.
-      params: {"actor": ..., ...}, of the newest checkpoint that is whole.
+      params: {"actor": ..., ...}, the newest or the best.
       updates: number of updates behind them.
     """
 
@@ -30,12 +30,13 @@ class Trained(NamedTuple):
     updates: int
 
 
-def load(folder: str, flag: str) -> Trained:
+def load(folder: str, flag: str, which: Which = "newest") -> Trained:
     """Reads the model of a run, and what it has learnt.
 
     Args:
       folder: of the run.
       flag: with which it was given, for messages.
+      which: of its policies; see `restore_learner`.
 
     Raises:
       BadInput: there is no such run, its model is not here, or no checkpoint can be read.
@@ -59,5 +60,6 @@ def load(folder: str, flag: str) -> Trained:
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    restored = restore_learner(folder, flag, like, plan.settings())
-    return Trained(plan, text, restored.parts["learner"].params, restored.updates)
+    like = with_schedule(like, plan.config, here)
+    learner, (updates,) = restore_learner(folder, flag, like, plan.settings(), which)
+    return Trained(plan, text, learner.params, updates)

@@ -29,6 +29,7 @@ NOT_IN_FILES = (
     "out",
     "overwrite",
     "resume",
+    "train_longer",
     "trust_code",
     "coordinator",
     "num_processes",

@@ -71,6 +71,11 @@ class Options(RunOptions, _What):  # the fields of the last come first
     """Most steps that an evaluation may take while it trains, as a share of those trained on since
     the one before: its episodes are halved as often as it takes."""
 
+    log_film: bool = False
+    """Play an episode of the first seed's policy at the end, keep it as episode.gif (.html for
+    Brax), as experiments.play does, and show the GIF where metrics go. Where the environment cannot
+    be drawn a line says so."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         flags.check_path("init_from", self.init_from)
@@ -95,6 +100,9 @@ class Options(RunOptions, _What):  # the fields of the last come first
             raise ConfigError("process_id", f"{number}: expected a number from 0 to {count - 1}")
         if self.coordinator is None:
             return
+        for field in ("callback", "log_film"):
+            if getattr(self, field):
+                raise ConfigError(field, f"{getattr(self, field)}: goes with one process")
         if self.out is None:
             raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
         if envs.split(self.env)[0] in envs.ON_HOST:

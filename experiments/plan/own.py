@@ -15,7 +15,7 @@ from rgpo_jax import importing
 from rgpo_jax.config import Config
 
 # Settings that may name code.
-_CODE = ("agent", "gate", "env", "reward", "gold", "preference")
+_CODE = ("agent", "gate", "env", "reward", "gold", "preference", "callback")
 # Modules of the suite that have gates without a name of their own.
 _GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"

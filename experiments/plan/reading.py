@@ -16,6 +16,7 @@ from experiments.plan.options import Options
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import read_plain
 from experiments.record.headline import CONTROL, Headline
+from experiments.record.lengthening import LENGTHS, lengthened
 from rgpo_jax.config import Config
 
 PROG = "python -m experiments.run"
@@ -76,6 +77,10 @@ class Plan:
     @property
     def checkpoint_every(self) -> float | None:
         return self.options.checkpoint_every
+
+    @property
+    def keep_best(self) -> bool:
+        return self.options.keep_best
 
     @property
     def curve_title(self) -> str:
@@ -221,11 +226,24 @@ def with_defaults(stored: Mapping[str, Any], *settings: type) -> dict[str, Any]:
 def refuse_other_settings(
     stored: Mapping[str, Any], options: Any, config: Any, folder: Path
 ) -> None:
-    """Raises BadInput if the run in a folder was begun with other options, or another Config."""
+    """Raises BadInput if the run in a folder was begun with other options, or another Config.
+
+    One that is to be trained for longer may have more steps, where options say so.
+    """
     wanted = json.loads(json.dumps(flags.as_settings(options, config)))
-    for name, value in with_defaults(stored, type(options), type(config)).items():
-        if name not in MAY_CHANGE and wanted.get(name) != value:
-            raise BadInput(
-                f"{flags.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "
-                f"{value}; go on with its own settings, or start one in another folder"
-            )
+    before = with_defaults(stored, type(options), type(config))
+    longer = lengthened(before, wanted)
+    grown = longer.setting if longer and options.train_longer else None
+    for name, value in before.items():
+        if name in (*MAY_CHANGE, grown) or wanted.get(name) == value:
+            continue
+        if longer and name == longer.setting:
+            advice = "or train it for longer by --train-longer"
+        elif name in LENGTHS:
+            advice = "or, by --train-longer, with more steps"
+        else:
+            advice = "or start one in another folder"
+        raise BadInput(
+            f"{flags.flag(name)} {wanted.get(name)}: the run in {folder} was begun with "
+            f"{value}; go on with its own settings, {advice}"
+        )

@@ -11,7 +11,8 @@ from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative
 
 # Options that say how a run is kept, and not what it computes: they may differ when it goes on.
-MAY_CHANGE = ("checkpoint_every", "loggers")
+MAY_CHANGE = ("checkpoint_every", "loggers", "callback", "log_film")
+OF_ONE_RUN = ("callback", "log_film")  # refused in a sweep, which trains several side by side
 MOST_SEEDS = 2**20  # of a run
 
 
@@ -30,14 +31,25 @@ class RunOptions(Checked):
     resume: bool = False
     """Go on with the run that DIR holds, from its last checkpoint and with its own settings; start
     it if there is none. The same command line can be given again and again."""
+    train_longer: bool = False
+    """With --resume: go on to more steps than the run had, finished or not (--total-steps, or
+    --num-updates of a language model). All is kept; the learning rate is that of a run which was so
+    long from the start."""
     checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
     for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+    keep_best: bool = False
+    """Keep in checkpoints, beside each seed's newest policy, that of its best evaluation so far:
+    play --which best. Its score is the best of many and flatters it; episodes of play are fresh."""
+    callback: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
+    """A function of your own, called after each line of metrics with a rgpo_jax.callback.Moment:
+    steps, metrics, what was learnt, and how it acts. Where it returns True the run is saved and
+    ends there. It changes no number."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings from a JSON file, such as an earlier run's config.json; flags override them."""
     trust_code: bool = False
     """Import code that is not of the suite where the settings of a folder or of FILE name it: a
-    gate, an agent, a reward. What you type yourself is imported without."""
+    gate, an agent, a reward, a callback. What you type yourself is imported without."""
     compilation_cache: flags.CacheChoice = None
     """Where compiled programs are kept for the next start; None: in the user's cache folder."""
     loggers: tuple[LoggerName, ...] = DEFAULT_LOGGERS
@@ -55,6 +67,8 @@ class RunOptions(Checked):
             raise ConfigError("resume", "needs the run's folder too: --out DIR")
         if self.resume and self.overwrite:
             raise ConfigError("resume", "and overwrite exclude each other")
+        if self.train_longer and not self.resume:
+            raise ConfigError("train_longer", "goes with --out DIR --resume")
 
     @property
     def seeds(self) -> range:

@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -43,6 +43,8 @@ class Options(Checked):
 
     run: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder of a run, whose newest checkpoint is played."""
+    which: Literal["newest", "best"] = "newest"
+    """best: the policy of the seed's best evaluation, where the run was told to --keep-best."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """A .gif or .mp4, for Brax an .html; None: episode.gif or episode.html in the run's folder."""
     overwrite: bool = False
@@ -111,22 +113,38 @@ def _main(args: Sequence[str]) -> int:
             options.episodes,
             options.episode_seed,
             options.max_steps,
+            options.which,
         )
-    loaded = trained.load(options.run, "--run", options.trust_code)
+    loaded = trained.load(options.run, "--run", options.trust_code, which=options.which)
     seed = _choose_seed(options, loaded)
     path = _choose_file(options, loaded.plan.options.env)
+    steps = loaded.env_steps[seed - loaded.plan.options.seed]
     title = _title(loaded, seed)
-    print(f"{title}, after {loaded.env_steps:,} steps", flush=True)
-    film, ends = _play(options, loaded, seed, title)
-    outcome = _outcome(ends)
-    content = _develop(film, options, loaded, path.suffix.lower(), f"{title}: {outcome}")
+    print(f"{title}, {options.which} policy, after {steps:,} steps", flush=True)
     try:
-        write_atomically(path, content)
+        _, outcome = make_film(options, loaded)
     except OSError as error:
         print(f"error: {path}: {error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_KEPT
     print(f"{outcome} -> {path}")
     return 0
+
+
+def make_film(options: Options, loaded: "Trained") -> tuple[Path, str]:
+    """Plays, and writes the file; returns where it is, and what happened in words.
+
+    Raises:
+      BadInput: the options do not fit the run, or the environment cannot be drawn.
+      OSError: the file cannot be written.
+    """
+    seed = _choose_seed(options, loaded)
+    path = _choose_file(options, loaded.plan.options.env)
+    title = _title(loaded, seed)
+    film, ends = _play(options, loaded, seed, title)
+    outcome = _outcome(ends)
+    content = _develop(film, options, loaded, path.suffix.lower(), f"{title}: {outcome}")
+    write_atomically(path, content)
+    return path, outcome
 
 
 def _choose_seed(options: Options, loaded: "Trained") -> int:

@@ -7,11 +7,13 @@ import io
 import math
 import os
 import secrets
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.cli.flags import BadInput
+from experiments.record.headline import Headline
 
 LoggerName = Literal["tensorboard", "wandb"]
 DEFAULT_LOGGERS: tuple[LoggerName, ...] = ("tensorboard",)
@@ -34,8 +36,20 @@ class Logger(abc.ABC):
         return
 
     @abc.abstractmethod
-    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
-        """Takes metrics by name, one value per seed; NaN where undefined."""
+    def log(
+        self, steps: int, metrics: Mapping[str, Sequence[float]], speed: Mapping[str, float]
+    ) -> None:
+        """Takes metrics by name, one value per seed; NaN where undefined.
+
+        Args:
+          steps: so far, of one seed.
+          metrics: of all seeds.
+          speed: steps a second of all seeds, by the name of that rate; empty: not known.
+        """
+
+    def film(self, steps: int, path: Path) -> None:
+        """Takes a GIF of the policy."""
+        return
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         """Takes the content of `summary.json`."""
@@ -76,6 +90,10 @@ def require(names: Sequence[LoggerName]) -> None:
         )
 
 
+def _of_speed(speed: Mapping[str, float]) -> dict[str, float]:
+    return {f"speed/{name}": rate for name, rate in speed.items()}
+
+
 def _path(name: str) -> str:
     return f"{'evaluation' if name.startswith('eval_') else 'training'}/{name}"
 
@@ -85,24 +103,59 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 class TensorBoard(Logger):
-    """Means over seeds, as events."""
+    """Means over seeds, settings as hyper-parameters, and films, as events."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._events: Any = None
         self._purge_from: int | None = None
+        self._config: Mapping[str, Any] = {}
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        self._config = config
 
     def rewind(self, steps: int) -> None:
         self._purge_from = steps + 1
 
-    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    def log(
+        self, steps: int, metrics: Mapping[str, Sequence[float]], speed: Mapping[str, float]
+    ) -> None:
         if self._events is None:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(self._folder), purge_step=self._purge_from)
+            self._write_settings()
+        for name, rate in _of_speed(speed).items():
+            self._events.add_scalar(name, rate, steps)
         for name, values in metrics.items():
             if finite := _finite(values):
                 self._events.add_scalar(_path(name), sum(finite) / len(finite), steps)
+
+    def _write_settings(self) -> None:
+        """As TensorBoard's page of hyper-parameters reads them, beside the score.
+
+        `SummaryWriter.add_hparams` writes the same into a folder of its own, as another run.
+        """
+        from tensorboardX.summary import hparams
+
+        settings = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in self._config.get("settings", {}).items()
+        }
+        score = _path(Headline.of_run(self._config).score.metric)
+        for summary in hparams(settings, {score: None}):
+            self._events.file_writer.add_summary(summary)
+
+    def film(self, steps: int, path: Path) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        content = path.read_bytes()
+        width, height = struct.unpack_from("<HH", content, 6)  # of a GIF's header
+        image = Summary.Image(
+            width=width, height=height, colorspace=3, encoded_image_string=content
+        )
+        summary = Summary(value=[Summary.Value(tag="policy", image=image)])
+        self._events.file_writer.add_summary(summary, steps)
 
     def close(self) -> None:
         if self._events is not None:
@@ -147,8 +200,10 @@ class WeightsAndBiases(Logger):
         except wandb.Error as error:
             raise BadInput(f"--loggers wandb: {error}") from None
 
-    def log(self, steps: int, metrics: Mapping[str, Sequence[float]]) -> None:
-        row = {}
+    def log(
+        self, steps: int, metrics: Mapping[str, Sequence[float]], speed: Mapping[str, float]
+    ) -> None:
+        row = _of_speed(speed)
         for name, values in metrics.items():
             if finite := _finite(values):
                 row[_path(name)] = sum(finite) / len(finite)
@@ -156,6 +211,11 @@ class WeightsAndBiases(Logger):
                 if math.isfinite(value):
                     row[f"{_path(name)}/seed_{seed}"] = value
         self._run.log(row, step=steps)
+
+    def film(self, steps: int, path: Path) -> None:
+        import wandb
+
+        self._run.log({"policy": wandb.Video(str(path), format="gif")}, step=steps)
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))

@@ -24,6 +24,7 @@ from experiments.cli.terminal import Terminal
 from experiments.record import loggers
 from experiments.record.files import append_plain, require_space, to_json, write_atomically
 from experiments.record.headline import CONTROL, Headline
+from experiments.record.lengthening import lengthened
 from experiments.record.provenance import provenance
 from experiments.record.run_folder import (
     CONFIG,
@@ -102,10 +103,14 @@ class Recorder:
         if metrics_bytes and last != b"\n":
             raise BadInput(f"--resume: {path} is not what it was at the checkpoint")
         self._metrics.truncate(metrics_bytes)
-        for name in (SUMMARY, CURVE):
-            (self.folder / name).unlink(missing_ok=True)
+        self._forget_results()
         for logger in self._loggers:
             logger.rewind(steps)
+
+    def _forget_results(self) -> None:
+        """Removes what is written at the end, which is still to come."""
+        for name in (SUMMARY, CURVE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def start_clock(self, seconds: float) -> None:
         """Counts `wall_seconds` from here, where the run has taken so many."""
@@ -146,11 +151,21 @@ class Recorder:
             self._status = None
 
     def write_config(self, settings: Mapping[str, Any], **more: Any) -> None:
-        """Writes everything needed to repeat the run; of one that goes on, where it does so."""
+        """Writes everything needed to repeat the run; of one that goes on, where it does so.
+
+        Of one that is to be longer than it was, it replaces the length, and keeps the one before.
+        """
         path = self.folder / CONFIG
         if path.exists():
             content = json.loads(path.read_text())
             content.setdefault("resumed", []).append(provenance())
+            longer = lengthened(content["settings"], settings)
+            if longer is not None:
+                # First: what is kept says no more that the run has reached its end.
+                self._forget_results()
+                content["settings"][longer.setting] = longer.after
+                content.setdefault("lengthened", []).append(longer._asdict())
+                content |= more
         else:
             content = {"settings": settings, **more, **provenance()}
         write_atomically(path, to_json(content, indent=2))
@@ -198,8 +213,18 @@ class Recorder:
             self._progress.stop()
             self._progress = None
 
-    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None:
-        """Appends a line to `metrics.jsonl`, and tells the loggers."""
+    def log_metrics(
+        self,
+        steps: int,
+        updates: int,
+        metrics: Mapping[str, list[float]],
+        rate: float | None = None,
+    ) -> None:
+        """Appends a line to `metrics.jsonl`, and tells the loggers.
+
+        They are told the steps a second of all seeds too, where these are known: a number that no
+        two runs have alike, and not of what was learnt.
+        """
         require_space(self.folder)
         line = {
             self._headline.unit.counter: steps,
@@ -210,7 +235,12 @@ class Recorder:
         self._metrics.write(to_json(line).decode())
         self._metrics.flush()
         for logger in self._loggers:
-            logger.log(steps, metrics)
+            logger.log(steps, metrics, {} if rate is None else {self._headline.unit.rate: rate})
+
+    def log_film(self, steps: int, path: Path) -> None:
+        """Shows the loggers a film of the policy after so many steps, if they can: a GIF."""
+        for logger in self._loggers if path.suffix == ".gif" else ():
+            logger.film(steps, path)
 
     def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None:
         """Draws `learning_curve.png` from the metrics, with a title; then writes `summary.json`."""
@@ -272,6 +302,14 @@ class NullRecorder(Recorder):
 
     def stop_progress(self) -> None: ...
 
-    def log_metrics(self, steps: int, updates: int, metrics: Mapping[str, list[float]]) -> None: ...
+    def log_metrics(
+        self,
+        steps: int,
+        updates: int,
+        metrics: Mapping[str, list[float]],
+        rate: float | None = None,
+    ) -> None: ...
+
+    def log_film(self, steps: int, path: Path) -> None: ...
 
     def write_summary(self, summary: Mapping[str, Any], title: str = "") -> None: ...

@@ -15,6 +15,7 @@ import yaml
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs, own
+from experiments.plan.run_options import OF_ONE_RUN
 from experiments.sweep.kinds import KINDS, RUN, Kind
 from experiments.training.subject import Planned
 from rgpo_jax.config import ConfigError
@@ -184,7 +185,7 @@ def expand(
     subjects_of_file = _names_in(content, of_subjects.field, source)
     subjects = subjects or subjects_of_file or [of_subjects.default]
     places = places or _names_in(content, of_places.field, source) or [of_places.default]
-    fixed = (of_subjects.setting, of_places.setting, *flags.NOT_IN_FILES)
+    fixed = (of_subjects.setting, of_places.setting, *flags.NOT_IN_FILES, *OF_ONE_RUN)
     for name in fixed:
         flag = flags.flag(name)
         if any(arg == flag or arg.startswith(flag + "=") for arg in arguments):

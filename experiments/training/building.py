@@ -10,6 +10,7 @@ import envs
 from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.plan.reading import Plan
+from experiments.plan.run_options import RunOptions
 from experiments.training import devices
 from experiments.training.every import Every
 from experiments.training.subject import Planned
@@ -18,6 +19,7 @@ from rgpo_jax.config import Config
 if TYPE_CHECKING:
     from experiments.training.programs import EpisodePrograms, Members
     from rgpo_jax.agent import Agent
+    from rgpo_jax.callback import Callback
     from rgpo_jax.environment import AnyEnvironment
     from rgpo_jax.tunable import Tunable
 
@@ -54,6 +56,11 @@ def _assemble(
         agent = own.agent(options.agent).make(env, config, gate, axis_name)
     own.check(options.agent, agent, config)
     return agent
+
+
+def callback_of(options: RunOptions) -> "Callback | None":
+    """Imports the callback of a run; BadInput where there is none of its name."""
+    return None if options.callback is None else own.function(options.callback, "--callback")
 
 
 def make_agent(plan: Plan) -> "Agent":
@@ -140,7 +147,7 @@ def members_of(plans: Sequence[Planned]) -> "Members":
 
     members = [(plan.config, seed) for plan in plans for seed in plan.seeds]
     # All numbers are arguments, so that other ones find the same program in the cache.
-    names = (*plans[0].config.traced(), "annealing")
+    names = (*plans[0].config.traced(), "annealing", "warmup_updates")
     return Members(
         tuple(seed for _, seed in members),
         {name: tuple(getattr(config, name) for config, _ in members) for name in names},

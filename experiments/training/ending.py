@@ -12,29 +12,38 @@ from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted
 from experiments.cli.terminal import Terminal
 from experiments.plan import own
-from experiments.record.run_folder import SWEEP, is_finished
+from experiments.record.files import read_plain
+from experiments.record.lengthening import lengthened
+from experiments.record.run_folder import CONFIG, SWEEP, is_finished
 
 if TYPE_CHECKING:
     from experiments.record.recorder import Recorder
+    from experiments.training.subject import Planned
 
 
-def announce(title: str, folder: Path, resume: bool, speaks: bool = True) -> bool:
+def announce(plan: "Planned", folder: Path, speaks: bool = True) -> bool:
     """Says what will run, and where; returns whether it has run already.
 
     Args:
-      title: of the run.
+      plan: of the run; where one that is in the folder is to go on and belongs to a sweep, it is
+        refused.
       folder: of the run.
-      resume: whether a run that is there is to go on; one that belongs to a sweep is refused.
       speaks: whether to say it.
     """
-    finished = resume and is_finished(folder)
+    resume = plan.options.resume
+    finished = resume and is_finished(folder) and not _is_to_be_longer(plan, folder)
     if resume and not finished and (folder.parent / SWEEP).exists():
         # Its checkpoints are those of all cells that are trained with it.
         flags.refuse(f"--resume: {folder} belongs to a sweep; go on with the sweep")
     if speaks:
         found = f": finished already, in {folder}" if finished else f" -> {folder}"
-        Terminal(highlight=False, soft_wrap=True).print(f"{title}{found}", markup=False)
+        Terminal(highlight=False, soft_wrap=True).print(f"{plan.title}{found}", markup=False)
     return finished
+
+
+def _is_to_be_longer(plan: "Planned", folder: Path) -> bool:
+    stored = flags.settings_from_file(str(folder / CONFIG), read_plain)
+    return lengthened(stored, plan.settings()) is not None
 
 
 def go_on_with(prog: str, folder: Path, settings: Mapping[str, Any]) -> str:
@@ -51,6 +60,7 @@ def status_of(
     settings: Mapping[str, Any],
 ) -> int:
     """Trains; returns the exit status, and says why where it is not 0."""
+    from experiments.training.calling_back import CallbackFailed, Stopped
     from experiments.training.loop import Broken
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
@@ -61,6 +71,11 @@ def status_of(
     except (BadInput, processes.ProcessFailed) as error:
         flags.refuse(error)
     except Broken:
+        return EXIT_BROKEN
+    except Stopped:
+        recorder.say(f"stopped by the callback; {go_on}")
+    except CallbackFailed as error:
+        recorder.say(f"error: {error}; {go_on}")
         return EXIT_BROKEN
     except Interrupted as interrupted:
         recorder.say(f"stopped; {go_on}")

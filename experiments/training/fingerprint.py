@@ -8,6 +8,7 @@ from typing import Any
 from experiments.cli import flags
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.record.files import to_json
+from experiments.record.lengthening import lengthened
 
 _KEY = "made_by"
 # Where a model or prompts lie may differ: what they are is seen in shapes.
@@ -51,7 +52,10 @@ def difference(
 
 
 def _difference(made: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    longer = lengthened(made, own)  # it was made before the run was told to go on to more steps
     for name in made:
+        if longer and name == longer.setting:
+            continue
         if name in own and name not in _PLACES and made[name] != own[name]:
             return (
                 f"it was made with {flags.flag(name)} {made[name]}, and {own[name]} is what the "

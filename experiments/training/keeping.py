@@ -12,13 +12,14 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.record.files import require_space, write_atomically
 from experiments.record.run_folder import CHECKPOINTS, POLICY
-from experiments.training import fingerprint
+from experiments.training import best, fingerprint
 from experiments.training.position import Position
 from experiments.training.subject import Cell
 from rgpo_jax import processes
 from rgpo_jax.checkpoint import Checkpoints, Restored
 
 _FILE_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays
+_SHARED = ("learner", best.PART)  # what the folder of a cell gets
 _LARGEST_SHARE = 0.02  # of a run's time that checkpoints may take
 
 # (learners, parts of the cells, updates) -> see `Programs.pack_policies`.
@@ -76,7 +77,7 @@ class Keeper:
 
         Args:
           position: where training stands.
-          content: parts of a checkpoint, of which "learner" is what each cell gets at the end.
+          content: parts of a checkpoint; each cell gets its learners, and its best, at the end.
           is_last: whether training is at its end.
           pack: what is kept beside checkpoints to be taken away.
         """
@@ -90,7 +91,7 @@ class Keeper:
             self._checkpoints.save(position.updates, content, kept)
             self.newest = position.updates
         if is_last:
-            self._share_out(position.updates, content["learner"])
+            self._share_out(position, {name: content[name] for name in _SHARED if name in content})
             self._checkpoints.forget_damaged()
         if is_last or self._folders == [self._folder]:
             self._write_policies(pack(content["learner"], self._parts, position.updates))
@@ -111,17 +112,18 @@ class Keeper:
             for cell, content in zip(self._cells, contents, strict=True):
                 write_atomically(cell.recorder.folder / POLICY, content)
 
-    def _share_out(self, updates: int, learners: Any) -> None:
-        """Gives each cell's folder its learners, where the checkpoints are not there."""
+    def _share_out(self, position: Position, content: dict[str, Any]) -> None:
+        """Gives each cell's folder what is its own, where the checkpoints are not there."""
         if self._folders == [self._folder]:
             return
         # One device: an array that lies on a mesh cannot be cut anywhere.
-        learners = jax.device_put(learners, SingleDeviceSharding(jax.devices()[0]))
+        content = jax.device_put(content, SingleDeviceSharding(jax.devices()[0]))
         for cell, folder, part in zip(self._cells, self._folders, self._parts, strict=True):
             checkpoints = Checkpoints(folder)
             if not checkpoints.begun():
                 checkpoints.forget_unfinished()
-                own = jax.tree.map(operator.itemgetter(part), learners)
+                own = jax.tree.map(operator.itemgetter(part), content)
+                kept = {"best_at": position.best_at[part]}
                 made_by = fingerprint.entry([cell.plan.settings()])
-                checkpoints.save(updates, {"learner": own}, made_by)
+                checkpoints.save(position.updates, own, kept | made_by)
                 checkpoints.close()

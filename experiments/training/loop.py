@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
-from experiments.training import compiling, fingerprint
+from experiments.training import best, calling_back, compiling, fingerprint
+from experiments.training.calling_back import CallbackFailed, Stopped
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
-from experiments.training.position import Position
+from experiments.training.position import Position, with_own_schedule
 from experiments.training.programs import Programs, wait
 from experiments.training.results import Outcome, describe, describe_broken
 from experiments.training.subject import Cell, parts_of
 from rgpo_jax import processes
+from rgpo_jax.callback import Callback
 from rgpo_jax.train import NEVER
 
 _LONGEST_CHUNK = 2.5  # seconds; how long Ctrl-C and a due checkpoint wait
@@ -44,6 +46,7 @@ class Training:
         folder: Path,
         interrupts: Interrupts,
         show: Callable[[int, float, str], None] = lambda steps, rate, status: None,
+        callback: Callback | None = None,
     ):
         """Writes the settings, and compiles.
 
@@ -55,9 +58,11 @@ class Training:
           interrupts: what asks it to end.
           show: is told progress: steps so far (of one member), steps per second of all members, a
             word on scores.
+          callback: a user's, called after each line of metrics but that before the first update.
         """
         self._cells, self._parts = cells, parts_of(cells)
         self._interrupts, self._show = interrupts, show
+        self._callback, self._is_to_stop = callback, False
         self._plan = cells[0].plan
         self._headline = self._plan.headline
         self._seeds = tuple(seed for cell in cells for seed in cell.plan.seeds)
@@ -79,6 +84,8 @@ class Training:
         interrupts.check()  # nothing was shown where all was ready at once
         self._states = self._programs.initial_states
         self._progress = self._programs.start()
+        # Its shapes, until there was an evaluation.
+        self._best = best.copy(best.policy_of(self._states.learner)) if self._keeps_best else None
         jax.block_until_ready((self._states, self._progress))
         self._compile_seconds = time.perf_counter() - started
         spread = f" for {self._programs.spread}" if self._programs.spread else ""
@@ -90,6 +97,10 @@ class Training:
     @property
     def _num_members(self) -> int:
         return len(self._seeds)
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self._plan.keep_best
 
     @property
     def _steps(self) -> int:
@@ -131,8 +142,10 @@ class Training:
         for line in fingerprint.remarks(restored.position):
             self._say(f"warning: {line}")
         parts, self._position = restored.parts, Position.of_checkpoint(restored.position)
-        self._states = self._states._replace(learner=parts["learner"], **parts["rest"])
+        learner = with_own_schedule(parts["learner"], self._states.learner)
+        self._states = self._states._replace(learner=learner, **parts["rest"])
         self._progress = self._programs.from_kept(parts["progress"])
+        self._best = parts.get(best.PART)
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
                 cell.recorder.rewind(size, self._steps)
@@ -154,6 +167,7 @@ class Training:
         Raises:
           Broken: parameters became NaN or infinite; seeds without such are finished.
           Interrupted: asked to end; what was done so far is kept.
+          Stopped, CallbackFailed: so did the callback, or it failed; the same.
           CheckpointError, OSError: what was done cannot be kept.
         """
         interrupts, plan, position = self._interrupts, self._plan, self._position
@@ -168,6 +182,7 @@ class Training:
             if not position.updates:
                 with self._evaluating():  # there is nothing to keep yet
                     position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
+                self._keep_if_best()
                 undefined = [math.nan] * self._num_members
                 names = self._programs.metric_names
                 self._log({**dict.fromkeys(names, undefined), **position.evaluation})
@@ -207,11 +222,11 @@ class Training:
                 if self._all_broken or is_last:
                     break
                 asked = processes.largest(interrupts.pending)
-                if processes.agree(self._keeper.is_due()) or asked:
+                if processes.agree(self._keeper.is_due()) or asked or self._is_to_stop:
                     self._save()
-                if asked:
+                if asked or self._is_to_stop:
                     self._write_summaries(interrupted=True)
-                    raise Interrupted(asked)
+                    raise Interrupted(asked) if asked else Stopped
                 before = None  # not two copies at a time
                 if takes_long and jax.process_count() == 1:
                     before = self._copied_parts()
@@ -267,6 +282,8 @@ class Training:
 
         Raises:
           Interrupted: asked to end while it evaluated; the updates are saved, the report is not.
+            Or in the callback: both are.
+          CallbackFailed: both are saved.
         """
         position, headline = self._position, self._headline
         training, digits, unit = headline.training, headline.digits, headline.unit
@@ -284,9 +301,9 @@ class Training:
                     )
             except Interrupted:
                 position.unreported = True
-                self._save()
-                self._write_summaries(interrupted=True)
+                self._save_and_sum_up()
                 raise
+            self._keep_if_best()
             metrics |= position.evaluation
             score = headline.score
             for cell, part in zip(self._cells, self._parts, strict=True):
@@ -297,13 +314,49 @@ class Training:
                     f"{'' if rate is None else '  ' + unit.a_second(rate)}{remark}"
                 )
         self._tell_skipped(metrics)
-        self._log(metrics)
+        self._log(metrics, rate)
         current = describe(metrics[training.metric], digits, brief=True)
         self._show(
             self._steps, rate or 0.0, f"{headline.learning or headline.quantity} {current}{remark}"
         )
         self._progress = self._programs.start()
         position.unreported = False
+        self._call_back(metrics)
+
+    def _call_back(self, metrics: dict[str, list[float]]) -> None:
+        if self._callback is None:
+            return
+        updates, states = self._position.updates, self._states
+        act = self._programs.actor(states)
+        try:
+            with self._evaluating():
+                self._is_to_stop |= calling_back.call(
+                    self._callback, updates, self._steps, metrics, states.learner, act
+                )
+        except (Interrupted, CallbackFailed):
+            self._save_and_sum_up()
+            raise
+
+    def _save_and_sum_up(self) -> None:
+        """What is left where a run does not go on for now."""
+        self._save()
+        self._write_summaries(interrupted=True)
+
+    def _keep_if_best(self) -> None:
+        """Keeps the policies of those members whose last evaluation is their best so far."""
+        if self._best is None:
+            return
+        position = self._position
+        scores = position.evaluation[self._headline.score.metric]
+        better = best.are_better(scores, position.best_scores, position.broken)
+        if not better.any():
+            return
+        newest = best.policy_of(self._states.learner)
+        self._best = best.choose(better, newest, self._best, self._programs.place)
+        best_scores = position.best_scores or [math.nan] * self._num_members
+        best_at = position.best_at or [0] * self._num_members
+        position.best_scores = np.where(better, scores, best_scores).tolist()
+        position.best_at = np.where(better, position.updates, best_at).tolist()
 
     def _evaluating(self) -> contextlib.AbstractContextManager[None]:
         """Inside, a stop is heard at once, as evaluation changes nothing; but of several processes
@@ -325,16 +378,17 @@ class Training:
                         f"{self._headline.unit.name} were not finite and were skipped (seed {seed})"
                     )
 
-    def _log(self, metrics: dict[str, list[float]]) -> None:
+    def _log(self, metrics: dict[str, list[float]], rate: float | None = None) -> None:
         for cell, part in zip(self._cells, self._parts, strict=True):
             own = {name: values[part] for name, values in metrics.items()}
-            cell.recorder.log_metrics(self._steps, self._position.updates, own)
+            cell.recorder.log_metrics(self._steps, self._position.updates, own, rate)
 
     def _parts_to_keep(self) -> dict[str, Any]:
         # The learner apart: who wants the policy alone reads nothing else.
         rest = {name: value for name, value in self._states._asdict().items() if name != "learner"}
         progress = self._programs.to_keep(self._progress)
-        return {"learner": self._states.learner, "rest": rest, "progress": progress}
+        kept = {} if self._best is None else {best.PART: self._best}
+        return {"learner": self._states.learner, "rest": rest, "progress": progress, **kept}
 
     def _copied_parts(self) -> dict[str, Any]:
         """The parts to keep, in memory that no program reuses: the host's."""

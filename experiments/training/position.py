@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from rgpo_jax import schedules
+
 
 @dataclasses.dataclass
 class Position:
@@ -15,6 +17,8 @@ class Position:
       checkpoint_seconds: of these, in making checkpoints.
       largest: name -> largest so far, per member, of the metrics that the headline asks for.
       evaluation: the last one: name -> values per member.
+      best_scores: the best evaluation so far, per member; empty where no policy is kept for it.
+      best_at: after how many updates it was made.
       broken: (member, update) for those whose parameters are no longer finite.
       metrics_bytes: size of the metrics, per cell.
       unreported: whether the line of metrics of the last update is still to be written, since a
@@ -27,6 +31,8 @@ class Position:
     checkpoint_seconds: float = 0.0
     largest: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_scores: list[float] = dataclasses.field(default_factory=list)
+    best_at: list[int] = dataclasses.field(default_factory=list)
     broken: list[list[int]] = dataclasses.field(default_factory=list)
     metrics_bytes: list[int] = dataclasses.field(default_factory=list)
     unreported: bool = False
@@ -46,3 +52,12 @@ class Position:
     def broken_in(self, part: slice) -> list[list[int]]:
         """(member, update) of those in a part whose parameters are no longer finite."""
         return [entry for entry in self.broken if part.start <= entry[0] < part.stop]
+
+
+def with_own_schedule(kept: Any, own: Any) -> Any:
+    """A learner that was kept, with the schedule of another: that of a run which may be longer."""
+    numbers = getattr(own, "hyperparameters", None)
+    if numbers is None:  # not all that is trained has a learning rate
+        return kept
+    schedule = {name: getattr(numbers, name) for name in schedules.NUMBERS}
+    return kept._replace(hyperparameters=dataclasses.replace(kept.hyperparameters, **schedule))

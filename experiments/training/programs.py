@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from experiments.record.headline import CONTROL
 from experiments.training.compiling import Compiler
@@ -19,6 +19,7 @@ from rgpo_jax import policy, processes
 from rgpo_jax import train as library
 from rgpo_jax.acting import PolicyState
 from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.callback import make_act
 from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
@@ -189,6 +190,10 @@ class Programs(abc.ABC):
         `whole`, as at the end, and before the first update.
         """
 
+    def actor(self, states: Any) -> Callable[..., Any] | None:
+        """How members act now, as `callback.Moment` explains; None where they do not."""
+        return None
+
     def start_from(self, states: Any, learners: Any, parts: Sequence[slice]) -> Any:
         """States that start from what other learners [N] have learnt.
 
@@ -221,6 +226,10 @@ class Programs(abc.ABC):
         """What may have broken the parameters, in words; None where nothing was found."""
         return None
 
+    def place(self, values: np.ndarray) -> jax.Array:
+        """Values [M] on devices, as members lie there."""
+        return _place(values, self._empty.broken_at.sharding)
+
     def finish(self, progress: Progress) -> ChunkReport:
         """The report on all updates since its start, in NumPy arrays [M]."""
         return processes.fetch(progress).finish()
@@ -251,10 +260,20 @@ class EpisodePrograms(Programs):
     _observation_dtype: Any
 
     def __init__(self, agent: Agent, layout: Layout, members: Members):
+        self._act = make_act(agent)
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
         self.in_turn = layout.in_turn
         self._agent, self._seeds = agent, members.seeds
+
+    def actor(self, states: Any) -> Callable[..., Any]:
+        here = SingleDeviceSharding(jax.devices()[0])  # where observations are
+
+        def act(observation: Any, key: Any = None, memory: Any = None) -> Any:
+            learners = jax.device_put(states.learner._replace(optimizer_state=None), here)
+            return self._act(learners, observation, key, memory)
+
+        return act
 
     @abc.abstractmethod
     def _run_episodes(

@@ -106,6 +106,7 @@ class Outcome:
             headline.unit.total: steps,
             **scores,
             **{k: None if x is None else float(np.mean(x[part])) for k, x in results.items()},
+            **self._best(cell, part),
             "compile_seconds": round(self.compile_seconds, 3),
             "run_seconds": round(self.run_seconds, 3),
             "training_seconds": round(position.training_seconds, 3),
@@ -115,6 +116,17 @@ class Outcome:
             "in_turn": self.in_turn,
             **{name: float(np.max(x[part])) for name, x in position.largest.items()},
             "device": self.device,
+        }
+
+    def _best(self, cell: Cell, part: slice) -> dict[str, Any]:
+        """The best evaluation of each seed, and after how many steps it was made."""
+        position = self.position
+        if not position.best_scores:
+            return {}
+        steps = [updates * cell.plan.batch_size for updates in position.best_at[part]]
+        return {
+            f"best_{self.headline.quantity}": position.best_scores[part],
+            "best_at": steps,
         }
 
     def _scores_in_words(self, part: slice) -> str:

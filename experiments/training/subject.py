@@ -43,6 +43,10 @@ class Subject(Protocol):
         """Seconds between two checkpoints; 0: one whenever it may be; None: only the last."""
 
     @property
+    def keep_best(self) -> bool:
+        """Whether the best policy so far is kept, too."""
+
+    @property
     def entries(self) -> Mapping[str, Any]:
         """What `config.json` has beside settings, headline and versions."""
 
@@ -63,6 +67,10 @@ class Planned(Subject, Protocol):
     @property
     def name(self) -> str:
         """Of its folder, where the settings do not tell it from others."""
+
+    @property
+    def title(self) -> str:
+        """What is trained, for how long, in words."""
 
     @property
     def options(self) -> Any:

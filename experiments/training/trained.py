@@ -4,11 +4,11 @@ import dataclasses
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
@@ -17,11 +17,14 @@ from experiments.plan.options import Options
 from experiments.plan.reading import Plan, read_plan
 from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
-from experiments.training import fingerprint
+from experiments.training import best, fingerprint
 from experiments.training.building import make_agent
+from rgpo_jax import schedules
 from rgpo_jax.agent import Agent
-from rgpo_jax.checkpoint import CheckpointError, Checkpoints, Restored
+from rgpo_jax.checkpoint import CheckpointError, Checkpoints
 from rgpo_jax.learner import LearnerState
+
+Which = Literal["newest", "best"]
 
 # Settings without which a network's parameters mean something else, in the same shapes.
 _MEANING = ("activation", "policy", "state_dependent_std")
@@ -34,13 +37,13 @@ class Trained(NamedTuple):
       plan: what the run was told to do.
       agent: of one device.
       learners: one per seed [N, ...], on one device.
-      env_steps: steps that each has seen.
+      env_steps: steps that each has seen; of the best of each seed [N].
     """
 
     plan: Plan
     agent: Agent
     learners: LearnerState
-    env_steps: int
+    env_steps: tuple[int, ...]
 
 
 def config_of(folder: str, flag: str) -> Path:
@@ -51,22 +54,49 @@ def config_of(folder: str, flag: str) -> Path:
     return path
 
 
-def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, Any]) -> Restored:
-    """Of the newest checkpoint that is whole the part "learner"; warns where it is not the newest.
+def with_schedule(like: Any, config: Any, here: Sharding) -> Any:
+    """Shapes of a learner, but of its schedule the numbers, which old checkpoints do not have."""
+    shape = like.hyperparameters.annealing.shape
+    numbers = {
+        name: jax.device_put(np.full(shape, getattr(config, name), np.float32), here)
+        for name in schedules.NUMBERS
+    }
+    return like._replace(hyperparameters=dataclasses.replace(like.hyperparameters, **numbers))
+
+
+class Learnt(NamedTuple):
+    """What a checkpoint holds of learners; `updates` made each of them [N]."""
+
+    learners: Any
+    updates: tuple[int, ...]
+
+
+def restore_learner(
+    folder: str, flag: str, like: Any, settings: Mapping[str, Any], which: Which = "newest"
+) -> Learnt:
+    """What the newest checkpoint that is whole has of learners; warns where it is not the newest.
 
     Args:
       folder: of the run.
       flag: with which it was given, for messages.
       like: shapes and shardings of the learner.
       settings: of the run, as its folder has them.
+      which: newest; or best, where those of the best evaluation have taken the place of newest
+        parameters and statistics.
 
     Raises:
-      BadInput: there is no checkpoint, or none that can be read; or it was made with others.
+      BadInput: there is no checkpoint, or none that can be read; or it was made with others, or
+        without its best.
     """
+    if which == "best" and not settings.get("keep_best"):
+        raise BadInput(f"--which best: the run in {folder} was begun without --keep-best")
+    parts = {"learner": like}
+    if which == "best":
+        parts[best.PART] = best.policy_of(like)
     try:
         checkpoints = Checkpoints(Path(folder).expanduser() / CHECKPOINTS)
         restored = checkpoints.restore(
-            {"learner": like},
+            parts,
             tidy=False,
             refuse=lambda position: fingerprint.difference(position, [settings], strict=False),
         )
@@ -80,11 +110,22 @@ def restore_learner(folder: str, flag: str, like: Any, settings: Mapping[str, An
         remarks.append(f"a damaged checkpoint is passed over, {older}: {line}")
     for line in remarks:
         print(f"warning: {flag} {folder}: {line}", file=sys.stderr)
-    return restored
+    learners = restored.parts["learner"]
+    number = int(settings["num_seeds"])
+    if which == "newest":
+        return Learnt(learners, (restored.updates,) * number)
+    best_at = restored.position.get("best_at")
+    if not isinstance(best_at, list) or len(best_at) != number:
+        raise BadInput(f"{flag} {folder}: its checkpoint does not say which policies are the best")
+    return Learnt(learners._replace(**restored.parts[best.PART]), tuple(map(int, best_at)))
 
 
 def load(
-    folder: str, flag: str, trust_code: bool = False, trusted: Collection[Any] = ()
+    folder: str,
+    flag: str,
+    trust_code: bool = False,
+    trusted: Collection[Any] = (),
+    which: Which = "newest",
 ) -> Trained:
     """Reads a run's newest checkpoint that is whole.
 
@@ -93,6 +134,7 @@ def load(
       flag: with which it was given, for messages.
       trust_code: whether its settings may name code that is not of the suite.
       trusted: names of such code that the user has typed.
+      which: of its policies; see `restore_learner`.
 
     Raises:
       BadInput: there is no run, or it has no checkpoint that can be read; or it names code that it
@@ -103,6 +145,7 @@ def load(
         settings = flags.settings_from_file(path, read_plain)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
+    settings.pop("callback", None)  # nobody calls it here
     if not trust_code:
         can_be_typed = flag == "--init-from"
         own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
@@ -123,15 +166,10 @@ def load(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         jax.eval_shape(jax.vmap(init), keys),
     )
-    annealing = jax.device_put(
-        np.full(read.options.num_seeds, read.config.annealing, np.float32), here
-    )
-    like = like._replace(
-        hyperparameters=dataclasses.replace(like.hyperparameters, annealing=annealing)
-    )
-    restored = restore_learner(folder, flag, like, read.settings())
-    env_steps = restored.updates * read.config.batch_size
-    return Trained(read, agent, restored.parts["learner"], env_steps)
+    like = with_schedule(like, read.config, here)
+    learners, updates = restore_learner(folder, flag, like, read.settings(), which)
+    env_steps = tuple(number * read.config.batch_size for number in updates)
+    return Trained(read, agent, learners, env_steps)
 
 
 def load_start(options: Options, agent: Agent) -> LearnerState:

@@ -6,7 +6,7 @@ This module does not import JAX: flags are read and checked before anything heav
 import dataclasses
 from typing import Annotated, Literal
 
-from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.config import ConfigError, Scheduled
 from rgpo_jax.ranges import Count, CountOrZero, Finite, NonNegative, Positive, Range
 
 # One ratio an answer, in the place of one a token.
@@ -16,7 +16,7 @@ _TEMPERATURE = Range(lambda x: x >= 1e-2, "a number of at least 0.01")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Common(Checked):
+class Common(Scheduled):
     """Settings of every update step of language models, whatever it learns from.
 
     Whole numbers, names and switches select the compiled program. Real numbers are traced, and may
@@ -24,13 +24,14 @@ class Common(Checked):
     """
 
     num_updates: Count = 200
-    """Updates of the whole run; the learning rate is annealed over them."""
+    """Updates of the whole run; the learning rate reaches its end with them."""
     num_prompts: Count = 8
     """Prompts of an update: all that there are come in turn, shuffled anew each time round."""
     learning_rate: Positive = 1e-6
-    """Step size of the optimiser: Adam, but for plain steps where the gradient is of who wins."""
-    anneal_learning_rate: bool = True
-    """Let the learning rate fall linearly to 0 over num_updates."""
+    """Step size of the optimiser, at its largest: Adam, but for plain steps where the gradient is
+    of who wins."""
+    warmup_updates: CountOrZero = 0
+    """Updates over which the learning rate first rises, along a line, to learning_rate."""
     max_grad_norm: Positive = 1.0
     """Largest global norm of a gradient; a longer one is scaled down to it."""
     temperature: Annotated[float, _TEMPERATURE] = 1.0
@@ -43,6 +44,11 @@ class Common(Checked):
             raise ConfigError(
                 "num_updates", f"{self.num_updates}: expected fewer than 2^31 answers"
             )
+        if self.warmup_updates > self.num_updates:
+            raise ConfigError(
+                "warmup_updates",
+                f"{self.warmup_updates}: expected at most num_updates, {self.num_updates}",
+            )
 
     @property
     def batch_size(self) -> int:
@@ -53,11 +59,6 @@ class Common(Checked):
         """The numbers that may differ between vmapped seeds of one compiled program."""
         numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: x for name, x in numbers.items() if isinstance(x, float)}
-
-    @property
-    def annealing(self) -> float:
-        """By which share of itself the learning rate falls with every update."""
-        return 1.0 / self.num_updates if self.anneal_learning_rate else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgpo_jax import descent, diagnostics
+from rgpo_jax import descent, diagnostics, schedules
 from rgpo_jax.gates import Gate
 from rgpo_jax.language import objective, samples
 from rgpo_jax.language.config import Config
@@ -154,8 +154,7 @@ def make(
     def update(state: LearnerState, frozen: Any, batch: Batch) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
         sample, metrics = samples.prepare(policy, config, state, frozen, batch)
-        remaining = 1.0 - state.updates * hyperparameters.annealing
-        step_size = hyperparameters.learning_rate * jnp.maximum(remaining, 0.0)
+        step_size = schedules.learning_rate(config.schedule, hyperparameters, state.updates)
 
         def is_near(terms: dict[str, Array]) -> Array:
             log_ratio, mask = terms["log_ratio"].ravel(), terms["mask"].ravel()

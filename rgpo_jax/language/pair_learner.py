@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgpo_jax import descent
+from rgpo_jax import descent, schedules
 from rgpo_jax.hyperparameters import TracedNumbers
 from rgpo_jax.language import samples
 from rgpo_jax.language.answers import Answers
@@ -36,6 +36,8 @@ class Numbers(TracedNumbers):
     annealing: Any
     loss: Tunable
     missing_end: Any = None
+    end_learning_rate: Any = 0.0  # it and what follows are missing from checkpoints of earlier ones
+    warmup_updates: Any = 0.0
 
 
 class _Sides(NamedTuple):
@@ -220,8 +222,7 @@ def make(
             read = _side_by_side(*pairs.read)
             sides = _Sides(read.prompts, answers, read.log_prob_ref)
         sample = _Sample(sides, others, pairs.label, pairs.gap, pairs.counts)
-        remaining = jnp.maximum(1.0 - state.updates * numbers.annealing, 0.0)
-        step_size = numbers.learning_rate * remaining
+        step_size = schedules.learning_rate(config.schedule, numbers, state.updates)
         key, shuffle_key = jax.random.split(state.key)
         params, optimizer_state, steps = descent.descend(
             make_loss(state, frozen),

@@ -35,6 +35,8 @@ class Hyperparameters(TracedNumbers):
     value_coefficient: Any = None
     value_clip: Any = None
     gae_lambda: Any = None
+    end_learning_rate: Any = 0.0  # it and what follows are missing from checkpoints of earlier ones
+    warmup_updates: Any = 0.0
 
 
 class LearnerState(NamedTuple):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rgpo_jax import descent, shuffle
+from rgpo_jax import descent, schedules, shuffle
 from rgpo_jax.hyperparameters import TracedNumbers
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.agent import (
@@ -59,6 +59,8 @@ class Numbers(TracedNumbers):
     annealing: Any
     smoothing: Any
     trim: Any
+    end_learning_rate: Any = 0.0  # it and what follows are missing from checkpoints of earlier ones
+    warmup_updates: Any = 0.0
 
 
 def on_sphere(key: Array, number: int) -> Array:
@@ -190,8 +192,7 @@ def make(
         advantage = advantage_of(wins, config.feedback, numbers.trim)
         _, unravel = ravel_pytree(state.params)
         gradient = estimate(directions, advantage, numbers.smoothing, config.central)
-        remaining = jnp.maximum(1.0 - state.updates * numbers.annealing, 0.0)
-        step_size = numbers.learning_rate * remaining
+        step_size = schedules.learning_rate(config.schedule, numbers, state.updates)
         change, optimizer_state = optimizer(numbers, step_size).update(
             unravel(-gradient), state.optimizer_state, state.params
         )
