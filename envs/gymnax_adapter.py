@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import carry, lazy
-from rgpo_jax.environment import Box, Discrete, TimeStep
+from rgpo_jax.environment import ActionSpace, Box, Discrete, TimeStep
 
 # gymnax draws with these, and we do not: two of the seconds that a run waits to begin.
 with lazy.imports("matplotlib.pyplot", "seaborn"):
@@ -20,7 +20,7 @@ with lazy.imports("matplotlib.pyplot", "seaborn"):
 Array = jax.Array
 
 
-def _action_space(space: Any) -> Discrete | Box:
+def _action_space(space: Any) -> ActionSpace:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n))
     low, high = (

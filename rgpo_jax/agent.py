@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from rgpo_jax import gates, inspection, networks, rollout, update
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import AnyEnvironment, HostEnvironment, to_environment_units
+from rgpo_jax.environment import (
+    AnyEnvironment,
+    HostEnvironment,
+    Observation,
+    to_environment_units,
+)
 from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.learner import Learner, LearnerState
@@ -46,7 +51,11 @@ class Act(Protocol):
     """Signature of `Agent.act`."""
 
     def __call__(
-        self, state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+        self,
+        state: AgentState,
+        observation: Observation,
+        key: Array | None = None,
+        memory: Any = None,
     ) -> Any: ...
 
 
@@ -150,7 +159,7 @@ def make(
     )
 
     def act(
-        state: AgentState, observation: Array, key: Array | None = None, memory: Any = None
+        state: AgentState, observation: Observation, key: Array | None = None, memory: Any = None
     ) -> Any:
         policy = functools.partial(learner.policy, state.learner)
         distribution, memory = networks.respond(policy, observation, memory)

@@ -19,6 +19,7 @@ from rgpo_jax import (
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.descent import GradientSteps
+from rgpo_jax.environment import Observation
 from rgpo_jax.learner import Hyperparameters, Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network
@@ -176,7 +177,11 @@ def make(
         refuse_early_stopping(hyperparameters.target_kl)
         params_key, key = jax.random.split(key)
         params = network.init(params_key)
-        moments = normalization.empty(network.observation_shape)
+        moments = jax.tree.map(
+            normalization.empty,
+            network.observation_shape,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
         return_scale = normalization.initial_return_scale(config.num_envs)
         return LearnerState(
             params,
@@ -188,7 +193,7 @@ def make(
             hyperparameters,
         )
 
-    def policy(state: LearnerState, observation: Array, memory: Any = None) -> Any:
+    def policy(state: LearnerState, observation: Observation, memory: Any = None) -> Any:
         observation = samples.observe(state, observation)
         if memory is None:
             return network.policy(state.params["actor"], observation)
