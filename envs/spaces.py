@@ -16,6 +16,7 @@ from rgpo_jax.environment import (
     ObservationShape,
 )
 
+_MOST_VALUES = 2**16  # of a whole number that is chosen, and not an amount
 _VECTOR = "vector"  # the part of an observation in which all that is no image is joined
 
 
@@ -24,7 +25,12 @@ def _in_words(space: Any) -> str:
 
 
 def action_space(name: str, space: Any) -> ActionSpace:
-    """Raises ValueError, naming the space, unless actions are whole numbers or arrays of reals."""
+    """The actions of a space; whole numbers in a Box, as EnvPool has them, are a MultiDiscrete.
+
+    Raises:
+      ValueError: they are neither whole numbers of few values nor arrays of reals; it names the
+        space.
+    """
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n), int(space.start))
     if isinstance(space, spaces.MultiDiscrete):
@@ -36,6 +42,11 @@ def action_space(name: str, space: Any) -> ActionSpace:
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = (tuple(map(float, bound.flat)) for bound in (space.low, space.high))
         return Box(tuple(space.shape), low, high)
+    if isinstance(space, spaces.Box) and space.shape and np.issubdtype(space.dtype, np.integer):
+        nvec = space.high.astype(float) - space.low.astype(float) + 1
+        if nvec.max() <= _MOST_VALUES:
+            start = tuple(map(int, space.low.flat))
+            return MultiDiscrete(tuple(map(int, nvec.flat)), start, tuple(space.shape))
     raise ValueError(f"{name}: actions of kind {_in_words(space)} are not supported")
 
 
