@@ -11,7 +11,7 @@ from rgpo_jax import acting, gates, inspection, networks, rollout, update
 from rgpo_jax.acting import Acted
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import AnyEnvironment, HostEnvironment
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment, Observation
 from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.learner import Learner, LearnerState
@@ -49,7 +49,7 @@ class Act(Protocol):
     def __call__(
         self,
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array | None = None,
         memory: Any = None,
     ) -> Any: ...
@@ -89,7 +89,7 @@ class Agent(NamedTuple):
     def sample(
         self,
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array,
         memory: Any = None,
     ) -> Acted:
@@ -183,7 +183,7 @@ def make(
 
     def act(
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array | None = None,
         memory: Any = None,
     ) -> Any:

@@ -190,7 +190,9 @@ class Config(Scheduled):
     channels) and an MLP for all others; gru puts a recurrent layer behind it, for tasks with
     hidden state, and learns from whole sequences of num_steps."""
     hidden_sizes: Counts = (64, 64)
-    """Units of each hidden layer of an MLP, or of the dense layers behind a CNN."""
+    """Units of each hidden layer of an MLP, or of the dense layers behind a CNN. Where observations
+    are several arrays, such as an image and a vector, each has the first of these layers to itself,
+    and the others are behind all of them."""
     recurrent_size: Count = 64
     """Units of a GRU: how much it can remember."""
     channels: Counts = (16,)

@@ -346,7 +346,7 @@ class CompiledPrograms(EpisodePrograms):
         traced_init, self._init_arguments, (states, eval_keys) = trace_init(
             init, layout, members, (STATES, SEEDS)
         )
-        self._observation_dtype = states.rollout.observation.dtype
+        self._observation_dtype = jax.tree.map(lambda x: x.dtype, states.rollout.observation)
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
         self.metric_names = sorted(metrics)
