@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax.config import Config
+from rgpo_jax.config import Config, is_own_network
 from rgpo_jax.distributions import Categorical, Categoricals, Distribution, Normal, TanhNormal
 from rgpo_jax.environment import (
     ActionSpace,
@@ -121,12 +121,24 @@ def _dense(features: int, scale: float, dtype: Any) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.orthogonal(scale))
 
 
+class Convolution(NamedTuple):
+    """A square convolution without padding."""
+
+    features: int
+    size: int
+    stride: int
+
+
+# Of DQN (Mnih et al., Nature 518, 2015), for pictures of 84 x 84.
+_ATARI = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
+
+
 class Torso(nn.Module):
-    """Observation [..., *shape] -> features [..., hidden_sizes[-1]]; convolutions if `channels`."""
+    """Observation [..., *shape] -> features [..., hidden_sizes[-1]], by convolutions if any."""
 
     observation_ndim: int
     hidden_sizes: tuple[int, ...]
-    channels: tuple[int, ...]
+    convolutions: tuple[Convolution, ...]
     activation: Callable[[Array], Array]
     dtype: Any
 
@@ -136,10 +148,11 @@ class Torso(nn.Module):
         if observation.dtype == jnp.uint8 and self.observation_ndim == 3:  # pixels
             x /= 255
         batch_shape = x.shape[: x.ndim - self.observation_ndim]
-        for features in self.channels:
+        for features, size, stride in self.convolutions:
             convolution = nn.Conv(
                 features,
-                (3, 3),
+                (size, size),
+                strides=(stride, stride),
                 padding="VALID",
                 dtype=self.dtype,
                 kernel_init=nn.initializers.orthogonal(math.sqrt(2)),
@@ -184,7 +197,7 @@ class RecurrentTorso(nn.Module):
     Source: arXiv 1406.1078.
     """
 
-    torso: Torso | JointTorso
+    torso: Any  # a module: observation -> features
     size: int
     dtype: Any
 
@@ -267,16 +280,23 @@ def _check_policy(action_space: ActionSpace, config: Config) -> None:
                 )
 
 
-def _channels(observation_shape: tuple[int, ...], config: Config) -> tuple[int, ...]:
-    """Of the convolutions for an array; none where it is no image or they are not wanted."""
+def _convolutions(observation_shape: tuple[int, ...], config: Config) -> tuple[Convolution, ...]:
+    """Those for an array; none where it is no image or they are not wanted."""
     if len(observation_shape) != 3 or config.network == "mlp":
         return ()
-    if min(observation_shape[:2]) <= 2 * len(config.channels):
-        raise ValueError(
-            f"channels: {len(config.channels)} convolutions of 3x3 leave nothing of observations "
-            f"{observation_shape}"
-        )
-    return config.channels
+    own = tuple(Convolution(features, 3, 1) for features in config.channels)
+    convolutions = _ATARI if config.network == "atari" else own
+    left = min(observation_shape[:2])
+    for _, size, stride in convolutions:
+        left = (left - size) // stride + 1
+        if left < 1:
+            what = "network atari" if convolutions is _ATARI else "channels"
+            first = f"{convolutions[0].size}x{convolutions[0].size}"
+            raise ValueError(
+                f"{what}: {len(convolutions)} convolutions, the first of {first}, leave nothing of "
+                f"observations {observation_shape}"
+            )
+    return convolutions
 
 
 def _make_torso(observation_shape: ObservationShape, config: Config) -> Torso | JointTorso:
@@ -287,41 +307,58 @@ def _make_torso(observation_shape: ObservationShape, config: Config) -> Torso | 
     )
 
     def encoder(shape: tuple[int, ...], hidden_sizes: tuple[int, ...]) -> Torso:
-        return torso(len(shape), hidden_sizes, _channels(shape, config))
+        return torso(len(shape), hidden_sizes, _convolutions(shape, config))
 
     parts = observation_shape if isinstance(observation_shape, dict) else {"": observation_shape}
-    if config.network == "cnn" and all(len(shape) != 3 for shape in parts.values()):
+    if config.network in ("cnn", "atari") and all(len(shape) != 3 for shape in parts.values()):
         raise ValueError(
             f"network: a CNN needs observations [height, width, channels], not {observation_shape}"
         )
     if not isinstance(observation_shape, dict):
         return encoder(observation_shape, config.hidden_sizes)
     encoders = {name: encoder(shape, config.hidden_sizes[:1]) for name, shape in parts.items()}
-    return JointTorso(encoders, trunk=torso(1, config.hidden_sizes[1:], channels=()))
+    return JointTorso(encoders, trunk=torso(1, config.hidden_sizes[1:], convolutions=()))
 
 
-def make(observation_shape: ObservationShape, action_space: ActionSpace, config: Config) -> Network:
+def make(
+    observation_shape: ObservationShape,
+    action_space: ActionSpace,
+    config: Config,
+    torso: nn.Module | None = None,
+) -> Network:
     """Builds actor and critic: orthogonal weights, the policy's last layer scaled by 0.01.
+
+    A torso of your own is a module of flax.linen, observation [..., *observation_shape] -> features
+    [..., n], in the place of the config's. Actor and critic have one each, with parameters of their
+    own, and the policy's head and the critic's behind it.
 
     Where an observation is a dict of arrays, each has an encoder of its own, which ends in the
     first of `config.hidden_sizes`, and the other layers are behind all of them together. With
     `config.network` "gru" actor and critic have a memory each (see `Recurrence`).
 
     Raises:
-      ValueError: a CNN is asked for observations that are not [height, width, channels], or that
+      ValueError: the config's network is one of your own, and there is no torso; a CNN is asked for
+        observations that are not [height, width, channels], or that
         its convolutions shrink to nothing; a policy does not fit the actions (see `Config`).
     """
     _check_policy(action_space, config)
     recurrent = config.network == "gru"
+    if torso is not None:
+        config = _named_after(torso, config)
+    elif is_own_network(config.network):
+        raise ValueError(f"network {config.network}: expected the module itself, as network=")
 
-    def make_torso() -> Torso | JointTorso:
-        return _make_torso(observation_shape, config)
+    def make_torso(config: Config = config) -> Any:
+        return _make_torso(observation_shape, config) if torso is None else torso
 
-    def head(features: int, scale: float) -> Head:
+    def head(features: int, scale: float, config: Config = config) -> Head:
         # A recurrent network's heads read its memory, and that as it is.
-        return Head((lambda memory: memory) if recurrent else make_torso(), features, scale)
+        return Head((lambda memory: memory) if recurrent else make_torso(config), features, scale)
 
-    critic = head(1, 1.0)
+    of_critic = config
+    if config.critic_hidden_sizes is not None:
+        of_critic = dataclasses.replace(config, hidden_sizes=config.critic_hidden_sizes)
+    critic = head(1, 1.0, of_critic)
     actor: nn.Module
     if isinstance(action_space, Discrete):
         actor = head(action_space.n, 0.01)
@@ -360,9 +397,17 @@ def make(observation_shape: ObservationShape, action_space: ActionSpace, config:
 
     network = Network(seen_shape, init, policy, value)
     if recurrent:
-        torso = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
-        network = _with_memory(network, torso, observation_shape)
+        memory = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
+        network = _with_memory(network, memory, observation_shape)
     return network._replace(config=config)
+
+
+def _named_after(torso: nn.Module, config: Config) -> Config:
+    """A config that says whose torso it is, so that none other is built in its place."""
+    if config.network == "gru" or is_own_network(config.network):
+        return config
+    kind = type(torso)
+    return dataclasses.replace(config, network=f"{kind.__module__}:{kind.__qualname__}")
 
 
 def _with_memory(

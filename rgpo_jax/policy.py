@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +143,7 @@ class Policy:
 
     @classmethod
     def of_content(
-        cls, content: bytes, seed: int | None = None, network: Network | None = None
+        cls, content: bytes, seed: int | None = None, network: Network | nn.Module | None = None
     ) -> Self:
         """Of what `pack` gave; see `load`."""
         about, arrays = policy_file.unpack(content)
@@ -154,12 +155,12 @@ class Policy:
             space = policy_file.space_of_json(about.action_space, _SPACES)
             shape, dtype = about.observation_shape, of_each(np.dtype, about.observation_dtype)
             inspection.check_spaces(Spaces(shape, space, dtype, name=about.env))
-            if network is None and about.config is not None:
-                network = networks.make(shape, space, about.config)
+            if not isinstance(network, Network) and about.config is not None:
+                network = networks.make(shape, space, about.config, torso=network)
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"no network can be built for it: {error}") from None
-        if network is None:
-            raise PolicyError("it has a network of its own: give it, as network=")
+        if not isinstance(network, Network):
+            raise PolicyError("it has a Network of its own: give it, as network=")
         template = jax.eval_shape(network.init, jax.random.key(0))["actor"]
         is_normalised = any(name.startswith("observation_moments/") for name in arrays)
         moments = of_each(normalization.empty, shape) if is_normalised else None
@@ -294,7 +295,9 @@ def save(
     policy_file.write(_file_of(path), pack(about, actor))
 
 
-def load(path: str | Path, *, seed: int | None = None, network: Network | None = None) -> Policy:
+def load(
+    path: str | Path, *, seed: int | None = None, network: Network | nn.Module | None = None
+) -> Policy:
     """A policy of a run, or of what `save` has written.
 
     Neither the environment nor the agent is imported, and nothing that the folder names is run.
@@ -302,7 +305,7 @@ def load(path: str | Path, *, seed: int | None = None, network: Network | None =
     Args:
       path: folder of a run, or a `policy.npz`.
       seed: which of those that were trained; None: the first.
-      network: that the agent was made with, where it was one of its own.
+      network: that the agent was made with, where it was one of its own; a `Network` or a module.
 
     Raises:
       PolicyError: there is no such policy, or the file is damaged.
