@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.report.charts import COLORS
+from experiments.record.colors import COLORS
 from experiments.theory.study import Figure, Line, Panel
 
 _DASHES = ("-", "--", ":", "-.")
