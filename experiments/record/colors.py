@@ -21,14 +21,14 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "#44AA99": ("cispo",),
     "#CC6677": ("truncated_importance", "dpo"),
     "#8C510A": ("topr", "ipo"),
-    "#AA4499": ("smooth", "kto"),
+    "#17BECF": ("smooth", "kto"),
     "#4D9221": ("discovered", "rpo"),
     "#5B7C99": ("rollback", "rebel"),
     "#B8860B": ("reward_distillation",),
     "#7F7FFF": ("online_dpo",),
     "#E377C2": ("on_policy_dpo",),
-    "#17BECF": ("zpg",),
-    "#C0504D": ("zbcpg",),
+    "#C0504D": ("zpg",),
+    "#AA4499": ("zbcpg",),
 }
 COLORS = tuple(_OWNERS)
 DASHES = ("solid", "dash", "dot", "dashdot")

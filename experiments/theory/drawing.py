@@ -98,6 +98,8 @@ def _look(line: Line) -> dict[str, Any]:
     if line.style is None:
         return {"color": _INK, "linestyle": line.dash or "none"}
     dash = line.dash
+    if isinstance(line.style, str):
+        return {"color": line.style, "linestyle": dash or "none"}
     if dash == "-":
         dash = _DASHES[line.style // len(COLORS) % len(_DASHES)]
     return {"color": COLORS[line.style % len(COLORS)], "linestyle": dash or "none"}
