@@ -565,6 +565,18 @@ def test_an_episode_is_embedded_or_its_command_is_named(report):
     assert text.count("python -m experiments.play ") == 5
 
 
+def test_of_many_draws_the_best_has_an_episode(tmp_path, monkeypatch):
+    for k in range(9):
+        run_folders.write(
+            tmp_path / f"{k}", "rgpo", sharpness=float(k), final=400 - 50 * abs(k - 6)
+        )
+    rendered = []
+    monkeypatch.setattr(episodes, "is_playable", lambda run: True)
+    monkeypatch.setattr(episodes, "render", lambda run, trust: rendered.append(run.name))
+    assert program.main([str(tmp_path), "--no-figures", "--out", str(tmp_path / "page")]) == 0
+    assert rendered == ["6"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("episode.gif", "image"), ("episode.mp4", "video"), ("episode.html", "page")],
@@ -638,6 +650,12 @@ def test_random_draws_are_points_without_a_line_or_a_heat_map(tmp_path):
         assert not points.joined
         assert len(points.y) == 4
     assert [chart.log_x for chart in charts] == [False, False]
+    # Values that are too near to each other are no ticks.
+    rates = (1e-3, 1.01e-3, 5e-3)
+    for i, rate in enumerate(rates):
+        run_folders.write(tmp_path / "near" / f"{i}", "ppo", learning_rate=rate)
+    ((near,),) = Report("near", runs.collect([str(tmp_path / "near")]), None).swept
+    assert (near.ticks, near.series[0].x) == ((), list(rates))
 
 
 def test_a_draw_that_is_not_finished_has_no_rank(tmp_path):

@@ -52,7 +52,7 @@ class Chart:
       log_x: whether x is.
       rows: names of the rows of intervals, or of a grid.
       columns: names of the columns of a grid.
-      ticks: of draws, the values of their setting, from which points may be moved a little.
+      ticks: of draws, the values of their setting that x is marked at; none: it has a scale.
       guide: a value to compare with, drawn thin.
       markers: whether each point is marked, since there are few.
       along: what x is.

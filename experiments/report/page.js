@@ -115,8 +115,7 @@
 
   // Where the ticks of a setting are: at its values, if these are few; else at powers of 10.
   function settingTicks(chart) {
-    const values = [...new Set(chart.ticks)];
-    if (values.length <= 8) return { tickvals: values, ticktext: values.map(String) };
+    if (chart.ticks.length) return { tickvals: chart.ticks, ticktext: chart.ticks.map(String) };
     const narrow = matchMedia("(max-width: 40rem)").matches;
     return chart.log_x ? { dtick: narrow ? 1 : "D2", tickformat: "~r" } : {};
   }

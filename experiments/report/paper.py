@@ -20,7 +20,6 @@ from experiments.report.charts import Chart, Series
 
 # Where a logarithmic axis ends: less than this, in nats or of a weight, is rounding.
 _FLOOR = 1e-6
-_MOST_TICKS = 8  # at the values of a setting
 _LINESTYLES = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashdot"), strict=True))
 _PANEL = (3.4, 2.6)  # inches: two of them fill the width of a page
 _STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "pdf.fonttype": 42, "axes.linewidth": 0.6}
@@ -97,7 +96,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.set_ylabel(chart.y_label)
         if chart.log_x:
             axes.set_xscale("log")
-        if len(chart.ticks) <= _MOST_TICKS:
+        if chart.ticks:
             axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks], minor=False)
             axes.set_xticks([], minor=True)
     elif chart.kind == "grid":

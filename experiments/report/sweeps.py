@@ -1,6 +1,7 @@
 """What a sweep shows: its draws in their order, scores over each setting, a heat map of two."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,9 @@ BUDGET = "total_steps"  # the setting by which runs are never compared
 _DECADE = 8.0  # times the least value: from here on an axis is logarithmic
 _MOST_LINES = 8  # in a legend: more are told apart by hovering alone
 _APART = 0.06  # of a chart's width, from the first series to the last
-_LEAST_FILLED = 0.5  # of a grid, which random draws do not fill
+_MOST_TICKS = 8
+_BETWEEN_TICKS = 0.08  # of a chart's width, at the least
+_LEAST_FILLED = 0.75  # of a grid, which random draws do not fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +144,17 @@ def _over(sweep: Sweep, name: str, collection: Collection) -> Chart:
         _side_by_side(series, values, log),
         "draws",
         log_x=log,
-        ticks=tuple(values),
+        ticks=_ticks(values, log),
         along="setting",
     )
+
+
+def _ticks(values: Sequence[float], log: bool) -> tuple[float, ...]:
+    """Values in their order, if they are few and apart, as those of a grid; else none."""
+    at = [math.log(value) if log else value for value in values]
+    gap = min(after - before for before, after in itertools.pairwise(at))
+    apart = gap >= _BETWEEN_TICKS * (at[-1] - at[0])
+    return tuple(values) if apart and len(values) <= _MOST_TICKS else ()
 
 
 def _side_by_side(series: list[Series], values: Sequence[float], log: bool) -> list[Series]:
