@@ -44,7 +44,7 @@ class Options(Checked):
     """Also draw the figures as PNG and PDF."""
     episodes: bool = True
     """Render an episode of each variant on each environment that has none yet, by experiments.play;
-    it stays in the run's folder. Of more than eight draws of a sweep, the best one has an episode."""
+    it stays in the run's folder. Of more than eight draws of a sweep, the best alone has one."""
     trust_code: bool = False
     """Let episodes import code that is not of the suite where a run's settings name it."""
     watch: Annotated[Positive | None, tyro.conf.arg(metavar="SECONDS")] = None
