@@ -69,6 +69,7 @@ def study_of(out):
         ([*SEARCH, "--sharpness", "3"], "--sharpness gives it a value; give one of both"),
         ([*SEARCH, "--seed", "7"], "--seed 7: expected a seed of at least 1000"),
         ([*SEARCH, "--resume"], "--resume: not for a search"),
+        ([*SEARCH, "--log-film"], "--log-film: not for a search"),
         ([*SEARCH, "--pruner", "best"], "--pruner"),
         ([*SEARCH, "--trials", "0"], "--trials 0: expected a whole number"),
         ([*SEARCH, "--num-seed", "2"], "did you mean --num-seeds"),

@@ -10,6 +10,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import own, reading
 from experiments.plan.reading import Plan
+from experiments.plan.run_options import OF_ONE_RUN
 from experiments.sweep import drawn, grid
 from experiments.sweep.drawn import Drawn
 
@@ -123,7 +124,8 @@ def _number(value: Any) -> Any:
 
 def share(arguments: Sequence[str], first_seed: int, trust_code: bool) -> list[str]:
     """The flags of all trials, with what a search has by default."""
-    for name in ("resume", "overwrite", "init_from", "coordinator", "num_processes", "process_id"):
+    others = ("resume", "overwrite", "init_from", "coordinator", "num_processes", "process_id")
+    for name in (*others, "train_longer", *OF_ONE_RUN):
         flag = flags.flag(name)
         if any(arg == flag or arg.startswith(flag + "=") for arg in arguments):
             raise BadInput(f"{flag}: not for a search")
