@@ -43,6 +43,7 @@ from rgpo_jax.tunable import Tunable, as_tunable, is_of_suite
 
 Array = jax.Array
 Gate = Tunable | Callable[[Array, Array], Array]
+"""A function (log_ratio, advantage) -> g, elementwise, with or without numbers of its own."""
 
 _LARGEST_RATIO = 485165195.4  # e^20; its square, and SPO's gate of it, stay finite in float32
 _SMALLEST_RATIO = 1e-30
@@ -72,7 +73,9 @@ def weight(gate: Gate) -> Callable[[Array, Array], Array]:
 
 
 CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+"""Name -> constructor, of gates of one ratio."""
 DUAL_CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+"""Name -> constructor, of gates of two ratios."""
 
 
 def _constructor(

@@ -1,0 +1,121 @@
+"""What `mkdocs build` makes of the repository: its pages, the files that they link to, formulas.
+
+A page has the path that it has in the repository, so that a relative link holds on both. A file
+that a page links to comes along: code as a page that shows it, others as they are. Formulas
+become MathML, which browsers draw without a script.
+"""
+
+import html
+import re
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
+
+import nbconvert
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/**/*.md",
+    "docs/tutorials/*.ipynb",
+    "results/**/README.md",
+)
+_CODE = {".py": "python", ".yaml": "yaml", ".txt": "text"}
+_LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")  # with no ":", so to no other site
+_FORMULA = re.compile(
+    r'<(?:span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.DOTALL
+)
+# A function's name stands apart from an argument without brackets.
+_APPLIED = re.compile(r"(<mi>(?:log|exp|tanh|max|min)</mi>)(?=<(?:mi|mn|mfrac|msub|msup|msqrt)>)")
+
+_MATHML = "http://www.w3.org/1998/Math/MathML"
+_RELATIONS = ("=", "≤", "≥", "<", ">", "≈", "→")
+ElementTree.register_namespace("", _MATHML)
+
+
+class Shown(File):
+    """A file that is no Markdown in the repository, and a page of the site."""
+
+    def is_documentation_page(self) -> bool:
+        """MkDocs goes by the file's name otherwise."""
+        return True
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages, and what they link to."""
+    root = Path(config.config_file_path).parent.resolve()
+    names = [p.relative_to(root).as_posix() for pattern in PAGES for p in root.glob(pattern)]
+    while names:
+        name = names.pop()
+        if files.get_file_from_path(name) or not (root / name).is_file():
+            continue  # strict MkDocs complains of a link to nothing
+        page = _file(root, name, files, config)
+        files.append(page)
+        if name.endswith((".md", ".ipynb")):
+            folder = PurePosixPath(name).parent
+            for link in _LINK.findall(page.content_string):
+                target = (root / folder / link).resolve()
+                if target.is_relative_to(root):
+                    names.append(target.relative_to(root).as_posix())
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Says that Markdown goes on within HTML, which GitHub knows by itself."""
+    return markdown.replace("<details>", '<details markdown="1">')
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Draws the formulas of a page, `$...$` and `math` blocks, as MathML."""
+    return _FORMULA.sub(_as_mathml, content)
+
+
+def _file(root: Path, name: str, files: Files, config: MkDocsConfig) -> File:
+    path = root / name
+    if path.suffix == ".ipynb":
+        page = Shown.generated(config, name, content=_notebook(path, files, config))
+    elif path.suffix in _CODE:
+        content = f"# {name}\n\n````{_CODE[path.suffix]}\n{path.read_text()}\n````\n"
+        page = Shown.generated(config, name, content=content)
+    else:
+        return File.generated(config, name, abs_src_path=str(path))
+    page.dest_uri = f"{name.removesuffix('.ipynb')}.html"
+    return page
+
+
+def _notebook(path: Path, files: Files, config: MkDocsConfig) -> str:
+    """A notebook as Markdown; its pictures join the files."""
+    text, resources = nbconvert.MarkdownExporter().from_filename(
+        str(path), {"unique_key": path.stem}
+    )
+    folder = path.parent.relative_to(Path(config.config_file_path).parent.resolve())
+    for name, picture in resources["outputs"].items():
+        files.append(File.generated(config, (folder / name).as_posix(), content=picture))
+    return text
+
+
+def _as_mathml(found: re.Match[str]) -> str:
+    bracket, tex = found.groups()
+    if bracket == "[":
+        return f'<div class="formula">{_mathml(tex, "block")}</div>'
+    formula = ElementTree.fromstring(_mathml(tex, "inline"))
+    # A line may end after a relation, where browsers break none.
+    pieces: list[list[ElementTree.Element]] = [[]]
+    for part in formula[0]:
+        pieces[-1].append(part)
+        if part.text in _RELATIONS:
+            pieces.append([])
+    whole = []
+    for piece in filter(None, pieces):
+        formula[0][:] = piece
+        whole.append(ElementTree.tostring(formula, "unicode"))
+    return "<wbr>".join(whole)
+
+
+def _mathml(tex: str, display: str) -> str:
+    mathml = convert(html.unescape(tex).strip(), display=display)
+    mathml = mathml.replace("negativethinmathspace", "-0.167em")  # browsers know lengths alone
+    return _APPLIED.sub(r'\1<mspace width="0.167em" />', mathml)
