@@ -108,9 +108,10 @@ def test_a_page_has_the_parts_that_it_has_on_github(site, name):
 def test_formulas_are_drawn_without_a_script(site):
     theory = (site / "docs" / "theory.html").read_text()
     source = (ROOT / "docs" / "theory.md").read_text()
+    # In pieces, between which a line may end.
     inline = re.sub(r"^```.*?^```$", "", source, flags=re.M | re.S).count("$") // 2
     assert theory.count('display="block"') == source.count("```math") > 0
-    assert theory.count('display="inline"') == inline > 0
+    assert theory.count('display="inline"') >= inline > 0
     assert 'display="block"' in (site / "docs" / "api" / "gates.html").read_text()
     for page in site.rglob("*.html"):
         text = page.read_text()

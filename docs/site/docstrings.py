@@ -24,7 +24,13 @@ class Docstrings(griffe.Extension):
 
 
 def _add_made(module: griffe.Module) -> None:
-    made = griffe.inspect(module.path, filepath=module.filepath, import_paths=sys.path)
+    made = griffe.inspect(
+        module.path,
+        filepath=module.filepath,
+        import_paths=sys.path,
+        docstring_parser=griffe.Parser.google,
+        docstring_options={"warn_missing_types": False},  # their ranges stand in the text
+    )
     for name, member in module.members.items():
         found = made.members.get(name)
         if isinstance(member, griffe.Attribute) and isinstance(found, griffe.Function):

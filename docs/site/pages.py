@@ -1,17 +1,13 @@
-"""What `mkdocs build` makes of the repository: its pages, the files that they link to, formulas.
+"""A hook of `mkdocs build`: the pages of the repository, and the files that they link to.
 
 A page has the path that it has in the repository, so that a relative link holds on both. A file
-that a page links to comes along: code as a page that shows it, others as they are. Formulas
-become MathML, which browsers draw without a script.
+that a page links to comes along: code as a page that shows it, others as they are.
 """
 
-import html
 import re
 from pathlib import Path, PurePosixPath
-from xml.etree import ElementTree
 
 import nbconvert
-from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -25,15 +21,6 @@ PAGES = (
 )
 _CODE = {".py": "python", ".yaml": "yaml", ".txt": "text"}
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")  # with no ":", so to no other site
-_FORMULA = re.compile(
-    r'<(?:span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</(?:span|div)>', re.DOTALL
-)
-# A function's name stands apart from an argument without brackets.
-_APPLIED = re.compile(r"(<mi>(?:log|exp|tanh|max|min)</mi>)(?=<(?:mi|mn|mfrac|msub|msup|msqrt)>)")
-
-_MATHML = "http://www.w3.org/1998/Math/MathML"
-_RELATIONS = ("=", "≤", "≥", "<", ">", "≈", "→")
-ElementTree.register_namespace("", _MATHML)
 
 
 class Shown(File):
@@ -68,11 +55,6 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return markdown.replace("<details>", '<details markdown="1">')
 
 
-def on_page_content(content: str, **_: object) -> str:
-    """Draws the formulas of a page, `$...$` and `math` blocks, as MathML."""
-    return _FORMULA.sub(_as_mathml, content)
-
-
 def _file(root: Path, name: str, files: Files, config: MkDocsConfig) -> File:
     path = root / name
     if path.suffix == ".ipynb":
@@ -95,27 +77,3 @@ def _notebook(path: Path, files: Files, config: MkDocsConfig) -> str:
     for name, picture in resources["outputs"].items():
         files.append(File.generated(config, (folder / name).as_posix(), content=picture))
     return text
-
-
-def _as_mathml(found: re.Match[str]) -> str:
-    bracket, tex = found.groups()
-    if bracket == "[":
-        return f'<div class="formula">{_mathml(tex, "block")}</div>'
-    formula = ElementTree.fromstring(_mathml(tex, "inline"))
-    # A line may end after a relation, where browsers break none.
-    pieces: list[list[ElementTree.Element]] = [[]]
-    for part in formula[0]:
-        pieces[-1].append(part)
-        if part.text in _RELATIONS:
-            pieces.append([])
-    whole = []
-    for piece in filter(None, pieces):
-        formula[0][:] = piece
-        whole.append(ElementTree.tostring(formula, "unicode"))
-    return "<wbr>".join(whole)
-
-
-def _mathml(tex: str, display: str) -> str:
-    mathml = convert(html.unescape(tex).strip(), display=display)
-    mathml = mathml.replace("negativethinmathspace", "-0.167em")  # browsers know lengths alone
-    return _APPLIED.sub(r'\1<mspace width="0.167em" />', mathml)
