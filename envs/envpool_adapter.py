@@ -2,13 +2,13 @@
 
 import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from envs import spaces
-from rgpo_jax.environment import TimeStep
+from rgpo_jax.environment import Observation, TimeStep
 
 with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
     # EnvPool 1.2.5, the newest for Python 3.11, finds OpenGL only if it was there before.
@@ -29,7 +29,7 @@ def names() -> list[str]:
 class EnvPoolEnvironment:
     """A task of EnvPool, with the time limit kept here.
 
-    Pixels become [height, width, channels]. Observations other than pixels become float32.
+    `spaces` says how observations and actions are read.
     """
 
     def __init__(self, name: str, task: str, params: Mapping[str, Any]):
@@ -38,10 +38,8 @@ class EnvPoolEnvironment:
         self.name = name
         self.max_episode_steps: int | None = int(limit) if 0 < limit < _NO_LIMIT else None
         self.action_space = spaces.action_space(name, space.gymnasium_action_space)
-        shape, self.observation_dtype = spaces.observation(name, space.gymnasium_observation_space)
-        # EnvPool stacks pictures in front of height and width.
-        self._channels_first = self.observation_dtype is np.uint8 and shape[0] < shape[2]
-        self.observation_shape = (*shape[1:], shape[0]) if self._channels_first else shape
+        self._reading = spaces.observation(name, space.gymnasium_observation_space)
+        self.observation_shape, self.observation_dtype, _ = self._reading
         self._task = task
         self._given = dict(params)
         self._params = dict(params)
@@ -67,13 +65,7 @@ class EnvPoolEnvironment:
         pool = envpool.make(
             self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **params
         )
-        return EnvPoolPool(
-            pool,
-            self.max_episode_steps,
-            self.observation_dtype,
-            self._channels_first,
-            restarts=not pictures,
-        )
+        return EnvPoolPool(pool, self.max_episode_steps, self._reading.read, restarts=not pictures)
 
 
 def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -99,21 +91,19 @@ class EnvPoolPool:
     """
 
     def __init__(
-        self, pool: Any, limit: int | None, dtype: Any, channels_first: bool, restarts: bool
+        self,
+        pool: Any,
+        limit: int | None,
+        read: Callable[[Any], Observation],
+        restarts: bool,
     ):
         self._pool = pool
         self._limit = limit
-        self._dtype = dtype
-        self._channels_first = channels_first
+        self._read = read
         self._restarts = restarts
 
-    def _observation(self, observation: np.ndarray) -> Any:
-        if self._channels_first:
-            observation = np.moveaxis(observation, 1, -1)
-        return observation.astype(self._dtype, copy=False)
-
-    def reset(self) -> np.ndarray:
-        return self._observation(self._pool.reset()[0])
+    def reset(self) -> Observation:
+        return self._read(self._pool.reset()[0])
 
     def send(self, action: np.ndarray) -> None:
         self._pool.send(action)
@@ -123,11 +113,10 @@ class EnvPoolPool:
         if self._limit is not None:
             truncated = truncated | (info["elapsed_step"] >= self._limit)
         truncated = truncated & ~terminated  # a death at the limit is a death
-        final = observation = self._observation(observation)
+        final = observation = self._read(observation)
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
         if ended.size and self._restarts:
-            observation = final.copy()
-            observation[ended] = self._observation(self._pool.reset(ended)[0])
+            observation = spaces.replaced(final, ended, self._read(self._pool.reset(ended)[0]))
         reward = reward.astype(np.float32, copy=False)
         return TimeStep(observation, reward, terminated, truncated, final)
 

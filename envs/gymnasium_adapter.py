@@ -9,9 +9,10 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from envs import parameters, spaces
-from rgpo_jax.environment import TimeStep
+from rgpo_jax.environment import Observation, TimeStep
 
 
 def names() -> list[str]:
@@ -22,8 +23,8 @@ def names() -> list[str]:
 class GymnasiumEnvironment:
     """An environment of Gymnasium, which `gymnasium.make` can make.
 
-    Observations become float32, but for pixels. Termination wins where it falls together with
-    truncation.
+    `spaces` says how observations and actions are read. Termination wins where it falls together
+    with truncation.
     """
 
     def __init__(self, name: str, task: str | EnvSpec, params: Mapping[str, Any]):
@@ -41,9 +42,8 @@ class GymnasiumEnvironment:
         self.name = name
         self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
         self.action_space = spaces.action_space(name, env.action_space)
-        self.observation_shape, self.observation_dtype = spaces.observation(
-            name, env.observation_space
-        )
+        self._reading = spaces.observation(name, env.observation_space)
+        self.observation_shape, self.observation_dtype, _ = self._reading
         env.close()
         self._task = task
         self._params = dict(params)
@@ -63,25 +63,29 @@ class GymnasiumEnvironment:
             vector_kwargs={"autoreset_mode": mode},
             **({**self._params, "render_mode": "rgb_array"} if pictures else self._params),
         )
-        return GymnasiumPool(envs, seeds, self.observation_dtype, restarts=not pictures)
+        return GymnasiumPool(envs, seeds, self._reading.read, restarts=not pictures)
 
 
 class GymnasiumPool:
     """A vector environment in which the next episode starts in the step that ends one."""
 
     def __init__(
-        self, envs: gymnasium.vector.VectorEnv, seeds: Sequence[int], dtype: Any, restarts: bool
+        self,
+        envs: gymnasium.vector.VectorEnv,
+        seeds: Sequence[int],
+        read: Callable[[Any], Observation],
+        restarts: bool,
     ):
         self._envs = envs
         self._restarts = restarts
         self._seeds: Any = list(seeds)
-        self._dtype = dtype
+        self._read = read
         self._action: np.ndarray | None = None
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> Observation:
         observation, _ = self._envs.reset(seed=self._seeds)
         self._seeds = None  # later episodes go on from the same random numbers
-        return observation.astype(self._dtype)
+        return self._read(observation)
 
     def send(self, action: np.ndarray) -> None:
         self._action = action
@@ -89,14 +93,21 @@ class GymnasiumPool:
     def receive(self) -> TimeStep:
         # The vector environment hands out copies.
         observation, reward, terminated, truncated, info = self._envs.step(self._action)
-        observation = final = observation.astype(self._dtype)
+        observation = final = self._read(observation)
         done = terminated | truncated
         if done.any() and self._restarts:
-            final = observation.copy()
-            final[done] = np.stack(list(info["final_obs"][done]))
+            final = spaces.replaced(
+                observation, done, self._read(self._batch(info["final_obs"][done]))
+            )
         return TimeStep(
             observation, reward.astype(np.float32), terminated, truncated & ~terminated, final
         )
+
+    def _batch(self, observations: np.ndarray) -> Any:
+        """One batch of single observations."""
+        space = self._envs.single_observation_space
+        empty = create_empty_array(space, len(observations))
+        return concatenate(space, observations, empty)
 
     def picture(self) -> np.ndarray:
         """The first environment: RGB, uint8 [height, width, 3].

@@ -11,7 +11,7 @@ import numpy as np
 
 from envs import carry, lazy, parameters
 from envs.parameters import GYMNAX_LIMIT
-from rgpo_jax.environment import Box, Discrete, TimeStep
+from rgpo_jax.environment import ActionSpace, Box, Discrete, TimeStep
 
 # gymnax draws with these, and we do not: two of the seconds that a run waits to begin.
 with lazy.imports("matplotlib.pyplot", "seaborn"):
@@ -32,7 +32,7 @@ _DERIVED: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def _action_space(space: Any) -> Discrete | Box:
+def _action_space(space: Any) -> ActionSpace:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n))
     low, high = (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rgpo_jax.environment import Environment, TimeStep
+from rgpo_jax.environment import Environment, ObservationShape, TimeStep
 
 Array = jax.Array
 
@@ -20,11 +20,10 @@ class MaskedEnvironment:
     """
 
     def __init__(self, env: Environment, keep: Sequence[int], name: str | None = None):
-        if len(env.observation_shape) != 1:
-            raise ValueError(
-                f"{env.name}: expected observations that are vectors, not {env.observation_shape}"
-            )
-        size = env.observation_shape[0]
+        shape = env.observation_shape
+        if isinstance(shape, dict) or len(shape) != 1:
+            raise ValueError(f"{env.name}: expected observations that are vectors, not {shape}")
+        size = shape[0]
         if not keep or not all(0 <= index < size for index in keep):
             raise ValueError(
                 f"keep = {tuple(keep)}: expected indices from 0 to {size - 1}, at least one"
@@ -32,7 +31,7 @@ class MaskedEnvironment:
         self._env = env
         self._keep = jnp.asarray(keep, jnp.int32)
         self.name = f"{env.name}-masked" if name is None else name
-        self.observation_shape: tuple[int, ...] = (len(keep),)
+        self.observation_shape: ObservationShape = (len(keep),)
         self.action_space = env.action_space
         self.max_episode_steps = env.max_episode_steps
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from envs import carry, parameters
 from envs.parameters import GYMNAX_LIMIT
-from rgpo_jax.environment import Box, Discrete, TimeStep
+from rgpo_jax.environment import ActionSpace, Box, TimeStep
 
 Array = jax.Array
 
@@ -92,7 +92,7 @@ class PhysicsEnvironment(abc.ABC):
         self._limit = limit
         self.name = name
         size = env.action_size
-        self.action_space: Discrete | Box = Box((size,), (-1.0,) * size, (1.0,) * size)
+        self.action_space: ActionSpace = Box((size,), (-1.0,) * size, (1.0,) * size)
         self.observation_shape = jax.eval_shape(self.reset, jax.random.key(0))[1].shape
         self.max_episode_steps: int | None = limit
 

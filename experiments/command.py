@@ -13,6 +13,7 @@ from experiments.cli import flags
 PROGRAMS = {
     "run": "train one agent on one environment over several seeds",
     "sweep": "train many agents on many environments with many settings",
+    "tune": "search settings",
     "align": "train language models from rewards or preferences",
     "report": "show runs: scores with intervals, curves",
     "play": "play episodes of a trained policy, and make a film of them",

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.record.colors import of_agents
 from experiments.record.curve import png
 
 
@@ -15,19 +16,20 @@ def gate_weights() -> bytes:
     from rgpo_jax import gates
 
     shown = {
-        "PPO (clip 0.2)": (gates.ppo(), "#5f9fd6", "-", 4.5),
-        "RGPO (k = 4)": (gates.rgpo(), "#c8452d", "-", 2.4),
-        "REINFORCE": (gates.reinforce(), "#3d8b57", "-", 1.4),
-        "importance (TRPO)": (gates.importance(), "#7a8ca3", "-", 1.4),
-        "SAPO (t = 1, 1.05)": (gates.sapo(), "#d98c4a", "--", 1.4),
+        "PPO (clip 0.2)": ("ppo", gates.ppo(), "-", 4.5),
+        "RGPO (k = 4)": ("rgpo", gates.rgpo(), "-", 2.4),
+        "REINFORCE": ("reinforce", gates.reinforce(), "-", 1.4),
+        "importance (TRPO)": ("trpo", gates.importance(), "-", 1.4),
+        "SAPO (t = 1, 1.05)": ("sapo", gates.sapo(), "--", 1.4),
     }
+    colors = of_agents([agent for agent, *_ in shown.values()])
     ratio = np.linspace(0.01, 2.5, 800, dtype=np.float32)
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     for axes, sign in zip(figure.subplots(1, 2, sharey=True), (1.0, -1.0), strict=True):
-        for label, (gate, color, style, width) in shown.items():
+        for label, (agent, gate, style, width) in shown.items():
             w = np.array(gates.weight(gate)(jnp.log(ratio), jnp.full(ratio.shape, sign)))
             w[1:][np.abs(np.diff(w)) > 0.1] = np.nan  # a jump is no slope
-            axes.plot(ratio, w, color=color, linestyle=style, linewidth=width, label=label)
+            axes.plot(ratio, w, color=colors[agent], linestyle=style, linewidth=width, label=label)
         axes.axvline(1.0, color="black", linewidth=0.6, alpha=0.4)
         # Where a step uphill brings the ratio nearer to 1.
         left, right = (0.0, 1.0) if sign > 0 else (1.0, 2.5)

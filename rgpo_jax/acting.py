@@ -6,7 +6,7 @@ import jax
 
 from rgpo_jax import normalization
 from rgpo_jax.distributions import Distribution
-from rgpo_jax.environment import Box, Discrete, to_environment_units
+from rgpo_jax.environment import ActionSpace, Observation, to_environment_units
 from rgpo_jax.networks import Network
 
 Array = jax.Array
@@ -20,8 +20,8 @@ class Actor(Protocol):
         """{"actor": ...}, whatever there is beside."""
 
     @property
-    def observation_moments(self) -> normalization.Moments | None:
-        """By which observations are normalised; None: they are not."""
+    def observation_moments(self) -> Any:
+        """`Moments` by which observations are normalised, or a dict; None: they are not."""
 
 
 class PolicyState(NamedTuple):
@@ -29,11 +29,12 @@ class PolicyState(NamedTuple):
 
     Attributes:
       params: {"actor": ...}.
-      observation_moments: elementwise; None: observations are not normalised.
+      observation_moments: elementwise; where observations are a dict of arrays, a dict; None:
+        they are not normalised.
     """
 
     params: Any
-    observation_moments: normalization.Moments | None
+    observation_moments: Any
 
 
 def learner_of(state: Any) -> Any:
@@ -41,14 +42,14 @@ def learner_of(state: Any) -> Any:
     return getattr(state, "learner", state)
 
 
-def observe(state: Actor, observation: Array) -> Array:
+def observe(state: Actor, observation: Observation) -> Observation:
     """Observations [..., *observation_shape] as the networks see them: normalised, if at all."""
     if state.observation_moments is None:
         return observation
-    return normalization.standardize(state.observation_moments, observation)
+    return normalization.by_part(normalization.standardize, state.observation_moments, observation)
 
 
-def policy(network: Network, state: Actor, observation: Array, memory: Any = None) -> Any:
+def policy(network: Network, state: Actor, observation: Observation, memory: Any = None) -> Any:
     """What a network's policy would do.
 
     Args:
@@ -87,9 +88,7 @@ class Acted(NamedTuple):
     memory: Any = None
 
 
-def act(
-    distribution: Distribution, action: Array, space: Discrete | Box, memory: Any = None
-) -> Acted:
+def act(distribution: Distribution, action: Array, space: ActionSpace, memory: Any = None) -> Acted:
     """What a distribution's action [...] is in the environment's units, and its log-probability.
 
     Args:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +12,7 @@ from rgpo_jax import acting, gates, inspection, networks, rollout, update
 from rgpo_jax.acting import Acted
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import AnyEnvironment, HostEnvironment
+from rgpo_jax.environment import AnyEnvironment, HostEnvironment, Observation
 from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_override
 from rgpo_jax.learner import Learner, LearnerState
@@ -49,7 +50,7 @@ class Act(Protocol):
     def __call__(
         self,
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array | None = None,
         memory: Any = None,
     ) -> Any: ...
@@ -89,7 +90,7 @@ class Agent(NamedTuple):
     def sample(
         self,
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array,
         memory: Any = None,
     ) -> Acted:
@@ -143,7 +144,7 @@ def make(
     axis_name: str | None = None,
     penalty: Tunable | None = None,
     optimizer: update.Optimizer = update.adam,
-    network: Network | None = None,
+    network: Network | nn.Module | None = None,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
 
@@ -155,8 +156,9 @@ def make(
       policy_step: see `update.make`.
       penalty: see `update.make`.
       optimizer: see `update.make`.
-      network: policy and value function for the environment's observations and actions; None: what
-        the config describes (`networks.make`).
+      network: policy and value function for the environment's observations and actions; or a module
+        of flax.linen, observation -> features, which is the torso of both (`networks.make`); None:
+        what the config describes.
       axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
         spread in equal shares: `state.rollout` is then a device's own, all else is the same on
         all devices. None: one device has them all.
@@ -167,8 +169,8 @@ def make(
         a recurrent policy.
     """
     inspection.check_environment(env)
-    if network is None:
-        network = networks.make(env.observation_shape, env.action_space, config)
+    if network is None or isinstance(network, nn.Module):
+        network = networks.make(env.observation_shape, env.action_space, config, torso=network)
     parallel = DataParallel(axis_name)
     learner = update.make(
         network,
@@ -183,7 +185,7 @@ def make(
 
     def act(
         state: AgentState | LearnerState,
-        observation: Array,
+        observation: Observation,
         key: Array | None = None,
         memory: Any = None,
     ) -> Any:

@@ -4,6 +4,7 @@ This module does not import JAX: flags are read and checked before anything heav
 """
 
 import dataclasses
+import difflib
 import typing
 from typing import Any, Literal
 
@@ -17,6 +18,14 @@ from rgpo_jax.ranges import (
     Range,
     UnitInterval,
 )
+
+NETWORKS = ("auto", "mlp", "cnn", "atari", "gru")
+
+
+def is_own_network(name: str) -> bool:
+    """Whether a network is MODULE:NAME, one of a user's own."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon and module and attribute)
 
 
 class ConfigError(ValueError):
@@ -185,12 +194,17 @@ class Config(Scheduled):
     normalize_rewards: bool = False
     """Divide rewards by the standard deviation of all discounted returns so far, and clip them to
     [-10, 10], in learning (not in reported returns)."""
-    network: Literal["auto", "mlp", "cnn", "gru"] = "auto"
-    """Torso of actor and critic; auto is a CNN for image-like observations (height, width,
-    channels) and an MLP for all others; gru puts a recurrent layer behind it, for tasks with
-    hidden state, and learns from whole sequences of num_steps."""
+    network: str = "auto"
+    """Torso of actor and critic: auto, mlp, cnn, atari or gru. auto is a CNN for image-like
+    observations (height, width, channels) and an MLP for all others; atari has the strided
+    convolutions of DQN (2015); gru puts a recurrent layer behind auto's, for tasks with hidden
+    state, and learns from whole sequences of num_steps. MODULE:NAME is your own."""
     hidden_sizes: Counts = (64, 64)
-    """Units of each hidden layer of an MLP, or of the dense layers behind a CNN."""
+    """Units of each hidden layer of an MLP, or of the dense layers behind a CNN. Where observations
+    are several arrays, such as an image and a vector, each has the first of these layers to itself,
+    and the others are behind all of them."""
+    critic_hidden_sizes: Counts | None = None
+    """Those of the critic, where they differ from the actor's hidden_sizes."""
     recurrent_size: Count = 64
     """Units of a GRU: how much it can remember."""
     channels: Counts = (16,)
@@ -220,8 +234,16 @@ class Config(Scheduled):
                 f"{self.num_minibatches}: expected a divisor of num_envs * num_steps = "
                 f"{self.num_envs} * {self.num_steps} = {self.batch_size}",
             )
+        if self.network not in NETWORKS and not is_own_network(self.network):
+            near = difflib.get_close_matches(self.network, NETWORKS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                "network", f"{self.network}: {hint}expected {', '.join(NETWORKS)} or MODULE:NAME"
+            )
         if self.network == "gru":
             self._check_sequences()
+            if self.critic_hidden_sizes is not None:
+                raise ConfigError("critic_hidden_sizes", "expected None with network gru")
         if self.target_kl is not None and self.num_epochs * self.num_minibatches == 1:
             raise ConfigError(
                 "target_kl",

@@ -1,6 +1,8 @@
 """Action distributions as pytrees: sample, log_prob, entropy, mode, kl and squash."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -100,6 +102,70 @@ class Categorical:
 
     def kl(self, other: "Categorical") -> Array:
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
+
+
+_NEVER = -1e9  # log 0, of which 0 log 0 is 0 and not NaN
+
+
+@flax.struct.dataclass
+class Categoricals:
+    r"""Independent categorical distributions, of which an action [..., d] has a number each.
+
+    .. math:: \log p(a) = \sum_i \log p_i(a_i)
+
+    Entropies and KLs are sums over the elements too.
+
+    Attributes:
+      each: of all elements [..., d], over as many numbers as the widest has; those that an element
+        does not have are never drawn.
+    """
+
+    each: Categorical
+
+    @classmethod
+    def from_logits(cls, logits: Array, sizes: Sequence[int]) -> "Categoricals":
+        """Normalises each element's part of logits [..., sum of sizes].
+
+        Args:
+          logits: the elements' own, one after another.
+          sizes: over how many numbers each of the d elements is.
+        """
+        batch_shape, widest = logits.shape[:-1], max(sizes)
+        if min(sizes) == widest:  # one operation, however many elements
+            return cls(Categorical.from_logits(logits.reshape(*batch_shape, len(sizes), widest)))
+        parts = jnp.split(logits, list(itertools.accumulate(sizes))[:-1], axis=-1)
+        unpadded = [(0, 0)] * len(batch_shape)
+        padded = [
+            jnp.pad(
+                jax.nn.log_softmax(part), [*unpadded, (0, widest - size)], constant_values=_NEVER
+            )
+            for size, part in zip(sizes, parts, strict=True)
+        ]
+        return cls(Categorical(jnp.stack(padded, axis=-2)))
+
+    def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
+        return self.each.noise(key, (*shape, self.each.log_probs.shape[-2]))
+
+    def sample_from(self, noise: Array) -> Array:
+        return self.each.sample_from(noise)
+
+    def sample(self, key: Array) -> Array:
+        return self.each.sample(key)
+
+    def log_prob(self, action: Array) -> Array:
+        return jnp.sum(self.each.log_prob(action), axis=-1)
+
+    def entropy(self) -> Array:
+        return jnp.sum(self.each.entropy(), axis=-1)
+
+    def mode(self) -> Array:
+        return self.each.mode()
+
+    def squash(self, action: Array) -> Array:
+        return action
+
+    def kl(self, other: "Categoricals") -> Array:
+        return jnp.sum(self.each.kl(other.each), axis=-1)
 
 
 @flax.struct.dataclass

@@ -11,11 +11,38 @@ import numpy as np
 Array = jax.Array
 
 
+# The shape of an observation: of one array, or of each part of a dict of arrays.
+ObservationShape: TypeAlias = tuple[int, ...] | dict[str, tuple[int, ...]]
+Observation: TypeAlias = Any  # an array or a dict of arrays, of such shapes under batch axes
+
+
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Actions 0, ..., n - 1."""
+    """Actions start, ..., start + n - 1."""
 
     n: int
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """Arrays of whole numbers, each chosen apart.
+
+    Attributes:
+      nvec: element i is one of start[i], ..., start[i] + nvec[i] - 1.
+      start: the least values; left empty, zeros.
+      shape: of an array, which holds the elements in C order; left empty, a vector of them.
+    """
+
+    nvec: tuple[int, ...]
+    start: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.start:
+            object.__setattr__(self, "start", (0,) * len(self.nvec))
+        if not self.shape:
+            object.__setattr__(self, "shape", (len(self.nvec),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +52,9 @@ class Box:
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+
+ActionSpace: TypeAlias = Discrete | MultiDiscrete | Box
 
 
 class TimeStep(NamedTuple):
@@ -39,11 +69,11 @@ class TimeStep(NamedTuple):
       final_observation: what the step itself led to, before any reset.
     """
 
-    observation: Array
+    observation: Observation
     reward: Array
     terminated: Array
     truncated: Array
-    final_observation: Array
+    final_observation: Observation
 
     @property
     def done(self) -> Array:
@@ -56,23 +86,24 @@ class Environment(Protocol):
 
     Attributes:
       name: as `envs.make` knows it.
-      observation_shape: shape of one observation.
-      action_space: `Discrete`, or `Box` in the environment's units.
+      observation_shape: shape of one observation; where that is a dict of arrays, a dict of theirs.
+        Arrays [height, width, channels] are read as images.
+      action_space: of one action, in the environment's units.
       max_episode_steps: the step at which a running episode is truncated, and never before; None
         if there is no limit, or if episodes may be truncated earlier.
     """
 
     name: str
-    observation_shape: tuple[int, ...]
-    action_space: Discrete | Box
+    observation_shape: ObservationShape
+    action_space: ActionSpace
     max_episode_steps: int | None
 
-    def reset(self, key: Array) -> tuple[Any, Array]:
+    def reset(self, key: Array) -> tuple[Any, Observation]:
         """Returns (state, observation) at the start of an episode."""
         ...
 
     def step(self, key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
-        """Returns (state, time step). Box actions are in the environment's units."""
+        """Returns (state, time step). Actions are in the environment's units."""
         ...
 
 
@@ -83,7 +114,7 @@ class Pool(Protocol):
     an episode, and none is a mere reset.
     """
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> Observation:
         """Starts an episode in every environment; returns observations [n, ...]."""
         ...
 
@@ -105,17 +136,17 @@ class HostEnvironment(Protocol):
 
     Attributes:
       name: as `envs.make` knows it.
-      observation_shape: shape of one observation.
-      observation_dtype: float32; or uint8, for the pixels of an image.
-      action_space: `Discrete`, or `Box` in the environment's units.
+      observation_shape: as of an `Environment`.
+      observation_dtype: float32, or uint8 for the pixels of an image; of a dict of arrays a dict.
+      action_space: of one action, in the environment's units.
       max_episode_steps: the step at which a running episode is truncated at the latest; None if
         there is no limit.
     """
 
     name: str
-    observation_shape: tuple[int, ...]
+    observation_shape: ObservationShape
     observation_dtype: Any
-    action_space: Discrete | Box
+    action_space: ActionSpace
     max_episode_steps: int | None
 
     def make_pool(self, seeds: Sequence[int]) -> Pool:
@@ -131,15 +162,15 @@ class Spaces:
     `agent.act` and `agent.learner` work as with any other.
 
     Attributes:
-      observation_shape: of one observation.
-      action_space: `Discrete`, or `Box` in the environment's units.
-      observation_dtype: float32; or uint8, for the pixels of an image.
+      observation_shape: as of an `Environment`.
+      action_space: of one action, in the environment's units.
+      observation_dtype: float32, or uint8 for the pixels of an image; of a dict of arrays a dict.
       max_episode_steps: the step at which an episode is truncated at the latest; None: unknown.
       name: for messages.
     """
 
-    observation_shape: tuple[int, ...]
-    action_space: Discrete | Box
+    observation_shape: ObservationShape
+    action_space: ActionSpace
     observation_dtype: Any = np.float32
     max_episode_steps: int | None = None
     name: str = "a world of your own"
@@ -162,6 +193,14 @@ def for_evaluation(env: HostEnvironment) -> HostEnvironment:
     return env if choose is None else choose()
 
 
+def zeros(shape: ObservationShape, dtype: Any = np.float32) -> Observation:
+    """An observation of zeros; dtype is one for all, or a dict where the shape is one."""
+    if not isinstance(shape, dict):
+        return jnp.zeros(shape, dtype)
+    dtypes = dtype if isinstance(dtype, dict) else dict.fromkeys(shape, dtype)
+    return {name: jnp.zeros(part, dtypes[name]) for name, part in shape.items()}
+
+
 def restart_where_done(
     state: Any, timestep: TimeStep, start: tuple[Any, Array]
 ) -> tuple[Any, TimeStep]:
@@ -178,16 +217,19 @@ def restart_where_done(
     return state, timestep._replace(observation=observation)
 
 
-def to_environment_units(space: Discrete | Box, action: Array) -> Array:
+def to_environment_units(space: ActionSpace, action: Array) -> Array:
     """Maps a policy's action, squashed by its `Distribution`, to the environment's units.
 
-    Discrete actions pass. A continuous action [..., d] takes the space's shape; policies act in
-    [-1, 1] per element: the action is clipped to that interval (squashed ones are inside) and
-    mapped affinely onto [low, high]. Elements without two bounds are clipped to the one they have,
-    if any.
+    Policies count discrete actions from 0: the space's start is added. Actions [..., d], discrete
+    or continuous, take the space's shape. Continuous ones are in [-1, 1] per element: they are
+    clipped to that interval (squashed ones are inside) and mapped affinely onto [low, high].
+    Elements without two bounds are clipped to the one they have, if any.
     """
     if isinstance(space, Discrete):
-        return action
+        return action + space.start
+    if isinstance(space, MultiDiscrete):
+        action = action + jnp.asarray(space.start, action.dtype)
+        return action.reshape(*action.shape[:-1], *space.shape)
     low = jnp.asarray(space.low, jnp.float32).reshape(space.shape)
     high = jnp.asarray(space.high, jnp.float32).reshape(space.shape)
     action = action.reshape(*action.shape[:-1], *space.shape)

@@ -40,6 +40,8 @@ def stablehlo(policy: Policy) -> bytes:
 def onnx(policy: Policy) -> bytes:
     """An ONNX model, with inputs `observation` and `memory` and outputs `action`, `next_memory`.
 
+    Of a dict of arrays each is an input, `observation.NAME`.
+
     Raises:
       ImportError: onnx is not installed, which the extra `export` brings.
       PolicyError: the policy does what `onnx_graph` has no operator for, or computes in half
@@ -51,7 +53,10 @@ def onnx(policy: Policy) -> bytes:
         raise _needs_extra("ONNX", error) from None
     function, arguments = _mode(policy)
     number = len(arguments)
-    inputs, outputs = ["observation", "memory"][:number], ["action", "next_memory"][:number]
+    parts = policy.about.observation_shape
+    names = [f"observation.{name}" for name in sorted(parts)] if isinstance(parts, dict) else []
+    inputs = [*(names or ["observation"]), *["memory"][: number - 1]]
+    outputs = ["action", "next_memory"][:number]
     try:
         return onnx_graph.convert(function, arguments, inputs, outputs)
     except onnx_graph.NotInOnnx as error:
@@ -74,14 +79,19 @@ def content(policy: Policy, suffix: str) -> bytes:
     return FORMATS[suffix](policy)
 
 
-def _mode(policy: Policy) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
+def _mode(policy: Policy) -> tuple[Callable[..., Any], list[Any]]:
     """What is exported, and its arguments, whose first axis has no size yet."""
     from jax import export
 
     (batch,) = export.symbolic_shape("batch")
     about = policy.about
-    observation = jax.ShapeDtypeStruct(
-        (batch, *about.observation_shape), np.dtype(about.observation_dtype)
+
+    def described(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), np.dtype(dtype))
+
+    shapes: Any = about.observation_shape
+    observation: Any = jax.tree.map(
+        described, shapes, about.observation_dtype, is_leaf=lambda node: isinstance(node, tuple)
     )
     memory = policy.initial_memory()
     if memory is None:

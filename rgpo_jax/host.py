@@ -9,14 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from rgpo_jax import acting, inspection
 from rgpo_jax.acting import Acted
 from rgpo_jax.agent import Agent
-from rgpo_jax.environment import HostEnvironment, Pool, TimeStep, for_evaluation
+from rgpo_jax.environment import (
+    HostEnvironment,
+    Observation,
+    Pool,
+    TimeStep,
+    for_evaluation,
+    zeros,
+)
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 
@@ -46,7 +52,7 @@ def _make_act(agent: Agent, deterministic: bool) -> Callable[..., Acted]:
     space = agent.env.action_space
 
     def act(
-        state: LearnerState, observation: Array, key: Array, time: Array, share: Array
+        state: LearnerState, observation: Observation, key: Array, time: Array, share: Array
     ) -> Acted:
         distribution = agent.learner.policy(state, observation)
         if deterministic:
@@ -96,7 +102,7 @@ class _Share:
     def reset(self) -> None:
         observation = self._pool.reset()
         inspection.check_observations(self._env, observation)
-        self.observation = self._by_seed(observation)
+        self.observation = jax.tree.map(self._by_seed, observation)
 
     def compile(self, act: Callable, state: LearnerState, key: Array) -> None:
         """Acts once, without a step."""
@@ -137,19 +143,19 @@ def _make_shares(
 def _trajectory_shapes(agent: Agent, env: HostEnvironment, batch: tuple[int, ...]) -> Trajectory:
     learner = agent.learner
 
-    def draw(key: Array) -> Array:
+    def draw(key: Array) -> tuple[Observation, Array]:
         state = learner.init(key, learner.hyperparameters)
-        observation = jnp.zeros(env.observation_shape, env.observation_dtype)
-        return learner.policy(state, observation).sample(key)
+        observation = zeros(env.observation_shape, env.observation_dtype)
+        return observation, learner.policy(state, observation).sample(key)
 
     def array(dtype: Any, shape: tuple[int, ...] = ()) -> Any:
         return jax.ShapeDtypeStruct((*batch, *shape), np.dtype(dtype))
 
-    action = jax.eval_shape(draw, jax.random.key(0))
-    observation = array(env.observation_dtype, env.observation_shape)
+    drawn = jax.eval_shape(draw, jax.random.key(0))
+    observation, action = jax.tree.map(lambda x: array(x.dtype, x.shape), drawn)
     return Trajectory(
         observation=observation,
-        action=array(action.dtype, action.shape),
+        action=action,
         log_prob=array(np.float32),
         reward=array(np.float32),
         terminated=array(bool),

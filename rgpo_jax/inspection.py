@@ -17,11 +17,15 @@ from rgpo_jax.environment import (
     Discrete,
     Environment,
     HostEnvironment,
+    MultiDiscrete,
+    Observation,
     TimeStep,
     restart_where_done,
     to_environment_units,
 )
 from rgpo_jax.tunable import is_of_suite
+
+_LEAST_INT = -(2**31)  # actions are int32
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -44,30 +48,58 @@ def check_spaces(env: AnyEnvironment) -> None:
             )
             _refuse(env, field, "missing", expected)
     shape, space, limit = env.observation_shape, env.action_space, env.max_episode_steps
-    if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
-        _refuse(env, "observation_shape", shape, "a tuple of sizes of at least 1")
+    if isinstance(shape, dict):
+        if not shape or not all(isinstance(name, str) and name for name in shape):
+            _refuse(env, "observation_shape", shape, "a dict of names and shapes, at least one")
+        for name, part in shape.items():
+            _check_shape(env, f"observation_shape[{name!r}]", part)
+    else:
+        _check_shape(env, "observation_shape", shape)
     if limit is not None and not _is_whole(limit, 1):
         _refuse(env, "max_episode_steps", limit, "a whole number of at least 1, or None")
     if isinstance(space, Discrete):
         if not _is_whole(space.n, 1):
             _refuse(env, "action_space.n", space.n, "a whole number of at least 1")
+        if not _is_whole(space.start, _LEAST_INT):
+            _refuse(env, "action_space.start", space.start, "a whole number")
+    elif isinstance(space, MultiDiscrete):
+        _check_multi_discrete(env, space)
     elif isinstance(space, Box):
         _check_box(env, space)
     else:
-        _refuse(env, "action_space", f"a {type(space).__name__}", "a Discrete or a Box")
+        expected = "a Discrete, a MultiDiscrete or a Box"
+        _refuse(env, "action_space", f"a {type(space).__name__}", expected)
+
+
+def _check_shape(env: Any, field: str, shape: Any) -> None:
+    if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
+        _refuse(env, field, shape, "a tuple of sizes of at least 1")
+
+
+def _check_elements(env: Any, field: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    size = math.prod(shape)
+    if values.shape != (size,):
+        expected = f"{size} numbers, one for each element of shape {shape}"
+        _refuse(env, field, f"of shape {values.shape}", expected)
+
+
+def _check_multi_discrete(env: Any, space: MultiDiscrete) -> None:
+    _check_shape(env, "action_space.shape", space.shape)
+    for field, least in (("nvec", 1), ("start", _LEAST_INT)):
+        values = getattr(space, field)
+        _check_elements(env, f"action_space.{field}", np.asarray(values), space.shape)
+        if not all(_is_whole(value, least) for value in values):
+            expected = "whole numbers" + (" of at least 1" if least == 1 else "")
+            _refuse(env, f"action_space.{field}", values, expected)
 
 
 def _check_box(env: Any, space: Box) -> None:
     shape = space.shape
-    if not isinstance(shape, tuple) or not all(_is_whole(size, 1) for size in shape):
-        _refuse(env, "action_space.shape", shape, "a tuple of sizes of at least 1")
-    size = math.prod(shape)
+    _check_shape(env, "action_space.shape", shape)
     bounds = {}
     for field in ("low", "high"):
         bound = np.asarray(getattr(space, field), np.float64)
-        if bound.shape != (size,):
-            expected = f"{size} numbers, one for each element of shape {shape}"
-            _refuse(env, f"action_space.{field}", f"of shape {bound.shape}", expected)
+        _check_elements(env, f"action_space.{field}", bound, shape)
         if np.isnan(bound).any():
             _refuse(env, f"action_space.{field}", "NaN", "a bound, or an infinity for none")
         bounds[field] = bound
@@ -91,9 +123,11 @@ def check_environment(env: AnyEnvironment) -> None:
         state, observation = jax.eval_shape(env.reset, key)
     except (TypeError, ValueError) as error:
         raise ValueError(f"environment {env.name}: reset(key) failed: {error}") from error
-    _check_array(env, "the observation of reset", observation, env.observation_shape, None)
+    _check_observation(env, "the observation of reset", observation, None)
     space = env.action_space
     action = jax.ShapeDtypeStruct((), jnp.int32)
+    if isinstance(space, MultiDiscrete):
+        action = jax.ShapeDtypeStruct(space.shape, jnp.int32)
     if isinstance(space, Box):
         action = jax.ShapeDtypeStruct(space.shape, jnp.float32)
     try:
@@ -102,7 +136,7 @@ def check_environment(env: AnyEnvironment) -> None:
         raise ValueError(f"environment {env.name}: step failed: {error}") from error
     if not isinstance(timestep, TimeStep):
         _refuse(env, "the second result of step", f"a {type(timestep).__name__}", "a TimeStep")
-    _check_timestep(env, timestep, observation.dtype)
+    _check_timestep(env, timestep, jax.tree.map(lambda x: x.dtype, observation))
     structures: list[Any] = [jax.tree.structure(tree) for tree in (after, state)]
     if structures[0] != structures[1]:
         _refuse(env, "the state after step", "of another structure than reset's", "the same one")
@@ -133,12 +167,17 @@ def find_nonfinite(
 
     def drawn(key: jax.Array) -> jax.Array:
         if isinstance(space, Discrete):
-            return jax.random.randint(key, (), 0, space.n)
+            action = jax.random.randint(key, (), 0, space.n)
+            return to_environment_units(space, action)
+        if isinstance(space, MultiDiscrete):
+            action = jax.random.randint(key, (len(space.nvec),), 0, jnp.asarray(space.nvec))
+            return to_environment_units(space, action)
         action = jax.random.uniform(key, (math.prod(space.shape),), minval=-1.0, maxval=1.0)
         return to_environment_units(space, action)
 
-    def is_finite(array: jax.Array) -> jax.Array:
-        return jnp.all(jnp.isfinite(array))
+    def is_finite(tree: Any) -> jax.Array:
+        leaves = jax.tree.leaves(tree)
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
     def episode(key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         start_key, key = jax.random.split(key)
@@ -172,29 +211,47 @@ def find_nonfinite(
 
 def check_observations(env: HostEnvironment, observations: Any) -> None:
     """Raises ValueError for what a pool's reset gave, batched over environments."""
-    found = np.shape(observations)[1:]
-    if found != tuple(env.observation_shape):
-        _refuse(env, "the observation of reset", f"of shape {found}", f"{env.observation_shape}")
+    _check_observation(env, "the observation of reset", _of_one(observations), None)
 
 
 def check_first_step(env: HostEnvironment, timestep: TimeStep) -> None:
     """Raises ValueError for what a pool's first step gave; arrays are batched over environments."""
+    _check_timestep(env, _of_one(timestep), jax.tree.map(np.dtype, env.observation_dtype))
+    for field in ("reward", "observation", "final_observation"):
+        for value in map(np.asarray, jax.tree.leaves(getattr(timestep, field))):
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                _refuse(env, f"{field} of its first step", "NaN or infinite", "finite numbers")
 
-    def of_one(batch: Any) -> Any:
+
+def _of_one(batches: Any) -> Any:
+    """Shapes and types of one environment's part of batches."""
+
+    def describe(batch: Any) -> jax.ShapeDtypeStruct:
         array = np.asarray(batch)
         return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
 
-    single = TimeStep(*map(of_one, timestep))
-    _check_timestep(env, single, np.dtype(env.observation_dtype))
-    for field in ("reward", "observation", "final_observation"):
-        value = np.asarray(getattr(timestep, field))
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-            _refuse(env, f"{field} of its first step", "NaN or infinite", "finite numbers")
+    return jax.tree.map(describe, batches)
+
+
+def _check_observation(env: Any, field: str, found: Observation, dtype: Any) -> None:
+    """A dtype is one, or a dict where the observation is one; None: any will do."""
+    shape = env.observation_shape
+    if not isinstance(shape, dict):
+        _check_array(env, field, found, shape, dtype)
+        return
+    if not isinstance(found, dict) or found.keys() != shape.keys():
+        kind = (
+            f"of parts {sorted(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
+        )
+        _refuse(env, field, kind, f"a dict of {', '.join(sorted(shape))}")
+    for name, part in shape.items():
+        part_dtype = dtype[name] if isinstance(dtype, dict) else dtype
+        _check_array(env, f"{field}[{name!r}]", found[name], part, part_dtype)
 
 
 def _check_timestep(env: Any, timestep: TimeStep, dtype: Any) -> None:
     for field in ("observation", "final_observation"):
-        _check_array(env, field, getattr(timestep, field), env.observation_shape, dtype)
+        _check_observation(env, field, getattr(timestep, field), dtype)
     reward = timestep.reward
     _check_array(env, "reward", reward, (), None)
     if not jnp.issubdtype(reward.dtype, jnp.floating):

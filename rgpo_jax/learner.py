@@ -83,8 +83,8 @@ class LearnerState(NamedTuple):
       optimizer_state: of the optimiser, over the parameters as one flat vector.
       key: typed key, for shuffling.
       updates: number of updates so far, int32 [].
-      observation_moments: of all observations learnt from, elementwise; None without
-        `normalize_observations`.
+      observation_moments: of all observations learnt from, elementwise; where these are a dict of
+        arrays, a dict; None without `normalize_observations`.
       return_scale: by which rewards are divided; None without `normalize_rewards`.
       hyperparameters: traced numbers; replaced freely between updates.
     """
@@ -93,7 +93,7 @@ class LearnerState(NamedTuple):
     optimizer_state: Any
     key: Array
     updates: Array
-    observation_moments: normalization.Moments | None
+    observation_moments: normalization.Moments | dict[str, normalization.Moments] | None
     return_scale: normalization.ReturnScale | None
     hyperparameters: Hyperparameters
 

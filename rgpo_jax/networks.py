@@ -1,6 +1,7 @@
 """Actor and critic networks."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax.config import Config
-from rgpo_jax.distributions import Categorical, Distribution, Normal, TanhNormal
-from rgpo_jax.environment import Box, Discrete
+from rgpo_jax.config import Config, is_own_network
+from rgpo_jax.distributions import Categorical, Categoricals, Distribution, Normal, TanhNormal
+from rgpo_jax.environment import (
+    ActionSpace,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    Observation,
+    ObservationShape,
+    zeros,
+)
 
 Array = jax.Array
 Params = Any
@@ -30,7 +39,7 @@ class Sequence(NamedTuple):
       memory: before the first step, {"actor": [B, H], "critic": [B, H]}.
     """
 
-    observation: Array
+    observation: Observation
     is_first: Array
     memory: Any
 
@@ -49,15 +58,15 @@ class Recurrence(NamedTuple):
     """
 
     size: int
-    step: Callable[[Params, Array, Any], tuple[Distribution, Any]]
-    values: Callable[[Params, Sequence, Array], tuple[Array, Array]]
+    step: Callable[[Params, Observation, Any], tuple[Distribution, Any]]
+    values: Callable[[Params, Sequence, Observation], tuple[Array, Array]]
 
 
 class Network(NamedTuple):
     """A policy and a value function with separate parameters.
 
     Attributes:
-      observation_shape: of one observation.
+      observation_shape: of one observation, an array or a dict of arrays.
       init: key -> {"actor": params, "critic": params}.
       policy: (actor params, observation [..., *observation_shape]) -> Distribution [...]; of a
         recurrent network (actor params, Sequence) -> Distribution [B, T].
@@ -67,7 +76,7 @@ class Network(NamedTuple):
       config: of which `make` has built it; None: a network of your own.
     """
 
-    observation_shape: tuple[int, ...]
+    observation_shape: ObservationShape
     init: Callable[[Array], Params]
     policy: Callable[[Params, Any], Distribution]
     value: Callable[[Params, Any], Array]
@@ -94,7 +103,7 @@ def forget(memory: Any, where: Array) -> Any:
 
 
 def respond(
-    policy: Callable[..., Any], observation: Array, memory: Any
+    policy: Callable[..., Any], observation: Observation, memory: Any
 ) -> tuple[Distribution, Any]:
     """What a policy with or without memory does on an observation, and the memory after it.
 
@@ -113,12 +122,24 @@ def _dense(features: int, scale: float, dtype: Any) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.orthogonal(scale))
 
 
+class Convolution(NamedTuple):
+    """A square convolution without padding."""
+
+    features: int
+    size: int
+    stride: int
+
+
+# Of DQN (Mnih et al., Nature 518, 2015), for pictures of 84 x 84.
+_ATARI = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
+
+
 class Torso(nn.Module):
-    """Observation [..., *shape] -> features [..., hidden_sizes[-1]]; convolutions if `channels`."""
+    """Observation [..., *shape] -> features [..., hidden_sizes[-1]], by convolutions if any."""
 
     observation_ndim: int
     hidden_sizes: tuple[int, ...]
-    channels: tuple[int, ...]
+    convolutions: tuple[Convolution, ...]
     activation: Callable[[Array], Array]
     dtype: Any
 
@@ -128,10 +149,11 @@ class Torso(nn.Module):
         if observation.dtype == jnp.uint8 and self.observation_ndim == 3:  # pixels
             x /= 255
         batch_shape = x.shape[: x.ndim - self.observation_ndim]
-        for features in self.channels:
+        for features, size, stride in self.convolutions:
             convolution = nn.Conv(
                 features,
-                (3, 3),
+                (size, size),
+                strides=(stride, stride),
                 padding="VALID",
                 dtype=self.dtype,
                 kernel_init=nn.initializers.orthogonal(math.sqrt(2)),
@@ -143,15 +165,29 @@ class Torso(nn.Module):
         return x
 
 
+class JointTorso(nn.Module):
+    """A dict of observations -> features [..., n]: an encoder of each, and a trunk behind them all.
+
+    Encoders end in as many features each, so that a vector is heard beside an image.
+    """
+
+    encoders: dict[str, Torso]
+    trunk: Torso
+
+    def __call__(self, observation: dict[str, Array]) -> Array:
+        encoded = [self.encoders[name](observation[name]) for name in sorted(self.encoders)]
+        return self.trunk(jnp.concatenate(encoded, axis=-1))
+
+
 class Head(nn.Module):
     """A torso and a linear read-out, computed in float32 whatever the torso computes in."""
 
-    torso: Callable[[Array], Array]
+    torso: Callable[[Observation], Array]
     features: int
     scale: float
 
     @nn.compact
-    def __call__(self, observation: Array) -> Array:
+    def __call__(self, observation: Observation) -> Array:
         features = self.torso(observation).astype(jnp.float32)
         return _dense(self.features, self.scale, jnp.float32)(features)
 
@@ -162,7 +198,7 @@ class RecurrentTorso(nn.Module):
     Source: arXiv 1406.1078.
     """
 
-    torso: Torso
+    torso: Any  # a module: observation -> features
     size: int
     dtype: Any
 
@@ -172,11 +208,11 @@ class RecurrentTorso(nn.Module):
             self.size, dtype=self.dtype, kernel_init=nn.initializers.orthogonal()
         )
 
-    def __call__(self, observation: Array, memory: Array) -> Array:
+    def __call__(self, observation: Observation, memory: Array) -> Array:
         """The memory after one observation."""
         return self.cell(memory, self.torso(observation))[0].astype(jnp.float32)
 
-    def unroll(self, observation: Array, is_first: Array, memory: Array) -> Array:
+    def unroll(self, observation: Observation, is_first: Array, memory: Array) -> Array:
         """The memories [B, T, size] after each of T observations; `memory` [B, size] is before."""
 
         def step(cell: nn.GRUCell, memory: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -199,7 +235,7 @@ class NormalHead(nn.Module):
     initial_std: float
 
     @nn.compact
-    def __call__(self, observation: Array) -> tuple[Array, Array]:
+    def __call__(self, observation: Observation) -> tuple[Array, Array]:
         initial = nn.initializers.constant(math.log(self.initial_std))
         return self.mean(observation), self.param("log_std", initial, (self.mean.features,))
 
@@ -218,23 +254,24 @@ class StateDependentNormalHead(nn.Module):
     initial_std: float
 
     @nn.compact
-    def __call__(self, observation: Array) -> tuple[Array, Array]:
+    def __call__(self, observation: Observation) -> tuple[Array, Array]:
         mean, feature = jnp.split(self.mean_and_std(observation), 2, axis=-1)
         shift = math.log(math.expm1(1.0 - _LEAST_STD))
         relative_std = nn.softplus(feature + shift) + _LEAST_STD
         return mean, jnp.log(relative_std) + math.log(self.initial_std)
 
 
-def _check_policy(action_space: Discrete | Box, config: Config) -> None:
+def _check_policy(action_space: ActionSpace, config: Config) -> None:
     """Raises ValueError where the policy that was asked for cannot act in the space."""
-    if isinstance(action_space, Discrete):
+    if not isinstance(action_space, Box):
+        if isinstance(action_space, Discrete):
+            here = f"there are {action_space.n} discrete ones"
+        else:
+            here = f"{len(action_space.nvec)} discrete ones are chosen at once"
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             if field.name in _CONTINUOUS_ONLY and value != field.default:
-                raise ValueError(
-                    f"{field.name} {value}: for continuous actions alone; here there are "
-                    f"{action_space.n} discrete ones"
-                )
+                raise ValueError(f"{field.name} {value}: for continuous actions alone; here {here}")
     elif config.policy == "tanh_normal":
         bounds = zip(action_space.low, action_space.high, strict=True)
         for i, (low, high) in enumerate(bounds):
@@ -245,50 +282,90 @@ def _check_policy(action_space: Discrete | Box, config: Config) -> None:
                 )
 
 
-def make(
-    observation_shape: tuple[int, ...], action_space: Discrete | Box, config: Config
-) -> Network:
-    """Builds actor and critic: orthogonal weights, the policy's last layer scaled by 0.01.
+def _convolutions(observation_shape: tuple[int, ...], config: Config) -> tuple[Convolution, ...]:
+    """Those for an array; none where it is no image or they are not wanted."""
+    if len(observation_shape) != 3 or config.network == "mlp":
+        return ()
+    own = tuple(Convolution(features, 3, 1) for features in config.channels)
+    convolutions = _ATARI if config.network == "atari" else own
+    left = min(observation_shape[:2])
+    for _, size, stride in convolutions:
+        left = (left - size) // stride + 1
+        if left < 1:
+            what = "network atari" if convolutions is _ATARI else "channels"
+            first = f"{convolutions[0].size}x{convolutions[0].size}"
+            raise ValueError(
+                f"{what}: {len(convolutions)} convolutions, the first of {first}, leave nothing of "
+                f"observations {observation_shape}"
+            )
+    return convolutions
 
-    With `config.network` "gru" each has a memory of its own (see `Recurrence`).
 
-    Raises:
-      ValueError: a CNN is asked for observations that are not [height, width, channels], or that
-        its convolutions shrink to nothing; a policy does not fit the actions (see `Config`).
-    """
-    _check_policy(action_space, config)
-    image_like = len(observation_shape) == 3
-    use_cnn = config.network == "cnn" or (config.network in ("auto", "gru") and image_like)
-    if use_cnn and not image_like:
+def _make_torso(observation_shape: ObservationShape, config: Config) -> Torso | JointTorso:
+    """Layers up to the heads; raises ValueError as `make` does."""
+
+    torso = functools.partial(
+        Torso, activation=getattr(nn, config.activation), dtype=jnp.dtype(config.dtype)
+    )
+
+    def encoder(shape: tuple[int, ...], hidden_sizes: tuple[int, ...]) -> Torso:
+        return torso(len(shape), hidden_sizes, _convolutions(shape, config))
+
+    parts = observation_shape if isinstance(observation_shape, dict) else {"": observation_shape}
+    if config.network in ("cnn", "atari") and all(len(shape) != 3 for shape in parts.values()):
         raise ValueError(
             f"network: a CNN needs observations [height, width, channels], not {observation_shape}"
         )
-    if use_cnn and min(observation_shape[:2]) <= 2 * len(config.channels):
-        raise ValueError(
-            f"channels: {len(config.channels)} convolutions of 3x3 leave nothing of observations "
-            f"{observation_shape}"
-        )
+    if not isinstance(observation_shape, dict):
+        return encoder(observation_shape, config.hidden_sizes)
+    encoders = {name: encoder(shape, config.hidden_sizes[:1]) for name, shape in parts.items()}
+    return JointTorso(encoders, trunk=torso(1, config.hidden_sizes[1:], convolutions=()))
 
+
+def make(
+    observation_shape: ObservationShape,
+    action_space: ActionSpace,
+    config: Config,
+    torso: nn.Module | None = None,
+) -> Network:
+    """Builds actor and critic: orthogonal weights, the policy's last layer scaled by 0.01.
+
+    A torso of your own is a module of flax.linen, observation [..., *observation_shape] -> features
+    [..., n], in the place of the config's. Actor and critic have one each, with parameters of their
+    own, and the policy's head and the critic's behind it.
+
+    Where an observation is a dict of arrays, each has an encoder of its own, which ends in the
+    first of `config.hidden_sizes`, and the other layers are behind all of them together. With
+    `config.network` "gru" actor and critic have a memory each (see `Recurrence`).
+
+    Raises:
+      ValueError: the config's network is one of your own, and there is no torso; a CNN is asked for
+        observations that are not [height, width, channels], or that
+        its convolutions shrink to nothing; a policy does not fit the actions (see `Config`).
+    """
+    _check_policy(action_space, config)
     recurrent = config.network == "gru"
-    dtype = jnp.dtype(config.dtype)
+    if torso is not None:
+        config = _named_after(torso, config)
+    elif is_own_network(config.network):
+        raise ValueError(f"network {config.network}: expected the module itself, as network=")
 
-    def make_torso() -> Torso:
-        return Torso(
-            observation_ndim=len(observation_shape),
-            hidden_sizes=config.hidden_sizes,
-            channels=config.channels if use_cnn else (),
-            activation=getattr(nn, config.activation),
-            dtype=dtype,
-        )
+    def make_torso(config: Config = config) -> Any:
+        return _make_torso(observation_shape, config) if torso is None else torso
 
-    def head(features: int, scale: float) -> Head:
+    def head(features: int, scale: float, config: Config = config) -> Head:
         # A recurrent network's heads read its memory, and that as it is.
-        return Head((lambda memory: memory) if recurrent else make_torso(), features, scale)
+        return Head((lambda memory: memory) if recurrent else make_torso(config), features, scale)
 
-    critic = head(1, 1.0)
+    of_critic = config
+    if config.critic_hidden_sizes is not None:
+        of_critic = dataclasses.replace(config, hidden_sizes=config.critic_hidden_sizes)
+    critic = head(1, 1.0, of_critic)
     actor: nn.Module
     if isinstance(action_space, Discrete):
         actor = head(action_space.n, 0.01)
+    elif isinstance(action_space, MultiDiscrete):
+        actor = head(sum(action_space.nvec), 0.01)
     else:
         size = math.prod(action_space.shape)
         if config.state_dependent_std:
@@ -297,42 +374,52 @@ def make(
             actor = NormalHead(head(size, 0.01), config.initial_std)
     continuous = TanhNormal if config.policy == "tanh_normal" else Normal
 
-    seen_shape = (config.recurrent_size,) if recurrent else observation_shape
+    seen_shape: ObservationShape = (config.recurrent_size,) if recurrent else observation_shape
 
     def init(key: Array) -> Params:
         actor_key, critic_key = jax.random.split(key)
-        observation = jnp.zeros(seen_shape)
+        observation = zeros(seen_shape)
         return {
             "actor": actor.init(actor_key, observation),
             "critic": critic.init(critic_key, observation),
         }
 
-    def policy(params: Params, observation: Array) -> Distribution:
+    def policy(params: Params, observation: Observation) -> Distribution:
         output: Any = actor.apply(params, observation)
         if isinstance(action_space, Discrete):
             return Categorical.from_logits(output)
+        if isinstance(action_space, MultiDiscrete):
+            return Categoricals.from_logits(output, action_space.nvec)
         mean, log_std = output
         return continuous(mean, log_std)
 
-    def value(params: Params, observation: Array) -> Array:
+    def value(params: Params, observation: Observation) -> Array:
         output: Any = critic.apply(params, observation)
         return output[..., 0]
 
     network = Network(seen_shape, init, policy, value)
     if recurrent:
-        torso = RecurrentTorso(make_torso(), config.recurrent_size, dtype)
-        network = _with_memory(network, torso, observation_shape)
+        memory = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
+        network = _with_memory(network, memory, observation_shape)
     return network._replace(config=config)
 
 
+def _named_after(torso: nn.Module, config: Config) -> Config:
+    """A config that says whose torso it is, so that none other is built in its place."""
+    if config.network == "gru" or is_own_network(config.network):
+        return config
+    kind = type(torso)
+    return dataclasses.replace(config, network=f"{kind.__module__}:{kind.__qualname__}")
+
+
 def _with_memory(
-    heads: Network, torso: RecurrentTorso, observation_shape: tuple[int, ...]
+    heads: Network, torso: RecurrentTorso, observation_shape: ObservationShape
 ) -> Network:
     """A recurrent network of heads whose observation is the memory, and the torso that keeps it."""
 
     def init(key: Array) -> Params:
         heads_key, *torso_keys = jax.random.split(key, 3)
-        observation, memory = jnp.zeros(observation_shape), jnp.zeros(torso.size)
+        observation, memory = zeros(observation_shape), jnp.zeros(torso.size)
         return {
             name: {"torso": torso.init(torso_key, observation, memory), "head": head}
             for torso_key, (name, head) in zip(
@@ -340,7 +427,7 @@ def _with_memory(
             )
         }
 
-    def advance(params: Params, observation: Array, memory: Array) -> Array:
+    def advance(params: Params, observation: Observation, memory: Array) -> Array:
         result: Any = torso.apply(params["torso"], observation, memory)
         return result
 
@@ -357,11 +444,13 @@ def _with_memory(
     def value(params: Params, sequence: Sequence) -> Array:
         return heads.value(params["head"], unroll(params, sequence, "critic"))
 
-    def step(params: Params, observation: Array, memory: Any) -> tuple[Distribution, Any]:
+    def step(params: Params, observation: Observation, memory: Any) -> tuple[Distribution, Any]:
         memory = {name: advance(params[name], observation, memory[name]) for name in memory}
         return heads.policy(params["actor"]["head"], memory["actor"]), memory
 
-    def values(params: Params, sequence: Sequence, final_observation: Array) -> tuple[Array, Array]:
+    def values(
+        params: Params, sequence: Sequence, final_observation: Observation
+    ) -> tuple[Array, Array]:
         memory = unroll(params, sequence, "critic")
         # From the memory after the step, which no reset has touched: the next step's does that.
         next_memory = advance(params, final_observation, memory)

@@ -1,5 +1,6 @@
 """Running statistics of observations and returns, and what is normalised by them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,11 @@ class Moments(NamedTuple):
 def empty(shape: tuple[int, ...]) -> Moments:
     """Moments of nothing; what is normalised by them passes unchanged but for the clipping."""
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
+
+
+def by_part(function: Callable[[Moments, Array], Any], moments: Any, values: Any) -> Any:
+    """The function of each array and its moments, where both may be dicts."""
+    return jax.tree.map(function, moments, values, is_leaf=lambda node: isinstance(node, Moments))
 
 
 def include(moments: Moments, values: Array) -> Moments:

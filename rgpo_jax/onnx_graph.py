@@ -63,16 +63,16 @@ class NotInOnnx(Exception):
 
 def convert(
     function: Callable[..., Any],
-    arguments: Sequence[jax.ShapeDtypeStruct],
+    arguments: Sequence[Any],
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> bytes:
     """A serialised ONNX model of a function.
 
     Args:
-      function: of arrays, to an array or a tuple of such.
+      function: of arrays or dicts of them, to an array or a tuple of such.
       arguments: their shapes and types; the first axis may be symbolic, all others have sizes.
-      inputs: a name for each of them.
+      inputs: a name for each array, those of a dict in the order of its keys.
       outputs: a name for each result.
 
     Raises:
@@ -235,6 +235,9 @@ class _Graph:
         if name == "slice" and set(params["strides"] or [1]) == {1}:
             bounds = params["start_indices"], params["limit_indices"]
             return self._slice(values[0], operands[0].shape, *bounds)
+        if name == "pad" and not any(inner for *_, inner in params["padding_config"]):
+            lows, highs, _ = zip(*params["padding_config"], strict=True)
+            return self.add("Pad", values[0], np.array([*lows, *highs], np.int64), values[1])
         if name == "gather" and operands[1].ndim == 1 and not isinstance(values[1], str):
             # So is a slice written, x[:, 1:3] or x[:, 0], where an axis is symbolic.
             starts = [0] * operands[0].ndim

@@ -8,19 +8,28 @@ your own.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rgpo_jax import acting, inspection, networks, normalization, policy_file
 from rgpo_jax.acting import PolicyState
-from rgpo_jax.environment import Box, Discrete, HostEnvironment, Spaces
+from rgpo_jax.environment import (
+    ActionSpace,
+    Box,
+    Discrete,
+    HostEnvironment,
+    MultiDiscrete,
+    Observation,
+    Spaces,
+)
 from rgpo_jax.networks import Network
-from rgpo_jax.policy_file import About, PolicyError
+from rgpo_jax.policy_file import About, PolicyError, of_each
 
 if TYPE_CHECKING:  # who only loads does not wait for what trains
     from rgpo_jax.agent import Agent, AgentState
@@ -28,7 +37,7 @@ if TYPE_CHECKING:  # who only loads does not wait for what trains
 
 Array = jax.Array
 
-_SPACES = {kind.__name__: kind for kind in (Discrete, Box)}
+_SPACES = {kind.__name__: kind for kind in (Discrete, MultiDiscrete, Box)}
 
 
 class Policy:
@@ -43,7 +52,7 @@ class Policy:
     def __init__(
         self,
         network: Network,
-        action_space: Discrete | Box,
+        action_space: ActionSpace,
         about: About,
         state: PolicyState,
         seed: int,
@@ -66,7 +75,7 @@ class Policy:
 
         Args:
           observation: as the environment gives it, [*observation_shape] or
-            [..., *observation_shape].
+            [..., *observation_shape]; a dict of arrays where the environment gives one.
           key: a typed key, `jax.random.key(0)`; None: the policy's mode.
           memory: of a recurrent policy, that of the step before: `initial_memory` where an episode
             starts.
@@ -80,20 +89,28 @@ class Policy:
             observation is of another type.
           ValueError: observation or memory are of another shape.
         """
-        observation = np.asarray(observation)
-        shape, dtype = self.about.observation_shape, np.dtype(self.about.observation_dtype)
-        batch_shape = observation.shape[: observation.ndim - len(shape)]
-        if observation.shape != (*batch_shape, *shape):
-            raise ValueError(
-                f"observation of shape {observation.shape}: expected {shape}, or a batch of such"
-            )
-        if not np.can_cast(observation.dtype, dtype, "same_kind"):
-            raise TypeError(f"observation of {observation.dtype}: expected {dtype}")
+        observation, batch_shape = self._read(observation)
         start = self.initial_memory(*batch_shape)
         if memory is not None and start is not None and np.shape(memory) != np.shape(start):
             raise ValueError(f"memory of shape {np.shape(memory)}: expected {np.shape(start)}")
-        acted = self._respond(self._state, observation.astype(dtype), key, memory)
-        return jax.device_get(acted)
+        return jax.device_get(self._respond(self._state, observation, key, memory))
+
+    def _read(self, observation: Any) -> tuple[Observation, tuple[int, ...]]:
+        """An observation in arrays of its types, and the shape of its batch."""
+        shape, dtype = self.about.observation_shape, self.about.observation_dtype
+        if not isinstance(shape, dict):
+            return _as_array("observation", observation, shape, str(dtype))
+        assert isinstance(dtype, dict)
+        if not isinstance(observation, Mapping) or observation.keys() != shape.keys():
+            raise TypeError(f"observation: expected a dict of {', '.join(sorted(shape))}")
+        read = {
+            name: _as_array(f"observation[{name!r}]", observation[name], shape[name], dtype[name])
+            for name in shape
+        }
+        batch_shapes = {batch_shape for _, batch_shape in read.values()}
+        if len(batch_shapes) > 1:
+            raise ValueError(f"observation: its arrays have batches of {sorted(batch_shapes)}")
+        return {name: array for name, (array, _) in read.items()}, batch_shapes.pop()
 
     def function(self, observation: Array, key: Array | None = None, memory: Any = None) -> Any:
         """`act` as a pure function of arrays, to be jitted, vmapped and scanned."""
@@ -126,7 +143,7 @@ class Policy:
 
     @classmethod
     def of_content(
-        cls, content: bytes, seed: int | None = None, network: Network | None = None
+        cls, content: bytes, seed: int | None = None, network: Network | nn.Module | None = None
     ) -> Self:
         """Of what `pack` gave; see `load`."""
         about, arrays = policy_file.unpack(content)
@@ -136,17 +153,17 @@ class Policy:
             raise PolicyError(f"seed {seed}: it has {', '.join(map(str, about.seeds))}")
         try:
             space = policy_file.space_of_json(about.action_space, _SPACES)
-            shape, dtype = about.observation_shape, np.dtype(about.observation_dtype)
+            shape, dtype = about.observation_shape, of_each(np.dtype, about.observation_dtype)
             inspection.check_spaces(Spaces(shape, space, dtype, name=about.env))
-            if network is None and about.config is not None:
-                network = networks.make(shape, space, about.config)
+            if not isinstance(network, Network) and about.config is not None:
+                network = networks.make(shape, space, about.config, torso=network)
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"no network can be built for it: {error}") from None
-        if network is None:
-            raise PolicyError("it has a network of its own: give it, as network=")
+        if not isinstance(network, Network):
+            raise PolicyError("it has a Network of its own: give it, as network=")
         template = jax.eval_shape(network.init, jax.random.key(0))["actor"]
         is_normalised = any(name.startswith("observation_moments/") for name in arrays)
-        moments = normalization.empty(about.observation_shape) if is_normalised else None
+        moments = of_each(normalization.empty, shape) if is_normalised else None
         like = PolicyState({"actor": template}, moments)
         number = len(about.seeds)
         expected = {name: ((number, *x.shape), x.dtype) for name, x in _named(like).items()}
@@ -160,9 +177,27 @@ class Policy:
         return cls(network, space, about, state, seed)
 
 
+def _as_array(
+    name: str, given: Any, shape: tuple[int, ...], dtype_name: str
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """An array of this type, and the shape of its batch.
+
+    Raises:
+      ValueError: it has another shape.
+      TypeError: it is of another kind of numbers.
+    """
+    array, dtype = np.asarray(given), np.dtype(dtype_name)
+    batch_shape = array.shape[: array.ndim - len(shape)]
+    if array.shape != (*batch_shape, *shape):
+        raise ValueError(f"{name} of shape {array.shape}: expected {shape}, or a batch of such")
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TypeError(f"{name} of {array.dtype}: expected {dtype}")
+    return array.astype(dtype), batch_shape
+
+
 def _respond(
     network: Network,
-    space: Discrete | Box,
+    space: ActionSpace,
     state: PolicyState,
     observation: Array,
     key: Array | None,
@@ -200,11 +235,12 @@ def describe(
         if isinstance(env, HostEnvironment):
             observation_dtype = env.observation_dtype
         else:
-            observation_dtype = jax.eval_shape(env.reset, jax.random.key(0))[1].dtype
+            observation = jax.eval_shape(env.reset, jax.random.key(0))[1]
+            observation_dtype = jax.tree.map(lambda x: x.dtype, observation)
     return About(
         env.name,
-        tuple(env.observation_shape),
-        np.dtype(observation_dtype).name,
+        of_each(tuple, env.observation_shape),
+        of_each(lambda dtype: np.dtype(dtype).name, observation_dtype),
         policy_file.space_to_json(env.action_space),
         agent.learner.network.config,
         tuple(seeds),
@@ -259,7 +295,9 @@ def save(
     policy_file.write(_file_of(path), pack(about, actor))
 
 
-def load(path: str | Path, *, seed: int | None = None, network: Network | None = None) -> Policy:
+def load(
+    path: str | Path, *, seed: int | None = None, network: Network | nn.Module | None = None
+) -> Policy:
     """A policy of a run, or of what `save` has written.
 
     Neither the environment nor the agent is imported, and nothing that the folder names is run.
@@ -267,7 +305,7 @@ def load(path: str | Path, *, seed: int | None = None, network: Network | None =
     Args:
       path: folder of a run, or a `policy.npz`.
       seed: which of those that were trained; None: the first.
-      network: that the agent was made with, where it was one of its own.
+      network: that the agent was made with, where it was one of its own; a `Network` or a module.
 
     Raises:
       PolicyError: there is no such policy, or the file is damaged.

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +33,8 @@ class About:
 
     Attributes:
       env: name of the environment that they were trained on.
-      observation_shape: of one observation.
-      observation_dtype: name of its type, such as "float32".
+      observation_shape: of one observation; of a dict of arrays a dict.
+      observation_dtype: name of its type, such as "float32"; of a dict of arrays a dict.
       action_space: as JSON has it: {"kind": name of its class, field: value, ...}.
       config: of which the network is built (`networks.make`); None: it was one of its own.
       seeds: of the policies, in their order.
@@ -42,8 +42,8 @@ class About:
     """
 
     env: str
-    observation_shape: tuple[int, ...]
-    observation_dtype: str
+    observation_shape: tuple[int, ...] | dict[str, tuple[int, ...]]
+    observation_dtype: str | dict[str, str]
     action_space: Mapping[str, Any]
     config: Config | None
     seeds: tuple[int, ...]
@@ -66,13 +66,24 @@ class About:
         config = content.pop("config")
         return cls(
             env=str(content.pop("env")),
-            observation_shape=tuple(map(int, content.pop("observation_shape"))),
-            observation_dtype=np.dtype(content.pop("observation_dtype")).name,
+            observation_shape=of_each(_shape_of_json, content.pop("observation_shape")),
+            observation_dtype=of_each(lambda x: np.dtype(x).name, content.pop("observation_dtype")),
             seeds=tuple(map(int, content.pop("seeds"))),
             updates=int(content.pop("updates")),
             config=None if config is None else Config(**_with_tuples(config)),
             **_exactly(content, "action_space"),
         )
+
+
+def of_each(function: Callable[[Any], Any], described: Any) -> Any:
+    """The function of what describes an array, or of each where it describes a dict of arrays."""
+    if isinstance(described, dict):
+        return {str(name): function(part) for name, part in described.items()}
+    return function(described)
+
+
+def _shape_of_json(sizes: Any) -> tuple[int, ...]:
+    return tuple(map(int, sizes))
 
 
 def _exactly(content: dict[str, Any], *names: str) -> dict[str, Any]:

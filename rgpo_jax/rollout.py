@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rgpo_jax.acting import act
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.environment import Environment, restart_where_done
+from rgpo_jax.environment import Environment, Observation, restart_where_done
 from rgpo_jax.networks import forget, respond
 
 Array = jax.Array
@@ -19,7 +19,7 @@ class Trajectory(NamedTuple):
     """Experience of B environments over T steps; what the update step consumes.
 
     Attributes:
-      observation: [T, B, *observation_shape].
+      observation: [T, B, *observation_shape]; a dict of arrays where the shape is one of theirs.
       action: as the policy drew it, before `squash`, [T, B] or [T, B, d].
       log_prob: of the action under the policy that drew it, in nats [T, B].
       reward: [T, B].
@@ -31,13 +31,13 @@ class Trajectory(NamedTuple):
         ones follows from it. None: the network has none.
     """
 
-    observation: Array
+    observation: Observation
     action: Array
     log_prob: Array
     reward: Array
     terminated: Array
     truncated: Array
-    final_observation: Array
+    final_observation: Observation
     memory: Any = None
 
 
@@ -54,7 +54,7 @@ class RolloutState(NamedTuple):
     """
 
     env_state: Any
-    observation: Array
+    observation: Observation
     episode_return: Array
     episode_length: Array
     memory: Any = None

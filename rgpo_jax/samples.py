@@ -12,10 +12,15 @@ from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network, Sequence
+from rgpo_jax.normalization import Moments
 from rgpo_jax.objective import Batch
 from rgpo_jax.rollout import Trajectory
 
 Array = jax.Array
+
+
+def _include(moments: Moments, values: Array) -> Moments:
+    return normalization.include(moments, values.reshape(-1, *moments.mean.shape))
 
 
 def sequences(trajectory: Trajectory) -> Sequence:
@@ -26,7 +31,8 @@ def sequences(trajectory: Trajectory) -> Sequence:
     # The done before a step tells its memory to forget; before the first, the rollout did so.
     is_first = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
     memory = jax.tree.map(lambda x: x[0], trajectory.memory)
-    return Sequence(trajectory.observation.swapaxes(0, 1), is_first.T, memory)
+    observation = jax.tree.map(lambda x: x.swapaxes(0, 1), trajectory.observation)
+    return Sequence(observation, is_first.T, memory)
 
 
 def bootstrap_values(
@@ -46,12 +52,14 @@ def bootstrap_values(
       an episode terminated, the latter is that of some other state, to be ignored.
     """
     if network.recurrence is not None:
-        final_observation = trajectory.final_observation.swapaxes(0, 1)
+        final_observation = jax.tree.map(lambda x: x.swapaxes(0, 1), trajectory.final_observation)
         values = network.recurrence.values(critic_params, sequences(trajectory), final_observation)
         return values[0].T, values[1].T
     num_steps, num_envs = trajectory.reward.shape
     if max_episode_steps is None:
-        both = jnp.stack([trajectory.observation, trajectory.final_observation])
+        both = jax.tree.map(
+            lambda *x: jnp.stack(x), trajectory.observation, trajectory.final_observation
+        )
         value, next_value = network.value(critic_params, both)
         return value, next_value
 
@@ -63,10 +71,14 @@ def bootstrap_values(
         out_axes=1,
     )(trajectory.truncated)
     columns = jnp.arange(num_envs)
-    cut_off = trajectory.final_observation[jnp.minimum(rows, num_steps - 1), columns]
+
+    def needed(observation: Array, final_observation: Array) -> Array:
+        cut_off = final_observation[jnp.minimum(rows, num_steps - 1), columns]
+        return jnp.concatenate([observation, final_observation[-1:], cut_off])
+
     value = network.value(
         critic_params,
-        jnp.concatenate([trajectory.observation, trajectory.final_observation[-1:], cut_off]),
+        jax.tree.map(needed, trajectory.observation, trajectory.final_observation),
     )
     next_value = value[1 : num_steps + 1].at[rows, columns].set(value[num_steps + 1 :], mode="drop")
     return value[:num_steps], next_value
@@ -109,8 +121,7 @@ def prepare(
     trajectory, value, next_value = parallel.gather((trajectory, value, next_value), axis=1)
     observation, reward = observe(state, trajectory.observation), trajectory.reward
     if state.observation_moments is not None:
-        seen = trajectory.observation.reshape(-1, *network.observation_shape)
-        moments = normalization.include(state.observation_moments, seen)
+        moments = normalization.by_part(_include, state.observation_moments, trajectory.observation)
         state = state._replace(observation_moments=moments)
     if state.return_scale is not None:
         return_scale, reward = normalization.scale_rewards(

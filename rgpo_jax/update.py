@@ -179,7 +179,11 @@ def make(
         refuse_early_stopping(hyperparameters.target_kl)
         params_key, key = jax.random.split(key)
         params = network.init(params_key)
-        moments = normalization.empty(network.observation_shape)
+        moments = jax.tree.map(
+            normalization.empty,
+            network.observation_shape,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
         return_scale = normalization.initial_return_scale(config.num_envs)
         return LearnerState(
             params,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from rgpo_jax.distributions import Categorical, Normal, TanhNormal
+from rgpo_jax.distributions import Categorical, Categoricals, Normal, TanhNormal
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 2, 5)) * 2.0
@@ -93,6 +93,97 @@ def test_the_gradient_of_log_prob_is_the_action_minus_the_probabilities():
     logits = jnp.asarray(LOGITS[0, 0], jnp.float32)
     slope = jax.grad(lambda x: Categorical.from_logits(x).log_prob(jnp.int32(3)))(logits)
     np.testing.assert_allclose(slope, np.eye(5)[3] - special.softmax(LOGITS[0, 0]), atol=1e-6)
+
+
+EQUAL, UNEQUAL = (3, 3, 3), (2, 5, 1, 3)
+MANY_LOGITS = RNG.normal(size=(2, 4, sum(UNEQUAL))) * 2.0
+
+
+def categoricals(sizes, logits=MANY_LOGITS):
+    logits = jnp.asarray(logits[..., : sum(sizes)], jnp.float32)
+    return Categoricals.from_logits(logits, sizes)
+
+
+def elements(sizes, logits=MANY_LOGITS):
+    """Each element's own distribution."""
+    ends = np.cumsum(sizes)
+    return [categorical(logits[..., e - n : e]) for n, e in zip(sizes, ends, strict=True)]
+
+
+@pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
+def test_categoricals_are_independent(sizes):
+    action = np.stack([RNG.integers(0, n, (2, 4)) for n in sizes], axis=-1)
+    others = -MANY_LOGITS[::-1]
+    whole, other = categoricals(sizes), categoricals(sizes, others)
+    parts, other_parts = elements(sizes), elements(sizes, others)
+    log_probs = [part.log_prob(action[..., i]) for i, part in enumerate(parts)]
+    kls = [part.kl(other) for part, other in zip(parts, other_parts, strict=True)]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(whole.log_prob(jnp.asarray(action)), sum(log_probs))
+    close(whole.entropy(), sum(part.entropy() for part in parts))
+    close(whole.kl(other), sum(kls))
+    np.testing.assert_array_equal(whole.kl(whole), 0.0)
+    np.testing.assert_array_equal(whole.mode(), np.stack([p.mode() for p in parts], -1))
+
+
+def test_probabilities_of_all_joint_actions_give_the_entropy_and_the_kl():
+    p, q = categoricals(UNEQUAL), categoricals(UNEQUAL, -MANY_LOGITS)
+    actions = jnp.array(list(itertools.product(*map(range, UNEQUAL))))
+    log_p, log_q = (d.log_prob(actions[:, None, None]) for d in (p, q))
+    np.testing.assert_allclose(np.exp(log_p).sum(0), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(-(np.exp(log_p) * log_p).sum(0), p.entropy(), rtol=1e-4)
+    np.testing.assert_allclose((np.exp(log_p) * (log_p - log_q)).sum(0), p.kl(q), rtol=1e-4)
+
+
+def test_gradients_of_categoricals_are_those_of_their_elements():
+    logits = jnp.asarray(MANY_LOGITS[0, 0], jnp.float32)
+    action = jnp.array([1, 4, 0, 2])
+    slope = jax.grad(lambda x: Categoricals.from_logits(x, UNEQUAL).log_prob(action))(logits)
+    chosen = np.concatenate([np.eye(n)[a] for n, a in zip(UNEQUAL, action, strict=True)])
+    probs = np.concatenate([np.exp(p.log_probs[0, 0]) for p in elements(UNEQUAL)])
+    np.testing.assert_allclose(slope, chosen - probs, atol=1e-6)
+
+    def kl(x):  # whose Hessian at its minimum is the Fisher matrix, which TRPO asks for
+        old = Categoricals.from_logits(logits, UNEQUAL)
+        return old.kl(Categoricals.from_logits(x, UNEQUAL))
+
+    blocks = np.split(probs, np.cumsum(UNEQUAL)[:-1])
+    start, fisher = 0, np.zeros((len(probs), len(probs)))
+    for p in blocks:
+        part = slice(start, start + len(p))
+        fisher[part, part] = np.diag(p) - np.outer(p, p)
+        start += len(p)
+    np.testing.assert_allclose(jax.jacfwd(jax.grad(kl))(logits), fisher, atol=1e-6)
+
+
+def test_categoricals_of_extreme_logits_are_finite_and_never_leave_their_numbers():
+    sizes = (1, 3)
+    logits = jnp.array([[-1e30, -1e30, 1e30, -1e30], [1e30, -1e12, -1e12, -1e12]])
+
+    def outcomes(logits):
+        p, other = (Categoricals.from_logits(x, sizes) for x in (logits, -logits))
+        return jnp.stack([p.log_prob(jnp.array([[0, 1], [0, 0]])), p.entropy(), p.kl(other)])
+
+    assert np.isfinite(outcomes(logits)).all()
+    assert np.isfinite(jax.jacobian(outcomes)(logits)).all()
+    p = Categoricals.from_logits(logits, sizes)
+    drawn = np.asarray(p.sample_from(p.noise(jax.random.key(0), (2000, 2))))
+    assert drawn.shape == (2000, 2, 2)
+    assert (drawn[..., 0] == 0).all()  # its only number
+    assert (drawn[:, 0, 1] == 1).all()
+    assert set(drawn[:, 1, 1]) == {0, 1, 2}
+
+
+def test_elements_of_an_action_are_sampled_apart_with_their_frequencies():
+    logits = np.log([0.25, 0.75, 0.5, 0.5, 1e-30])
+    n = 20_000
+    p = Categoricals.from_logits(jnp.broadcast_to(jnp.float32(logits), (n, 5)), (2, 3))
+    drawn = np.asarray(p.sample(jax.random.key(0)))
+    counts = np.zeros((2, 3))
+    np.add.at(counts, tuple(drawn.T), 1)
+    expected = n * np.outer([0.25, 0.75], [0.5, 0.5])
+    assert counts[:, 2].sum() == 0
+    assert stats.chisquare(counts[:, :2].ravel(), expected.ravel()).pvalue > 1e-3
 
 
 def test_normal_log_prob():

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rgpo_jax.environment import Box, Discrete, TimeStep, restart_where_done, to_environment_units
+from rgpo_jax.environment import (
+    Box,
+    Discrete,
+    MultiDiscrete,
+    TimeStep,
+    restart_where_done,
+    to_environment_units,
+)
 
 TERMINATED = jnp.array([True, False, False, True])
 TRUNCATED = jnp.array([False, True, False, False])
@@ -73,6 +80,19 @@ def test_discrete_actions_pass():
     result = to_environment_units(Discrete(4), action)
     assert result.dtype == action.dtype
     np.testing.assert_array_equal(result, action)
+
+
+def test_discrete_actions_begin_where_the_space_does():
+    action = jnp.array([0, 3, 2])
+    np.testing.assert_array_equal(to_environment_units(Discrete(4, start=-1), action), [-1, 2, 1])
+
+
+def test_many_discrete_actions_take_their_starts_and_the_shape_of_the_space():
+    space = MultiDiscrete((2, 3, 4, 2), start=(0, 5, -1, 1), shape=(2, 2))
+    result = to_environment_units(space, jnp.array([[[0, 2, 3, 1]], [[1, 0, 0, 0]]]))
+    assert result.dtype == jnp.int32
+    np.testing.assert_array_equal(result, [[[[0, 7], [2, 2]]], [[[1, 5], [-1, 1]]]])
+    assert MultiDiscrete((2, 3)) == MultiDiscrete((2, 3), (0, 0), (2,))
 
 
 ASYMMETRIC = Box((2,), (-1.0, 10.0), (3.0, 20.0))

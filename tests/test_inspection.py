@@ -1,6 +1,7 @@
 """A user's environment and gate are judged where they come in, in a line that names the field."""
 
 import types
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import envs
 from agents import ppo
 from experiments import run
 from rgpo_jax import gates
-from rgpo_jax.environment import Box, Discrete, TimeStep
+from rgpo_jax.environment import Box, Discrete, MultiDiscrete, TimeStep
 from rgpo_jax.inspection import (
     check_environment,
     check_first_step,
@@ -66,6 +67,12 @@ NAN, INF = float("nan"), float("inf")
         ({"action_space": Discrete(-2)}, r"action_space.n is -2"),
         ({"action_space": Discrete(2.0)}, r"action_space.n is 2.0"),
         ({"action_space": Discrete(True)}, r"action_space.n is True"),
+        ({"action_space": Discrete(2, 0.5)}, r"action_space.start is 0.5: expected a whole number"),
+        ({"action_space": MultiDiscrete((2, 0))}, r"action_space.nvec is \(2, 0\): expected whole"),
+        ({"action_space": MultiDiscrete((2, 3), (0,))}, r"action_space.start is of shape \(1,\)"),
+        ({"action_space": MultiDiscrete((2,), shape=(2,))}, "action_space.nvec is of shape"),
+        ({"action_space": MultiDiscrete((2,), (0.5,))}, r"action_space.start is \(0.5,\)"),
+        ({"action_space": MultiDiscrete(())}, r"action_space.shape is \(0,\)"),
         ({"action_space": (Discrete(2), Discrete(2))}, "action_space is a tuple: expected"),
         ({"action_space": Box((0,), (), ())}, r"action_space.shape is \(0,\)"),
         ({"action_space": Box((2,), (0.0, 1.0), (1.0, 0.0))}, "action_space.low is 1 in element 1"),
@@ -73,6 +80,12 @@ NAN, INF = float("nan"), float("inf")
         ({"action_space": Box((1,), (0.0,), (NAN,))}, "action_space.high is NaN"),
         ({"action_space": Box((2,), (0.0,), (1.0, 1.0))}, r"action_space.low is of shape \(1,\)"),
         ({"observation_shape": [2]}, r"observation_shape is \[2\]"),
+        ({"observation_shape": {}}, r"observation_shape is \{\}: expected a dict of names"),
+        ({"observation_shape": {"a": [2]}}, r"observation_shape\['a'\] is \[2\]"),
+        (
+            {"observation_shape": {"a": (2,)}},
+            "the observation of reset is a .*: expected a dict of a",
+        ),
         ({"observation_shape": (0,)}, r"observation_shape is \(0,\)"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"max_episode_steps": 2.5}, "max_episode_steps is 2.5"),
@@ -150,6 +163,35 @@ class Hosted:
 
     def make_pool(self, seeds):
         raise NotImplementedError
+
+
+class HostedParts(Hosted):
+    """An observation of two arrays."""
+
+    observation_shape: ClassVar = {"eye": (3, 3, 1), "arm": (2,)}
+    observation_dtype: ClassVar = {"eye": np.uint8, "arm": np.float32}
+
+
+def parts(**others):
+    return {"eye": np.zeros((3, 3, 3, 1), np.uint8), "arm": np.zeros((3, 2), np.float32)} | others
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (parts(eye=np.zeros((3, 3, 3, 1))), r"observation\['eye'\] is float64: expected uint8"),
+        (parts(arm=np.zeros((3, 5), np.float32)), r"observation\['arm'\] is of shape \(5,\)"),
+        (parts(leg=np.zeros(3)), r"of parts \['arm', 'eye', 'leg'\]: expected a dict of arm, eye"),
+        (parts(arm=np.full((3, 2), NAN, np.float32)), "observation of its first step is NaN"),
+    ],
+)
+def test_every_part_of_an_observation_is_looked_at(observation, message):
+    check_environment(HostedParts())
+    check_observations(HostedParts(), parts())
+    whole = first(observation=parts(), final_observation=parts())
+    check_first_step(HostedParts(), whole)
+    with pytest.raises(ValueError, match=f"environment Hosted: .*{message}"):
+        check_first_step(HostedParts(), whole._replace(observation=observation))
 
 
 def first(**fields):

@@ -133,7 +133,9 @@ def test_cells_that_are_trained_side_by_side_get_their_own(tmp_path):
     parts = [slice(0, 2), slice(2, 3)]
     keeper = keeping.Keeper(tmp_path / "checkpoints", cells, parts, None)
     content = {"learner": jax.numpy.arange(3), best.PART: {"params": jax.numpy.arange(3) * 10.0}}
-    keeper.save(Position(9, best_scores=[1.0, 2.0, 3.0], best_at=[4, 5, 6]), content, True)
+    keeper.save(
+        Position(9, best_scores=[1.0, 2.0, 3.0], best_at=[4, 5, 6]), content, True, lambda *_: None
+    )
     for folder, expected in zip(folders, ([4, 5], [6]), strict=True):
         number = len(expected)
         like = {best.PART: {"params": jax.numpy.zeros(number)}}

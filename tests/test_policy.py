@@ -23,7 +23,7 @@ from experiments import run
 from experiments.training import trained
 from rgpo_jax import networks, normalization, onnx_graph, policy_file, rollout
 from rgpo_jax.agent import AgentState
-from rgpo_jax.environment import Box, Discrete, Spaces
+from rgpo_jax.environment import Box, Discrete, MultiDiscrete, Spaces
 from rgpo_jax.policy_file import PolicyError
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,13 @@ KINDS = {
     "normalised": ((4,), np.float32, BOUNDED, {"normalize_observations": True}),
     "tanh": ((4,), np.float32, BOUNDED, {"policy": "tanh_normal", "state_dependent_std": True}),
     "pixels": ((7, 8, 2), np.uint8, Discrete(3), IMAGE),
+    "several": ((4,), np.float32, MultiDiscrete((3, 2, 4), start=(1, 0, -2)), {}),
+    "joint": (
+        {"eye": (7, 8, 2), "joints": (3,)},
+        {"eye": np.uint8, "joints": np.float32},
+        Discrete(3, start=5),
+        IMAGE | {"hidden_sizes": (8, 8), "normalize_observations": True},
+    ),
     "scaled": ((7, 8, 2), np.uint8, Discrete(3), IMAGE | {"normalize_observations": True}),
 }  # fmt: skip
 # What a process is left without: None among the modules makes an import fail.
@@ -55,12 +62,18 @@ def trained_state(agent, seed=0):
     moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(keys[1], x.shape), state.params)
     moments = state.observation_moments
     if moments is not None:
-        seen = 3.0 + 2.0 * jax.random.normal(keys[2], (50, *moments.mean.shape))
-        moments = normalization.include(moments, seen)
+        moments = normalization.by_part(lambda before, _: saw(before, keys[2]), moments, moments)
     return state._replace(params=moved, observation_moments=moments)
 
 
+def saw(moments, key):
+    seen = 3.0 + 2.0 * jax.random.normal(key, (50, *moments.mean.shape))
+    return normalization.include(moments, seen)
+
+
 def observations(shape, dtype):
+    if isinstance(shape, dict):
+        return {name: observations(shape[name], dtype[name]) for name in shape}
     drawn = 2.0 * np.random.default_rng(0).normal(size=(BATCH, *shape))
     return np.abs(50 * drawn).astype(dtype) if dtype == np.uint8 else drawn.astype(dtype)
 
@@ -103,8 +116,10 @@ def test_it_acts_as_its_agent(saved, kind):
     np.testing.assert_allclose(mode, agent.act(state, seen), **FLOAT_ERROR)
     np.testing.assert_allclose(sample, agent.act(state, seen, key), **FLOAT_ERROR)
     assert not np.array_equal(mode, sample)
-    np.testing.assert_allclose(policy.act(seen[0]), mode[0], **FLOAT_ERROR)
-    assert policy.act(seen[None, :2]).shape == (1, 2, *mode.shape[1:])
+    np.testing.assert_allclose(
+        policy.act(jax.tree.map(lambda x: x[0], seen)), mode[0], **FLOAT_ERROR
+    )
+    assert policy.act(jax.tree.map(lambda x: x[None, :2], seen)).shape == (1, 2, *mode.shape[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,7 +131,9 @@ def test_what_is_exported_acts_as_it_does(saved, kind, tmp_path):
     policy.export(tmp_path / "policy.stablehlo")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     for size in (1, BATCH):
-        (found,) = session.run(["action"], {"observation": seen[:size]})
+        parts = {f"observation.{name}": x for name, x in seen.items()} if kind == "joint" else {}
+        feed = parts or {"observation": seen}
+        (found,) = session.run(["action"], {name: x[:size] for name, x in feed.items()})
         assert found.dtype == mode.dtype
         np.testing.assert_allclose(found, mode[:size], **FLOAT_ERROR)
     call = jax.export.deserialize((tmp_path / "policy.stablehlo").read_bytes()).call
@@ -312,6 +329,7 @@ FUNCTIONS = {
         rhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC"),
     ),
     "own gradient": lambda x, y: doubled(x) + jax.nn.relu(y),
+    "padding": lambda x, y: jnp.pad(x, [(0, 0), (1, 2)], constant_values=-3.0) * y.sum(1)[:, None],
     "a constant": lambda x, y: jnp.broadcast_to(jnp.array([1.0, 2.0]), (x.shape[0], 2)),
 }  # fmt: skip
 

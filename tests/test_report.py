@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import agents
+import agents.language
+from experiments.record import colors
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.report import __main__ as program
-from experiments.report import charts, episodes, paper, runs, scores
+from experiments.report import episodes, paper, runs, scores
 from experiments.report.page import Report, number, render
 from rgpo_jax import statistics
 from tests import browser, run_folders
@@ -399,18 +402,19 @@ def test_page_and_figures_are_written(sweep, tmp_path, capsys, monkeypatch):
         *(f"learning_curves-{curve.metric}" for curve in CONTROL.curves),
         *("probability_of_improvement", "aggregate_scores", "performance_profiles"),
         *("sample_efficiency", "diagnostics-Acrobot-v1", "diagnostics-CartPole-v1"),
+        *("sweep-rgpo-Acrobot-v1-10000", "sweep-rgpo-CartPole-v1-10000"),
     }
     assert figures == {stem + suffix for stem in stems for suffix in suffixes}
 
 
-def test_a_figure_shows_each_variant_in_its_colour(report):
+def test_a_figure_shows_each_variant_in_its_colour(report, collection):
     kl, spikes = report.diagnostics["CartPole-v1"][-3], report.diagnostics["CartPole-v1"][-1]
     for chart in (kl, spikes):
         drawn = paper.draw([chart])
         assert drawn[".pdf"].startswith(b"%PDF")
         with Image.open(io.BytesIO(drawn[".png"])) as picture:
             pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-        for color in charts.COLORS[:3]:
+        for color, _ in collection.looks:
             wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
             assert (pixels == wanted).all(axis=1).sum() > 100
 
@@ -561,6 +565,18 @@ def test_an_episode_is_embedded_or_its_command_is_named(report):
     assert text.count("python -m experiments.play ") == 5
 
 
+def test_of_many_draws_the_best_has_an_episode(tmp_path, monkeypatch):
+    for k in range(9):
+        run_folders.write(
+            tmp_path / f"{k}", "rgpo", sharpness=float(k), final=400 - 50 * abs(k - 6)
+        )
+    rendered = []
+    monkeypatch.setattr(episodes, "is_playable", lambda run: True)
+    monkeypatch.setattr(episodes, "render", lambda run, trust: rendered.append(run.name))
+    assert program.main([str(tmp_path), "--no-figures", "--out", str(tmp_path / "page")]) == 0
+    assert rendered == ["6"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("episode.gif", "image"), ("episode.mp4", "video"), ("episode.html", "page")],
@@ -580,6 +596,117 @@ def test_a_page_escapes_what_folders_are_called(tmp_path):
     assert "<img src=x" not in text
     assert "</script><b>" not in text
     assert "<i>" not in text
+
+
+# Sweeps.
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Two settings of rgpo on a grid of 3 x 2, one of ppo, and a longer run of that."""
+    top = tmp_path_factory.mktemp("grids")
+    for i, rate in enumerate((1e-4, 1e-3, 1e-2)):
+        run_folders.write(top / f"ppo-{i}", "ppo", final=300 + 10 * i, learning_rate=rate)
+        for k in (2.0, 16.0):
+            name = top / f"rgpo-{i}-{k:g}"
+            run_folders.write(name, "rgpo", final=100 * i + 10 * k, learning_rate=rate, sharpness=k)
+    run_folders.write(top / "long", "ppo", final=9000, lines=20, learning_rate=1e-2)
+    return Report("grid", runs.collect([str(top)]), None)
+
+
+def test_draws_are_ranked_within_agent_task_and_budget(grid):
+    assert [(s.agent, s.budget, s.settings) for s in grid.sweeps] == [
+        ("ppo", 10_000, ("learning_rate",)),
+        ("rgpo", 10_000, ("learning_rate", "sharpness")),
+    ]
+    draws = grid.sweeps[1].draws
+    assert [draw.rank for draw in draws] == [1, 2, 3, 4, 5, 6]
+    assert draws[0].settings == {"learning_rate": 1e-2, "sharpness": 16.0}
+    # 360, 260, 220, 160 ...: with a spread of 20 between five seeds none but the first is level.
+    assert [draw.is_level for draw in draws] == [True] + [False] * 5
+    assert [draw.is_level for draw in grid.sweeps[0].draws] == [True] * 3
+
+
+def test_a_line_joins_draws_that_differ_in_one_setting_alone(grid):
+    over_rate, over_k, heat = grid.swept[1]
+    assert [series.label for series in over_rate.series] == ["sharpness = 2", "sharpness = 16"]
+    assert all(series.joined for series in (*over_rate.series, *over_k.series))
+    assert [series.y for series in over_rate.series] == [[20, 120, 220], [160, 260, 360]]
+    assert (over_rate.log_x, over_k.log_x) == (True, True)
+    assert over_rate.ticks == (1e-4, 1e-3, 1e-2)
+    assert (heat.rows, heat.columns) == (("16", "2"), ("0.0001", "0.001", "0.01"))
+    assert [series.y for series in heat.series] == [[160, 260, 360], [20, 120, 220]]
+    (alone,) = grid.swept[0][0].series
+    assert (alone.label, alone.y) == ("", [300, 310, 320])
+
+
+def test_random_draws_are_points_without_a_line_or_a_heat_map(tmp_path):
+    for i in range(4):
+        run_folders.write(tmp_path / f"{i}", "rgpo", learning_rate=1e-3 * (i + 1), sharpness=i)
+    charts = Report("draws", runs.collect([str(tmp_path)]), None).swept[0]
+    assert [chart.kind for chart in charts] == ["draws", "draws"]
+    for chart in charts:
+        (points,) = chart.series
+        assert not points.joined
+        assert len(points.y) == 4
+    assert [chart.log_x for chart in charts] == [False, False]
+    # Values that are too near to each other are no ticks.
+    rates = (1e-3, 1.01e-3, 5e-3)
+    for i, rate in enumerate(rates):
+        run_folders.write(tmp_path / "near" / f"{i}", "ppo", learning_rate=rate)
+    ((near,),) = Report("near", runs.collect([str(tmp_path / "near")]), None).swept
+    assert (near.ticks, near.series[0].x) == ((), list(rates))
+
+
+def test_a_draw_that_is_not_finished_has_no_rank(tmp_path):
+    run_folders.write(tmp_path / "a", "rgpo", sharpness=1.0)
+    run_folders.write(tmp_path / "b", "rgpo", sharpness=2.0, final=9000, done=0.5)
+    (sweep,) = Report("draws", runs.collect([str(tmp_path)]), None).sweeps
+    assert [(draw.settings["sharpness"], draw.rank) for draw in sweep.draws] == [
+        (1.0, 1),
+        (2.0, None),
+    ]
+
+
+def test_unequal_budgets_are_told_and_not_compared(tmp_path):
+    run_folders.write(tmp_path / "ppo", "ppo", final=300)
+    run_folders.write(tmp_path / "rgpo", "rgpo", final=9000, lines=20)
+    found = runs.collect([str(tmp_path)])
+    (note,) = found.notes
+    assert note.startswith(
+        "Unequal budgets on CartPole-v1: 10,000 steps of ppo; 20,000 steps of rgpo."
+    )
+    report = Report("two", found, "ppo")
+    assert not any(row.is_best for row in report.rows.values())
+    assert report.improvement is None
+    text = render(report).decode()
+    assert "Nothing finished of ppo&#39;s budget can be compared with it yet." in text
+    assert '<span class="badge">20,000 steps</span>' in text
+
+
+def test_the_page_of_a_sweep_has_its_ranking_and_figures(grid):
+    text = render(grid).decode().partition('<script type="application/json"')[0]
+    assert text.count('data-chart="over-') == 3
+    assert text.count('data-chart="heat_map-') == 1
+    assert "1 of 6 have" not in text
+    assert "3 of 3 have an interval that reaches the first one" in text
+    assert {"sweep-ppo-CartPole-v1-10000", "sweep-rgpo-CartPole-v1-10000"} <= grid.figures().keys()
+    drawn = paper.draw(grid.swept[1])
+    assert drawn[".png"].startswith(b"\x89PNG")
+
+
+def test_an_agent_has_one_colour_wherever_it_is():
+    alone, among = colors.of_agents(["rgpo"]), colors.of_agents(["mine:gate", "ppo", "rgpo"])
+    assert alone["rgpo"] == among["rgpo"] != among["ppo"]
+    assert len(set(among.values())) == 3
+    for names in (agents.NAMES, agents.language.NAMES):
+        assert len(set(colors.of_agents(names).values())) == len(names)
+    # Variants of an agent are shades of its colour, and told apart.
+    looks = colors.of_variants(["rgpo"] * 12)
+    assert looks[0] == (alone["rgpo"], "solid")
+    assert len(set(looks)) == 12
+    assert colors.shade("#000000", 1.0) == "#FFFFFF"
+    assert colors.shade("#FF8000", -0.5) == "#804000"
 
 
 # What is drawn.
@@ -777,3 +904,34 @@ def test_the_page_names_its_parts(chromium, page):
     assert chromium.evaluate(unnamed) == 0
     links = "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))"
     assert chromium.evaluate(links)
+
+
+def test_a_sweep_is_drawn(chromium, grid, tmp_path):
+    file = tmp_path / "index.html"
+    file.write_bytes(render(grid))
+    chromium.open(file, width=1400)
+    show(chromium, "#sweeps")
+    ppo, rgpo, heat = (
+        chart.key for chart in (grid.swept[0][0], grid.swept[1][0], grid.swept[1][2])
+    )
+    assert count(chromium, rgpo, ".points path") == count(chromium, rgpo, ".yerror") == 6
+    assert count(chromium, rgpo, ".legend .traces") == 2
+    assert count(chromium, heat, ".heatmap-label") == 6
+    ticks = f"[...{plot(ppo)}.querySelectorAll('.xtick text')].map(t => t.textContent)"
+    assert chromium.evaluate(ticks) == ["0.0001", "0.001", "0.01"]
+    # A chart that is alone in its row fills it.
+    section = "document.querySelector('#sweeps').clientWidth"
+    assert chromium.evaluate(f"{plot(ppo)}.clientWidth > 0.95 * {section}")
+    assert chromium.complaints == []
+
+
+def test_numbers_do_not_break_on_a_phone_and_the_legend_scrolls(chromium, grid, tmp_path):
+    file = tmp_path / "index.html"
+    file.write_bytes(render(grid))
+    chromium.open(file, width=390, height=844, touch=True)
+    lines = "[...document.querySelectorAll('.whole')].every(e => e.getClientRects().length === 1)"
+    assert chromium.evaluate(lines)
+    legend = "document.querySelector('.legend')"
+    assert chromium.evaluate(f"{legend}.scrollWidth > {legend}.clientWidth")
+    assert chromium.evaluate(f"{legend}.clientHeight < 60")
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 390

@@ -21,6 +21,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families, reading
 from experiments.plan import own as users
+from experiments.record import colors
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search, tables
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
@@ -209,15 +210,13 @@ def test_spikes_are_claimed_with_their_intervals():
     assert claims.spikes(rates, interval=True) == "90 [85, 95] / 0 [0, 1]"
 
 
-def test_a_row_of_the_table_has_one_colour_in_all_figures():
-    table = figures._styles(row.name for row in rows.ROWS.values())
+def test_rows_that_a_figure_shows_together_are_told_apart():
+    looks = figures.looks()
     for group in rows.GROUPS.values():
-        shown = [rows.ALL[key].name for key in (*group.compared, *group.rows)]
-        styles = figures._styles(reversed(shown))
-        assert styles.keys() == set(shown)
-        assert len(set(styles.values())) == len(shown)
-        for key in group.compared:
-            assert styles[rows.ALL[key].name] == table[rows.ALL[key].name]
+        shown = [looks[rows.ALL[key].name] for key in (*group.compared, *group.rows)]
+        assert len(set(shown)) == len(shown)
+    assert looks["PPO"].color == colors.of_agents(["ppo"])["ppo"]
+    assert looks["RGPO, k = 4"].color == colors.of_agents(["rgpo"])["rgpo"]
 
 
 def test_a_verdict_that_samples_do_not_share_says_so(tmp_path):

@@ -22,6 +22,7 @@ from experiments.align.show import Shown, table_line
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.record import colors
 from experiments.record.run_folder import is_finished
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
@@ -388,12 +389,12 @@ def draw(rows: Sequence[Row], kl_metric: str) -> bytes:
     from matplotlib.figure import Figure
 
     from experiments.record.curve import png
-    from experiments.report.charts import COLORS
 
     figure = Figure(figsize=(11, 4.4), dpi=100, layout="constrained")
     panels = figure.subplots(1, 2)
+    looks = colors.of_variants([row.method for row in rows])
     for axes, metric in zip(panels, ("reward", "gold"), strict=True):
-        for row, color in zip(rows, COLORS * len(rows), strict=False):
+        for row, (color, _) in zip(rows, looks, strict=True):
             paths = []
             for run in row.runs.values():
                 root = np.sqrt(np.maximum(run.curve(kl_metric), 0.0))

@@ -29,6 +29,7 @@ from experiments.cli.exits import EXIT_BROKEN
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
+from experiments.record import colors
 from experiments.record.files import require_space, to_json, write_atomically
 from experiments.record.run_folder import (
     CONFIG,
@@ -555,10 +556,11 @@ def _root(x: np.ndarray) -> np.ndarray:
 
 
 def _look(result: Result) -> Mapping[str, Any]:
-    from experiments.report.charts import COLORS
-
-    index = [*ROWS].index(result.row)
-    return {"color": COLORS[index % len(COLORS)], "linestyle": "-" if result.has_kl else "--"}
+    looks = colors.of_variants([given[1].replace("-", "_") for given in ROWS.values()])
+    return {
+        "color": looks[[*ROWS].index(result.row)].color,
+        "linestyle": "-" if result.has_kl else "--",
+    }
 
 
 def _mark(result: Result) -> Mapping[str, Any]:

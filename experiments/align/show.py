@@ -16,6 +16,7 @@ from experiments.cli import flags
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.record import colors
 from experiments.record.files import read_plain, write_atomically
 from experiments.record.run_folder import CONFIG, METRICS
 from experiments.training import compiling
@@ -162,11 +163,11 @@ def draw(runs: Sequence[Shown]) -> bytes:
     from matplotlib.figure import Figure
 
     from experiments.record.curve import png
-    from experiments.report.charts import COLORS
 
     figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
     over_updates, over_kl = figure.subplots(1, 2, sharey=True)
-    for run, color in zip(runs, COLORS * len(runs), strict=False):
+    looks = colors.of_variants([run.name.partition(" ")[0] for run in runs])
+    for run, (color, _) in zip(runs, looks, strict=True):
         updates = [line["updates"] for line in run.evaluations]
         kl = np.sqrt(np.maximum(run.curve("kl_ref_by_k3"), 0.0))
         for metric, style in (("reward", "-"), ("gold", "--")):

@@ -27,7 +27,7 @@ _MUJOCO = (
 )
 
 # Name -> settings: that of an environment without its prefix, the prefix, the suffix after its last
-# hyphen, or MuJoCo.
+# hyphen, or MuJoCo, or Atari.
 FAMILIES: dict[str, dict[str, Any]] = {
     # Control problems with discrete actions: one set, larger steps and more entropy than CleanRL's.
     "CartPole-v1": _DISCRETE_CONTROL,
@@ -88,6 +88,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "normalize_rewards": True,
         "reset_pool_size": 4,
     },
+    # CleanRL's for Atari through EnvPool; RGPO's gate was not tried with them.
+    "Atari": {
+        "total_steps": 10_000_000,
+        "num_envs": 8,
+        "num_steps": 128,
+        "num_epochs": 4,
+        "num_minibatches": 4,
+        "learning_rate": 2.5e-4,
+        "entropy_coefficient": 0.01,
+        "network": "atari",
+        "hidden_sizes": (512,),
+        "activation": "relu",
+    },
     # CleanRL's for continuous control; the 2048 steps of a rollout come from eight environments.
     "MuJoCo": {
         "total_steps": 1_000_000,
@@ -116,6 +129,8 @@ def _family(env: str) -> str | None:
     stem, _, suffix = task.rpartition("-")
     if stem in _MUJOCO and prefix:  # gymnax has a Swimmer of its own
         return "MuJoCo"
+    if prefix == "envpool" and suffix == "v5":  # of EnvPool's tasks those of MuJoCo and Atari
+        return "Atari"
     return next((key for key in (prefix, task, suffix) if key in FAMILIES), None)
 
 

@@ -15,7 +15,7 @@ from rgpo_jax import importing
 from rgpo_jax.config import Config
 
 # Settings that may name code.
-_CODE = ("agent", "gate", "env", "reward", "gold", "preference", "callback")
+_CODE = ("agent", "gate", "network", "env", "reward", "gold", "preference", "callback")
 # Modules of the suite that have gates without a name of their own.
 _GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"
@@ -109,6 +109,35 @@ def gate(name: str) -> Any:
         return rgpo_jax.gates.check(found)
     except ValueError as error:
         raise BadInput(f"--gate {name}: {error}") from None
+
+
+def network(name: str, *arguments: Any) -> Any:
+    """Imports MODULE:NAME, which is a network of a user's own.
+
+    Args:
+      name: of a class of flax.linen modules, which is built without arguments, of such a module, or
+        of a function that makes one, or a `Network`, of these arguments.
+      *arguments: shape of observations, space of actions, and Config.
+
+    Raises:
+      BadInput: it does not import, or is nothing of this.
+    """
+    import flax.linen as nn
+
+    found = _import(name, "--network")
+    try:
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            found = found()
+        elif callable(found) and not isinstance(found, nn.Module):
+            found = found(*arguments)
+    except Exception as error:
+        raise BadInput(f"--network {name}: {type(error).__name__}: {error}") from None
+    if not isinstance(found, nn.Module | rgpo_jax.networks.Network):
+        raise BadInput(
+            f"--network {name}: a {type(found).__name__}; expected a module of flax.linen, or a "
+            "function of (observation_shape, action_space, config) that makes one or a Network"
+        )
+    return found
 
 
 def agent(name: str, where: str = "--agent") -> Any:

@@ -27,12 +27,15 @@ from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, Positive
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from experiments.play.episodes import Moment
     from experiments.play.film import Film
     from experiments.training.trained import Trained
 
 PROG = "python -m experiments.play"
 FILMS, PAGES = (".gif", ".mp4"), (".html",)
+_SHOWN = 8  # numbers of an action
 # Frames a second: of environments whose steps are no fractions of a second.
 _PACE = {"bsuite": 4.0, "MinAtar": 12.0, "misc": 12.0}
 
@@ -195,7 +198,7 @@ def _play(
     import jax
 
     from experiments.play import episodes, film
-    from rgpo_jax.environment import Discrete
+    from rgpo_jax.environment import Box
 
     agent, index = loaded.agent, seed - loaded.plan.options.seed
     learner = jax.tree.map(lambda x: x[index], loaded.learners)
@@ -220,7 +223,7 @@ def _play(
                 yield number, moment
 
     ends = []
-    is_discrete = isinstance(agent.env.action_space, Discrete)
+    is_discrete = not isinstance(agent.env.action_space, Box)
     with _Progress() as progress:
         limits = filter(None, (options.max_steps, agent.env.max_episode_steps))
         moments = options.episodes * (min(limits) + 1)  # with the start of each
@@ -245,8 +248,14 @@ def _line(moment: "Moment", with_action: bool) -> str:
     line = f"step {moment.step}   return {moment.episode_return:.2f}"
     if moment.action is None:
         return line
-    action = f"   action {moment.action}" if with_action else ""
+    action = f"   action {_in_words(moment.action)}" if with_action else ""
     return f"{line}{action}   reward {moment.reward:+.2f}"
+
+
+def _in_words(action: "np.ndarray") -> str:
+    """A discrete action's numbers, the first few of many."""
+    numbers = [str(number) for number in action.ravel()]
+    return " ".join(numbers[:_SHOWN] + ["..."] * (len(numbers) > _SHOWN))
 
 
 def _outcome(ends: Sequence["Moment"]) -> str:

@@ -11,7 +11,7 @@ import envs
 from experiments.cli.flags import BadInput
 from experiments.training import compiling
 from rgpo_jax.agent import Agent
-from rgpo_jax.environment import HostEnvironment, TimeStep
+from rgpo_jax.environment import HostEnvironment, Observation, TimeStep
 from rgpo_jax.learner import LearnerState
 
 Array = jax.Array
@@ -20,7 +20,7 @@ Array = jax.Array
 class Stage(Protocol):
     """One environment, in which episodes are played one after another."""
 
-    def reset(self, seed: int, key: Array) -> Any:
+    def reset(self, seed: int, key: Array) -> Observation:
         """Starts an episode; returns its first observation."""
         ...
 
@@ -67,9 +67,9 @@ class HostStage:
         self._env = env
         self._pool: Any = None
 
-    def reset(self, seed: int, key: Array) -> np.ndarray:
+    def reset(self, seed: int, key: Array) -> Observation:
         self._pool = self._env.make_pool([seed], pictures=True)
-        return self._pool.reset()[0]
+        return jax.tree.map(lambda x: x[0], self._pool.reset())
 
     def step(self, action: Array, key: Array) -> TimeStep:
         self._pool.send(np.asarray(action)[None])
@@ -106,7 +106,7 @@ def _compile(policy: Callable[..., Any], stochastic: bool) -> Callable[..., tupl
     """Compiles an agent's policy, once for all episodes."""
 
     def act(
-        learner: LearnerState, observation: Array, memory: Any, key: Array
+        learner: LearnerState, observation: Observation, memory: Any, key: Array
     ) -> tuple[Array, Any]:
         acted = policy(learner, observation, key if stochastic else None, memory)
         return (acted, None) if memory is None else acted

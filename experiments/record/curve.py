@@ -11,11 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from experiments.record.colors import of_agents
 from experiments.record.headline import CONTROL, Headline
 from rgpo_jax.statistics import estimate, pooled_iqm
 
 _MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
-_TRAINING, _EVALUATION = "#7a8ca3", "#c8452d"
+_TRAINING = "#8A8A8A"  # beside the score, which has the agent's colour
 
 
 def _draw(
@@ -54,13 +55,14 @@ def _blocks(rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def learning_curve(
-    lines: Sequence[dict[str, Any]], title: str, headline: Headline = CONTROL
+    lines: Sequence[dict[str, Any]], title: str, agent: str, headline: Headline = CONTROL
 ) -> bytes:
     """Draws score and training against the steps of training.
 
     Args:
       lines: of `metrics.jsonl`.
       title: of the figure.
+      agent: whose colour the score has.
       headline: what to draw.
 
     Returns:
@@ -69,7 +71,7 @@ def learning_curve(
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     training, score = headline.training, headline.score
-    for shown, color in ((training, _TRAINING), (score, _EVALUATION)):
+    for shown, color in ((training, _TRAINING), (score, of_agents([agent])[agent])):
         _draw(axes, lines, headline.unit.counter, shown.metric, color, shown.title)
     seeds = len(lines[-1][training.metric]) if lines else 0
     over = f"IQM over {seeds} seeds, 95 % bootstrap interval" if seeds > 1 else "1 seed"

@@ -81,7 +81,7 @@ class Recorder:
         self._progress: Progress | None = None
         self._status: Status | None = None
         self._loggers = loggers.make(log_to, folder)
-        self._headline = CONTROL  # until the settings are written
+        self._headline, self._agent = CONTROL, ""  # until the settings are written
         self._started = time.perf_counter()
 
     def rewind(self, metrics_bytes: int, steps: int) -> None:
@@ -170,6 +170,8 @@ class Recorder:
             content = {"settings": settings, **more, **provenance()}
         write_atomically(path, to_json(content, indent=2))
         self._headline = Headline.of_run(content)
+        told = content.get("subject") or content["settings"]
+        self._agent = str(told.get("agent", ""))
         for logger in self._loggers:
             logger.begin(content)
 
@@ -246,7 +248,7 @@ class Recorder:
         """Draws `learning_curve.png` from the metrics, with a title; then writes `summary.json`."""
         from experiments.record import curve
 
-        picture = curve.learning_curve(self._logged(), title, self._headline)
+        picture = curve.learning_curve(self._logged(), title, self._agent, self._headline)
         write_atomically(self.folder / CURVE, picture)
         for logger in self._loggers:
             logger.summarize(summary)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROG = "python -m experiments.report"
 _WATCH = "10"  # seconds, where --watch does not say
+_MOST_EPISODES = 8  # of an agent's variants on one environment: of more, the best alone has one
 _QUIET = 60.0  # seconds without news after which finished runs are taken to be all
 
 
@@ -43,7 +44,7 @@ class Options(Checked):
     """Also draw the figures as PNG and PDF."""
     episodes: bool = True
     """Render an episode of each variant on each environment that has none yet, by experiments.play;
-    it stays in the run's folder."""
+    it stays in the run's folder. Of more than eight draws of a sweep, the best alone has one."""
     trust_code: bool = False
     """Let episodes import code that is not of the suite where a run's settings name it."""
     watch: Annotated[Positive | None, tyro.conf.arg(metavar="SECONDS")] = None
@@ -137,7 +138,7 @@ def _write_once(options: Options) -> int:
     folder = _make_folder(options)
     report = build(options, collection)
     if options.episodes:
-        _render_episodes(collection, options.trust_code)
+        _render_episodes(report, options.trust_code)
     write(report, folder, None, options.figures)
     print(f"{_found(collection)} -> {folder / 'index.html'}", flush=True)
     return 0
@@ -176,17 +177,26 @@ def _watch(options: Options, seconds: float) -> int:
         settle(figures=False)
         raise
     if options.episodes and report is not None:
-        _render_episodes(report.collection, options.trust_code)
+        _render_episodes(report, options.trust_code)
     settle(options.figures)
     return 0
 
 
-def _render_episodes(collection: "Collection", trust_code: bool) -> None:
+def _render_episodes(report: "Report", trust_code: bool) -> None:
     """Renders what has a policy and no episode; what fails is said, and left out of the page."""
     from experiments.report import episodes
 
     wanted = {}
-    for (env, variant), cell in collection.cells.items():
+    worse = [
+        draw.cell
+        for sweep in report.sweeps
+        if len(sweep.draws) > _MOST_EPISODES
+        for draw in sweep.draws
+        if draw.rank != 1
+    ]
+    for (env, variant), cell in report.collection.cells.items():
+        if any(cell is other for other in worse):
+            continue
         playable = next(filter(episodes.is_playable, cell.runs), None)
         if playable is not None and not any(map(episodes.find, cell.runs)):
             wanted[f"{variant} on {env}"] = playable

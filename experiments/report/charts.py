@@ -3,51 +3,56 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from experiments.record.colors import Look
 from experiments.report import scores
 from experiments.report.runs import Cell, Collection
 from rgpo_jax.statistics import Estimate
 
-# Okabe and Ito's colours, which people with colour blindness tell apart; their yellow is left out,
-# which nobody sees on white. After seven variants they come again with another dash.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")
-DASHES = ("solid", "dash", "dot", "dashdot")
-
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """What one variant shows in a chart.
+    """What one variant shows in a chart; of draws, those that a line joins, or that none does.
 
     Attributes:
       label: of the variant.
-      style: its index, which gives colour and dash.
-      x: of lines, the steps; of intervals, the row of each, moved a little by series so that they
-        do not cover each other.
+      style: its index, by which a reader hides it; None: it is always shown.
+      look: its colour and dash.
+      x: of lines, the steps; of draws, a setting's values, and of intervals, the row of each, both
+        moved a little by series so that they do not cover each other; of a grid, the columns.
       y, low, high: value and interval at each x; None where there is none.
       seeds: how many are behind each.
+      names: of draws, what each is.
+      joined: whether a line joins draws.
     """
 
     label: str
-    style: int
+    style: int | None
+    look: Look
     x: list[float]
     y: list[float | None]
     low: list[float | None]
     high: list[float | None]
     seeds: list[int]
+    names: tuple[str, ...] = ()
+    joined: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Lines with bands over x, or intervals in rows.
+    """Lines with bands over x, intervals in rows, draws of a sweep, or a grid of them.
 
     Attributes:
       key: name of the file and of the element.
       title, x_label, y_label: with units; intervals have no y_label, lying on their side.
       kind: of all series.
-      series: one per variant.
+      series: one per variant; of a grid, one per row.
       log: whether values are drawn on a logarithmic scale.
-      rows: names of the rows of intervals.
+      log_x: whether x is.
+      rows: names of the rows of intervals, or of a grid.
+      columns: names of the columns of a grid.
+      ticks: of draws, the values of their setting that x is marked at; none: it has a scale.
       guide: a value to compare with, drawn thin.
       markers: whether each point is marked, since there are few.
       along: what x is.
@@ -58,17 +63,22 @@ class Chart:
     x_label: str
     y_label: str
     series: list[Series]
-    kind: Literal["lines", "intervals"] = "lines"
+    kind: Literal["lines", "intervals", "draws", "grid"] = "lines"
     log: bool = False
+    log_x: bool = False
     rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    ticks: tuple[float, ...] = ()
     guide: float | None = None
     markers: bool = False
-    along: Literal["steps", "share", "score"] = "steps"
+    along: Literal["steps", "share", "score", "setting"] = "steps"
 
     @property
     def description(self) -> str:
         """In words, for those who do not see it."""
-        what = "Intervals" if self.kind == "intervals" else "Line chart"
+        what = {"intervals": "Intervals", "draws": "Draws", "grid": "Heat map"}.get(
+            self.kind, "Line chart"
+        )
         labels = ", ".join(series.label for series in self.series)
         return f"{what}: {self.title}; {self.x_label}; {labels}"
 
@@ -115,17 +125,16 @@ def _over_training(
     collection: Collection, env: str, metric: str, key: str, title: str, unit: str, **look: Any
 ) -> Chart:
     series = []
-    for style, label, cell in _cells(collection, env):
+    for variant, cell in _cells(collection, env):
         curve = scores.curve(cell, metric)
         if len(curve.steps):
             series.append(
                 Series(
-                    label,
-                    style,
-                    _numbers(curve.steps, digits=12),
-                    _numbers(curve.iqm),
-                    _numbers(curve.low),
-                    _numbers(curve.high),
+                    *variant,
+                    numbers(curve.steps, digits=12),
+                    numbers(curve.iqm),
+                    numbers(curve.low),
+                    numbers(curve.high),
                     [int(n) for n in curve.seeds],
                 )
             )
@@ -135,18 +144,14 @@ def _over_training(
 
 
 def _spikes(collection: Collection, env: str) -> Chart:
-    found = {
-        (style, label): (cell, scores.spike_rates(cell))
-        for style, label, cell in _cells(collection, env)
-    }
+    found = {variant: (cell, scores.spike_rates(cell)) for variant, cell in _cells(collection, env)}
     thresholds = sorted({threshold for _, rates in found.values() for threshold in rates})
     series = [
         _intervals(
-            label,
-            style,
+            variant,
             {thresholds.index(t): (rate, len(cell.seeds)) for t, rate in rates.items()},
         )
-        for (style, label), (cell, rates) in found.items()
+        for variant, (cell, rates) in found.items()
         if rates
     ]
     return Chart(
@@ -179,7 +184,7 @@ def improvement(
             )
             for name, value in by_row.items()
         }
-        series.append(_intervals(item.variant, _style(collection, item.variant), by_index))
+        series.append(_intervals(_variant(collection, item.variant), by_index))
     if not series:
         return None
     return Chart(
@@ -206,18 +211,17 @@ def aggregates(found: scores.Aggregate, collection: Collection) -> list[Chart]:
     }
     scored = [
         _intervals(
-            v,
-            _style(collection, v),
+            _variant(collection, v),
             {i: (values[v], seeds[v]) for i, values in enumerate(measures.values())},
         )
         for v in found.iqm
     ]
     profiles = [
-        _line(v, _style(collection, v), found.thresholds, profile, seeds[v])
+        _line(_variant(collection, v), found.thresholds, profile, seeds[v])
         for v, profile in found.profiles.items()
     ]
     efficiency = [
-        _line(v, _style(collection, v), found.fractions, values, seeds[v])
+        _line(_variant(collection, v), found.fractions, values, seeds[v])
         for v, values in found.efficiency.items()
     ]
     return [
@@ -249,25 +253,33 @@ def aggregates(found: scores.Aggregate, collection: Collection) -> list[Chart]:
     ]
 
 
-def _cells(collection: Collection, env: str) -> Iterable[tuple[int, str, Cell]]:
-    for style, variant in enumerate(collection.variants):
-        if (env, variant) in collection.cells:
-            yield style, variant, collection.cells[env, variant]
+class _Variant(NamedTuple):
+    """What each series of a variant begins with."""
+
+    label: str
+    style: int
+    look: Look
 
 
-def _style(collection: Collection, variant: str) -> int:
-    return collection.variants.index(variant)
+def _variant(collection: Collection, name: str) -> _Variant:
+    style = collection.variants.index(name)
+    return _Variant(name, style, collection.looks[style])
 
 
-def _intervals(label: str, style: int, found: Mapping[int, tuple[Estimate, int]]) -> Series:
+def _cells(collection: Collection, env: str) -> Iterable[tuple[_Variant, Cell]]:
+    for name in collection.variants:
+        if (env, name) in collection.cells:
+            yield _variant(collection, name), collection.cells[env, name]
+
+
+def _intervals(variant: _Variant, found: Mapping[int, tuple[Estimate, int]]) -> Series:
     values = [estimate for estimate, _ in found.values()]
     return Series(
-        label,
-        style,
+        *variant,
         list(found),
-        _numbers(v.value for v in values),
-        _numbers(v.low for v in values),
-        _numbers(v.high for v in values),
+        numbers(v.value for v in values),
+        numbers(v.low for v in values),
+        numbers(v.high for v in values),
         [seeds for _, seeds in found.values()],
     )
 
@@ -281,20 +293,19 @@ def _side_by_side(series: list[Series]) -> list[Series]:
     ]
 
 
-def _line(label: str, style: int, x: Iterable[float], values: Estimate, seeds: int) -> Series:
-    y = _numbers(values.value)
+def _line(variant: _Variant, x: Iterable[float], values: Estimate, seeds: int) -> Series:
+    y = numbers(values.value)
     return Series(
-        label,
-        style,
+        *variant,
         [float(f"{number:.5g}") for number in x],
         y,
-        _numbers(values.low),
-        _numbers(values.high),
+        numbers(values.low),
+        numbers(values.high),
         [seeds] * len(y),
     )
 
 
-def _numbers(values: Iterable[float], digits: int = 5) -> list[Any]:
+def numbers(values: Iterable[float], digits: int = 5) -> list[Any]:
     """As short as they can be read off a chart; None where undefined."""
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in values]
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from experiments.record.files import to_json
 from experiments.record.headline import CONTROL
-from experiments.report import charts, episodes, scores
+from experiments.report import charts, episodes, scores, sweeps
 from experiments.report.charts import Chart
 from experiments.report.runs import FINISHED, UNFINISHED, Cell, Collection, Run
 from rgpo_jax.statistics import Estimate
@@ -59,6 +59,19 @@ class Report:
         return charts.aggregates(self.aggregate, self.collection) if self.aggregate else []
 
     @functools.cached_property
+    def sweeps(self) -> list[sweeps.Sweep]:
+        return sweeps.find(self.rows, self.collection)
+
+    @functools.cached_property
+    def swept(self) -> list[list[Chart]]:
+        """Of each sweep, scores over its settings, and a heat map where there is one."""
+        return [
+            [*sweeps.over_settings(sweep, self.collection), *([grid] if grid else [])]
+            for sweep in self.sweeps
+            for grid in (sweeps.heat_map(sweep, self.collection),)
+        ]
+
+    @functools.cached_property
     def diagnostics(self) -> dict[str, list[Chart]]:
         return charts.diagnostics(self.collection)
 
@@ -71,6 +84,10 @@ class Report:
         for chart in (self.improvement, *self.aggregates):
             if chart is not None:
                 found[chart.key] = [chart]
+        for sweep, group in zip(self.sweeps, self.swept, strict=True):
+            if group:
+                name = f"sweep-{sweep.agent}-{sweep.env}-{sweep.budget}"
+                found[charts.file_name(name)] = group
         for env, group in self.diagnostics.items():
             found[charts.file_name(f"diagnostics-{env}")] = group
         return found
@@ -96,6 +113,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
         *(chart for by_env in report.curves.values() for chart in by_env.values()),
         *([report.improvement] if report.improvement else []),
         *report.aggregates,
+        *(chart for group in report.swept for chart in group),
         *(chart for group in report.diagnostics.values() for chart in group),
     ]
     embedded, missing = _episodes(collection)
@@ -124,6 +142,10 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             baseline_note=_baseline_note(report),
             references=_references(report),
             aggregate_note=_aggregate_note(report),
+            sweeps=[
+                _sweep(sweep, group, unit)
+                for sweep, group in zip(report.sweeps, report.swept, strict=True)
+            ],
             diagnostics=report.diagnostics,
             episodes=embedded,
             missing_episodes=missing,
@@ -140,7 +162,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             "python -m experiments.report.",
             css=_source("page.css"),
             js=_source("page.js"),
-            data=_data(shown, unit),
+            data=_data(shown, unit, collection),
             headline=collection.headline,
             plotly=_plotly(),
         )
@@ -160,12 +182,11 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _data(shown: Sequence[Chart], unit: str) -> Markup:
+def _data(shown: Sequence[Chart], unit: str, collection: Collection) -> Markup:
     content = {
         **({"unit": unit} if unit != CONTROL.unit.name else {}),  # as page.js has it
         "charts": {chart.key: dataclasses.asdict(chart) for chart in shown},
-        "colors": charts.COLORS,
-        "dashes": charts.DASHES,
+        "looks": collection.looks,
     }
     # A script element ends at the first "</", wherever it stands.
     text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -194,6 +215,7 @@ def _sections(report: Report) -> list[tuple[str, str]]:
     return [
         ("scores", "Scores"),
         ("curves", "Learning curves"),
+        *([("sweeps", "Settings that were swept")] if report.sweeps else []),
         *([("comparison", "Comparison")] if compared else []),
         *([("diagnostics", "Gate diagnostics")] if report.diagnostics else []),
         ("episodes", "Episodes"),
@@ -203,6 +225,10 @@ def _sections(report: Report) -> list[tuple[str, str]]:
 
 def _summary(report: Report) -> dict[str, Any]:
     collection = report.collection
+    budgets = {
+        env: {c.budget for (e, _), c in collection.cells.items() if e == env}
+        for env in collection.envs
+    }
 
     def entry(env: str, variant: str) -> dict[str, Any] | None:
         row = report.rows.get((env, variant))
@@ -213,6 +239,9 @@ def _summary(report: Report) -> dict[str, Any]:
             "interval": _interval(row.iqm),
             "is_best": row.is_best,
             "status": _state(row.cell),
+            "budget": f"{row.cell.budget:,} {collection.headline.unit.name}"
+            if len(budgets[env]) > 1
+            else "",
         }
 
     rows = [
@@ -228,6 +257,31 @@ def _summary(report: Report) -> dict[str, Any]:
 
 def _state(item: Cell | Run) -> str:
     return item.status if item.status == FINISHED else f"{item.status} at {item.progress:.0%}"
+
+
+def _sweep(sweep: sweeps.Sweep, group: list[Chart], unit: str) -> dict[str, Any]:
+    """A sweep's charts, and its ranking."""
+    done = [draw for draw in sweep.draws if draw.rank is not None]
+    return {
+        "title": f"{sweep.agent} on {sweep.env}, {sweep.budget:,} {unit}",
+        "charts": group,
+        "settings": sweep.settings,
+        "finished": len(done),
+        "level": sum(draw.is_level for draw in done),
+        "rows": [
+            {
+                "rank": _UNDEFINED if draw.rank is None else draw.rank,
+                "is_level": draw.is_level and len(done) > 1,
+                "settings": [sweeps.say(value) for value in draw.settings.values()],
+                "iqm": number(draw.row.iqm.value),
+                "interval": _interval(draw.row.iqm),
+                "seeds": len(draw.row.scores),
+                "state": _state(draw.cell),
+                "run": draw.cell.runs[0].name,
+            }
+            for draw in sweep.draws
+        ],
+    }
 
 
 def _numbers(report: Report) -> list[dict[str, Any]]:
@@ -275,7 +329,7 @@ def _baseline_note(report: Report) -> str:
         return ""
     if report.baseline is None:
         return "No variant is called ppo: --baseline VARIANT compares the others with one of them."
-    return f"Nothing that is finished can be compared with {report.baseline} yet."
+    return f"Nothing finished of {report.baseline}'s budget can be compared with it yet."
 
 
 def _references(report: Report) -> list[tuple[str, str, str]]:

@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogFormatter, PercentFormatter
 
-from experiments.report.charts import COLORS, DASHES, Chart, Series
+from experiments.record.colors import DASHES, Look
+from experiments.report.charts import Chart, Series
 
 # Where a logarithmic axis ends: less than this, in nats or of a weight, is rounding.
 _FLOOR = 1e-6
@@ -39,10 +41,16 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> dict[str, bytes]:
             _draw(axes, chart)
         for axes in panels[len(charts) :]:
             axes.set_visible(False)
-        shown = {series.label: series.style for chart in charts for series in chart.series}
+        shown = {
+            series.label: (series.style or 0, series.look)
+            for chart in charts
+            if chart.kind != "grid"
+            for series in chart.series
+            if series.label
+        }
         handles = [
-            Line2D([], [], color=_color(style), linestyle=_linestyle(style), label=label)
-            for label, style in sorted(shown.items(), key=lambda item: item[1])
+            Line2D([], [], color=look.color, linestyle=_linestyle(look), label=label)
+            for label, (_, look) in sorted(shown.items(), key=lambda item: item[1][0])
         ]
         canvas = FigureCanvasAgg(figure)
         for ncols in range(min(len(handles), 2 * columns), 0, -1):  # as many as the width takes
@@ -53,18 +61,17 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> dict[str, bytes]:
             if width <= figure.bbox.width or ncols == 1:
                 break
             legend.remove()
+        if handles:  # many of them are higher than a panel
+            needed = legend.get_window_extent().height / figure.dpi + 0.1
+            figure.set_size_inches(size[0], size[1] - 0.4 + max(0.4, needed))
         png, pdf = io.BytesIO(), io.BytesIO()
         canvas.print_png(png)
         FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     return {".png": png.getvalue(), ".pdf": pdf.getvalue()}
 
 
-def _color(style: int) -> str:
-    return COLORS[style % len(COLORS)]
-
-
-def _linestyle(style: int) -> Any:
-    return _LINESTYLES[DASHES[style // len(COLORS) % len(DASHES)]]
+def _linestyle(look: Look) -> Any:
+    return _LINESTYLES[look.dash]
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
@@ -83,6 +90,17 @@ def _draw(axes: Axes, chart: Chart) -> None:
                 axes.set_ylim(bottom=_FLOOR)
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(0.6, 0.3)))
+    elif chart.kind == "draws":
+        for series in chart.series:
+            _draw_draws(axes, series)
+        axes.set_ylabel(chart.y_label)
+        if chart.log_x:
+            axes.set_xscale("log")
+        if chart.ticks:
+            axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks], minor=False)
+            axes.set_xticks([], minor=True)
+    elif chart.kind == "grid":
+        _draw_grid(axes, chart)
     else:
         for series in chart.series:
             _draw_intervals(axes, series)
@@ -92,23 +110,46 @@ def _draw(axes: Axes, chart: Chart) -> None:
             axes.axvline(chart.guide, color="black", linewidth=0.6, alpha=0.5)
     axes.set_title(chart.title)
     axes.set_xlabel(chart.x_label)
-    axes.grid(alpha=0.25, linewidth=0.5)
+    if chart.kind != "grid":
+        axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_draws(axes: Axes, series: Series) -> None:
+    x, y, low, high = (np.array(v, float) for v in (series.x, series.y, series.low, series.high))
+    color = series.look.color
+    bars = np.nan_to_num(np.stack([y - low, high - y]))
+    marker = "o-" if series.joined else "D"
+    axes.errorbar(x, y, bars, fmt=marker, color=color, ms=3, linewidth=1, elinewidth=0.8)
+
+
+def _draw_grid(axes: Axes, chart: Chart) -> None:
+    values = np.array([series.y for series in chart.series], float)
+    scale = LinearSegmentedColormap.from_list("agent", ["#F5F6F8", chart.series[0].look.color])
+    axes.imshow(values, cmap=scale, aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            ink = "white" if value > middle else "black"
+            axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=ink, fontsize=7)
+    axes.set_xticks(range(len(chart.columns)), chart.columns)
+    axes.set_yticks(range(len(chart.rows)), chart.rows)
+    axes.set_ylabel(chart.y_label)
 
 
 def _draw_line(axes: Axes, series: Series, markers: bool) -> None:
     x, y, low, high = (np.array(v, float) for v in (series.x, series.y, series.low, series.high))
-    color = _color(series.style)
+    color = series.look.color
     marker = "o" if markers and len(x) <= 20 else None
     axes.plot(
-        x, y, color=color, linestyle=_linestyle(series.style), linewidth=1.3, marker=marker, ms=2.5
+        x, y, color=color, linestyle=_linestyle(series.look), linewidth=1.3, marker=marker, ms=2.5
     )
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def _draw_intervals(axes: Axes, series: Series) -> None:
-    color = _color(series.style)
-    fill = color if _linestyle(series.style) == "solid" else "white"  # as a dash is to a line
+    color = series.look.color
+    fill = color if _linestyle(series.look) == "solid" else "white"  # as a dash is to a line
     for row, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True):
         if y is None:
             continue

@@ -19,7 +19,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ import numpy as np
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs
 from experiments.plan.run_options import MOST_SEEDS
+from experiments.record import colors
+from experiments.record.colors import Look
 from experiments.record.files import is_text, read_plain
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.record.provenance import short_commit
@@ -44,6 +46,7 @@ _NOT_A_VARIANT = frozenset(
     }
 )
 COUNTERS = (CONTROL.unit.counter, "updates", "wall_seconds")  # of control; see `_counters`
+_MOST_TOLD = 5  # interrupted runs, one by one
 FINISHED, UNFINISHED, INTERRUPTED, BROKEN = "finished", "unfinished", "interrupted", "broken"
 
 
@@ -156,6 +159,20 @@ class Cell:
     columns: tuple[tuple[int, ...], ...]
 
     @property
+    def agent(self) -> str:
+        return self.runs[0].agent
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of its first run; in what others differ is no matter of training."""
+        return self.runs[0].settings
+
+    @property
+    def budget(self) -> int:
+        """What its runs end at, of one seed."""
+        return self.runs[0].total
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(
             run.seeds[i]
@@ -243,6 +260,22 @@ class Collection:
     @functools.cached_property
     def variants(self) -> tuple[str, ...]:
         return tuple(sorted({variant for _, variant in self.cells}, key=_natural))
+
+    @functools.cached_property
+    def looks(self) -> tuple[Look, ...]:
+        """Of each variant, in their order: its agent's colour, or a shade of it, and a dash."""
+        return tuple(colors.of_variants(self._agents))
+
+    @functools.cached_property
+    def colors(self) -> dict[str, str]:
+        """Agent -> its colour."""
+        return colors.of_agents(self._agents)
+
+    @property
+    def _agents(self) -> list[str]:
+        """Of each variant, in their order."""
+        agents = {variant: cell.agent for (_, variant), cell in self.cells.items()}
+        return [agents[variant] for variant in self.variants]
 
     @property
     def headline(self) -> Headline:
@@ -347,8 +380,12 @@ def gather(runs: Sequence[Run], waiting: int = 0, notes: Sequence[str] = ()) -> 
                 f"seed {entry['seed']} at update {entry['update']}" for entry in broken
             )
             notes.append(f"{run.name} broke: {run.headline.broken} ({where}).")
-        elif run.status == INTERRUPTED:
-            notes.append(f"{run.name} was interrupted at {run.progress:.0%}.")
+    interrupted = [run for run in runs if run.status == INTERRUPTED]
+    if len(interrupted) > _MOST_TOLD:
+        names = _some([run.name for run in interrupted])
+        notes.append(f"{len(interrupted)} runs were interrupted: {names}.")
+    else:
+        notes += [f"{run.name} was interrupted at {run.progress:.0%}." for run in interrupted]
     runs, others = _of_one_kind(runs)
     if others:
         names = ", ".join(run.name for run in others)
@@ -357,7 +394,7 @@ def gather(runs: Sequence[Run], waiting: int = 0, notes: Sequence[str] = ()) -> 
             f"{runs[0].headline.unit.name}: {names}. Make a report of these alone."
         )
     cells, more = _cells(runs)
-    return Collection(tuple(runs), cells, (*notes, *more), waiting)
+    return Collection(tuple(runs), cells, (*notes, *more, *_budget_notes(cells)), waiting)
 
 
 def _of_one_kind(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -549,6 +586,32 @@ def _cells(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], Cell], list[str]]
         )
         cells[env, variant] = Cell(env, variant, tuple(kept), columns)
     return cells, notes
+
+
+def _budget_notes(cells: Mapping[tuple[str, str], Cell]) -> Iterator[str]:
+    """Names the variants of each environment whose runs end at different steps."""
+    for env in sorted({env for env, _ in cells}, key=_natural):
+        groups: dict[int, list[str]] = {}
+        for (e, variant), cell in cells.items():
+            if e == env:
+                groups.setdefault(cell.budget, []).append(variant)
+        if len(groups) < 2:
+            continue
+        unit = next(cell for (e, _), cell in cells.items() if e == env).runs[0].headline.unit.name
+        each = "; ".join(
+            f"{budget:,} {unit} of {_some(sorted(names, key=_natural))}"
+            for budget, names in sorted(groups.items())
+        )
+        yield (
+            f"Unequal budgets on {env}: {each}. Only scores of one budget are ranked or tested "
+            "against each other; curves and aggregates show all."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names in a list, of which those after the third are counted."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _plural(seeds: Sequence[int]) -> str:

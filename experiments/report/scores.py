@@ -46,7 +46,8 @@ class Row:
 def score_table(collection: Collection) -> dict[tuple[str, str], Row]:
     """Final scores by (env, variant); cells without an evaluation are left out.
 
-    A score is best where its interval lies above those of all other finished variants.
+    A score is best where its interval lies above those of all other finished variants of its
+    budget.
     """
     rows, headline = {}, collection.headline
     for key, cell in collection.cells.items():
@@ -68,7 +69,10 @@ def score_table(collection: Collection) -> dict[tuple[str, str], Row]:
         others = [
             other.iqm
             for (e, v), other in rows.items()
-            if e == env and v != variant and other.cell.status == FINISHED
+            if e == env
+            and v != variant
+            and other.cell.status == FINISHED
+            and other.cell.budget == row.cell.budget
         ]
         best = (
             bool(others)
@@ -95,14 +99,18 @@ class Improvement:
 def improvements(
     rows: dict[tuple[str, str], Row], collection: Collection, baseline: str
 ) -> list[Improvement]:
-    """Each variant against the baseline, on the environments where both are finished.
+    """Each variant against the baseline, where both are finished and have the same budget.
 
     `overall` is None where there is one environment only, or the variant lacks one.
     """
     found = []
     theirs = _finished(rows, baseline)
     for variant in collection.variants:
-        ours = {env: scores for env, scores in _finished(rows, variant).items() if env in theirs}
+        ours = {
+            env: scores
+            for env, scores in _finished(rows, variant).items()
+            if env in theirs and rows[env, variant].cell.budget == rows[env, baseline].cell.budget
+        }
         if variant == baseline or not ours:
             continue
 

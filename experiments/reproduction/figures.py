@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from experiments.record import colors
+from experiments.record.colors import Look
 from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Cell, Collection
 from experiments.reproduction.claims import (
@@ -41,7 +43,6 @@ def returns(cells: Cells) -> bytes | None:
     rows = [row for row in _RETURNS if any((task, ALL[row].name) in finished for task in tasks)]
     if not tasks:
         return None
-    styles = _styles(ALL[row].name for row in rows)
     with matplotlib.rc_context({"font.size": 8, "axes.linewidth": 0.6}):
         size = (1.9 + 1.6 * len(tasks), 1.1 + 0.26 * len(rows))
         figure = Figure(figsize=size, dpi=160, layout="constrained")
@@ -49,8 +50,7 @@ def returns(cells: Cells) -> bytes | None:
         for axes, task in zip(panels, tasks, strict=True):
             for place, row in enumerate(rows):
                 if cell := finished.get((task, ALL[row].name)):
-                    color = charts.COLORS[styles[cell.variant] % len(charts.COLORS)]
-                    _draw_returns(axes, cell, place, color)
+                    _draw_returns(axes, cell, place, looks()[cell.variant].color)
             ours = interquartile_mean(finished[task, ALL[BASELINE].name].final(scores.SCORE))
             claimed = [place for place, row in enumerate(rows) if row in JUDGED]
             if claimed:
@@ -91,27 +91,21 @@ def _draw_returns(axes: Axes, cell: Cell, place: float, color: str) -> None:
         axes.plot([found.value], [y], "o", color=color, markersize=4, mfc=fill)
 
 
-def _styles(names: Iterable[str]) -> dict[str, int]:
-    """Name of a row -> its index of colour and dash: the same in all figures for the table's rows.
-
-    Rows beside the table have those of rows that are not shown.
-    """
-    shown = set(names)
-    table = {row.name: style for style, row in enumerate(ROWS.values())}
-    own = {name: style for name, style in table.items() if name in shown}
-    free = (style for style in itertools.count() if style not in own.values())
-    others = [row.name for row in ALL.values() if row.name in shown - own.keys()]
-    return own | dict(zip(others, free, strict=False))
+def looks() -> dict[str, Look]:
+    """Name of a row -> its look: its agent's colour, or a shade of it; the same in all figures."""
+    agents = [row.agent for row in ALL.values()]
+    found = zip(ALL.values(), colors.of_variants(agents), strict=True)
+    return {row.name: look for row, look in found}
 
 
 def curves(collection: Collection) -> dict[str, bytes]:
     """Task -> return, KL, effective sample size and weights over training; PNG."""
-    drawn, styles = {}, _styles(collection.variants)
+    drawn = {}
     for task, group in charts.diagnostics(collection).items():
         wanted = [
             dataclasses.replace(
                 chart,
-                series=[dataclasses.replace(s, style=styles[s.label]) for s in chart.series],
+                series=[dataclasses.replace(s, look=looks()[s.label]) for s in chart.series],
             )
             for metric in _SHOWN
             for chart in group
@@ -155,7 +149,7 @@ def over_setting(collection: Collection, setting: str, symbol: str, switch: str)
                 if not points:
                     continue
                 x = [value for value, _ in points]
-                color = charts.COLORS[style]
+                color = colors.COLORS[style]
                 label = short_name(task) + (f", {switch}" if on else "")
                 axes.fill_between(
                     x,

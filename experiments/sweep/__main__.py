@@ -11,22 +11,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
 from experiments.cli import flags
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
-from experiments.cli.terminal import Terminal
 from experiments.plan import own
 from experiments.plan.reading import refuse_other_settings, with_defaults
 from experiments.plan.run_options import MAY_CHANGE
-from experiments.record.files import append_plain, read_plain, to_json, write_atomically
+from experiments.record.files import read_plain, to_json, write_atomically
 from experiments.record.headline import CONTROL, Headline, Unit
 from experiments.record.run_folder import (
     CHECKPOINTS,
@@ -37,6 +35,7 @@ from experiments.record.run_folder import (
     hold,
     refusing,
 )
+from experiments.record.screen import Screen, duration
 from experiments.sweep import grid, launchers, worker
 from experiments.sweep.grid import Cell
 from experiments.sweep.kinds import KINDS
@@ -290,47 +289,6 @@ def _newest_checkpoint(spec: Path) -> int:
     return max((int(path.name) for path in folders if path.name.isdecimal()), default=-1)
 
 
-class Screen:
-    """Says lines on the terminal and in `sweep.log`, and shows a bar on a terminal."""
-
-    def __init__(self, log: Path | None):
-        self._console = Terminal(highlight=False, soft_wrap=True)
-        self._log = log
-
-    def say(self, line: Any) -> None:
-        self._console.print(line, markup=False)
-        if self._log is not None:
-            with append_plain(self._log) as file:
-                Console(file=file, width=160).print(line, markup=False)
-
-    @contextlib.contextmanager
-    def bar(self, total: int, unit: Unit) -> Iterator[Any]:
-        """Yields (steps done, rate, what is under way) -> None; steps are those of a unit."""
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TaskProgressColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-        )
-        if not self._console.is_terminal:
-            yield lambda done, rate, status: None
-            return
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task("", total=total, rate="", status="")
-            yield lambda done, rate, status: progress.update(
-                task, completed=done, rate=unit.a_second(rate), status=status
-            )
-
-
 def _estimate(
     programs: Sequence[Program], out: Path, screen: Screen, options: WorkerOptions
 ) -> None:
@@ -344,7 +302,7 @@ def _estimate(
     table = Table("cells", "seeds", f"{unit.name} a seed", "memory", "time", "program")
     seconds, failed = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        for program in track(programs, "measuring", console=screen._console, transient=True):
+        for program in track(programs, "measuring", console=screen.console, transient=True):
             spec = Path(folder) / f"{program.name}.json"
             worker.write_spec(spec, Path(folder), program.cells, options)
             probe = subprocess.run(
@@ -362,10 +320,10 @@ def _estimate(
                 continue
             seconds += measured["seconds"]
             memory = f"{measured['memory_bytes'] / 2**20:,.0f} MiB"
-            table.add_row(*row, memory, _duration(measured["seconds"]), program.name)
+            table.add_row(*row, memory, duration(measured["seconds"]), program.name)
     screen.say(table)
     screen.say(
-        f"{len(programs)} programs, about {_duration(seconds)} one after another on this machine"
+        f"{len(programs)} programs, about {duration(seconds)} one after another on this machine"
         + (f"; {failed} cannot be run" if failed else "")
         + f"; results would go to {out}"
     )
@@ -374,12 +332,6 @@ def _estimate(
 def _unit(programs: Sequence[Program]) -> Unit:
     """What their progress is counted in."""
     return programs[0].cells[0].kind.headline.unit if programs else CONTROL.unit
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _why(said: str) -> str:
@@ -419,7 +371,7 @@ def _run(
                     launcher.start(spec)
                     running[spec] = time.monotonic()
                 for spec, status in launcher.ended():
-                    took = _duration(time.monotonic() - running.pop(spec))
+                    took = duration(time.monotonic() - running.pop(spec))
                     finished_steps += specs[spec].steps * specs[spec].members
                     failed |= _close(spec, specs[spec], out, status, took, screen)
                 states = [(_progress(spec), specs[spec].members) for spec in running]

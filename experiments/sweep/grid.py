@@ -16,6 +16,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs, own
 from experiments.plan.run_options import OF_ONE_RUN
+from experiments.sweep import drawn
 from experiments.sweep.kinds import KINDS, RUN, Kind
 from experiments.training.subject import Planned
 from rgpo_jax.config import ConfigError
@@ -61,27 +62,6 @@ def read_file(path: str) -> dict[str, Any]:
     return content
 
 
-def _draw(name: str, how: Mapping[str, Any], random: np.random.Generator, source: str) -> Any:
-    """One value of `{uniform: [a, b]}`, `{log_uniform: [a, b]}` or `{choice: [...]}`."""
-    accepted = "expected {uniform: [low, high]}, {log_uniform: [low, high]} or {choice: [...]}"
-    if len(how) != 1:
-        raise BadInput(f"{source}: {name} = {how}: {accepted}")
-    (kind, values), *_ = how.items()
-    if kind == "choice" and isinstance(values, list) and values:
-        return values[int(random.integers(len(values)))]
-    try:
-        low, high = map(float, values)
-    except (TypeError, ValueError):
-        raise BadInput(f"{source}: {name} = {how}: {accepted}") from None
-    if kind not in ("uniform", "log_uniform") or not low < high:
-        raise BadInput(f"{source}: {name} = {how}: {accepted}")
-    if kind == "uniform":
-        return float(f"{random.uniform(low, high):.4g}")
-    if low <= 0:
-        raise BadInput(f"{source}: {name} = {how}: expected a low above 0")
-    return float(f"{np.exp(random.uniform(np.log(low), np.log(high))):.4g}")
-
-
 def _is_grid(name: str, value: Any, lists: frozenset[str]) -> bool:
     """Whether a value is a list to go through; a list of numbers is one value of `hidden_sizes`."""
     if not isinstance(value, list):
@@ -102,14 +82,14 @@ def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterat
     if isinstance(of_envs, dict):  # each parameter is gone through, or drawn, by itself
         del settings[env_kwargs.FIELD]
         settings |= {_OF_ENV + name: value for name, value in of_envs.items()}
-    drawn = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    ranges = {k: v for k, v in settings.items() if isinstance(v, dict)}
     listed = {k: v for k, v in settings.items() if _is_grid(k, v, lists)}
     for name, values in listed.items():
         if not values:
             raise BadInput(f"{source}: {name} = []: expected at least one value")
         if name not in lists and any(isinstance(value, list | dict) for value in values):
             raise BadInput(f"{source}: {name} = {values}: expected a list of plain values")
-    fixed = {k: v for k, v in settings.items() if k not in drawn and k not in listed}
+    fixed = {k: v for k, v in settings.items() if k not in ranges and k not in listed}
     numbers = {name: content.get(name, 1 if name == "draws" else 0) for name in _DRAWING}
     for name, number in numbers.items():
         least = 1 if name == "draws" else 0
@@ -119,11 +99,12 @@ def _combinations(content: Mapping[str, Any], source: str, kind: Kind) -> Iterat
             )
     if numbers["draws"] > _MOST_DRAWS:
         raise BadInput(f"{source}: draws = {numbers['draws']}: expected at most {_MOST_DRAWS:,}")
-    if "draws" in content and not drawn:
+    if "draws" in content and not ranges:
         raise BadInput(f"{source}: draws = {numbers['draws']}: nothing is drawn")
     random = np.random.default_rng(numbers["draw_seed"])
+    read = {name: drawn.read(name, how, source) for name, how in ranges.items()}
     for _ in range(numbers["draws"]):
-        sample = {name: _draw(name, how, random, source) for name, how in drawn.items()}
+        sample = {name: values.draw(random) for name, values in read.items()}
         for values in itertools.product(*listed.values()):
             yield _gathered({**fixed, **sample, **dict(zip(listed, values, strict=True))})
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.report.charts import COLORS
+from experiments.record.colors import COLORS
 from experiments.theory.study import Figure, Line, Panel
 
 _DASHES = ("-", "--", ":", "-.")
@@ -98,6 +98,8 @@ def _look(line: Line) -> dict[str, Any]:
     if line.style is None:
         return {"color": _INK, "linestyle": line.dash or "none"}
     dash = line.dash
+    if isinstance(line.style, str):
+        return {"color": line.style, "linestyle": dash or "none"}
     if dash == "-":
         dash = _DASHES[line.style // len(COLORS) % len(_DASHES)]
     return {"color": COLORS[line.style % len(COLORS)], "linestyle": dash or "none"}

@@ -54,14 +54,14 @@ class Line:
 
     Attributes:
       label: shared by the lines of a figure that stand for the same thing; "" is not in the legend.
-      style: index of its colour; None: that of text.
+      style: its colour, or the index of one; None: that of text.
       dash: "-", "--", ":" or "" for points alone.
     """
 
     label: str
     x: np.ndarray
     y: np.ndarray
-    style: int | None
+    style: int | str | None
     dash: str = "-"
     low: np.ndarray | None = None
     high: np.ndarray | None = None

@@ -100,7 +100,7 @@ def _double_network(
     torso = networks.Torso(
         observation_ndim=len(env.observation_shape),
         hidden_sizes=config.hidden_sizes,
-        channels=(),
+        convolutions=(),
         activation=getattr(nn, config.activation),
         dtype=jnp.float64,
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from experiments.record import colors
 from experiments.theory import catalogue, family, ratios
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
@@ -37,6 +38,7 @@ ESTIMATORS: dict[str, Tunable] = {
     **{catalogue.rgpo_name(k): gates.rgpo(k) for k in (1.0, 4.0, 16.0)},
     SINE: Tunable(_sine),
 }
+_AGENTS = {"truncated c=1": "truncated_importance"}  # of those whose name does not begin with it
 _KINKS = (0.0, math.log(0.8), math.log(1.2))  # of the gates above
 FORMS: dict[str, Callable[[float], ratios.ParetoBandit | ratios.Normals]] = {
     "bandit": lambda tail: ratios.ParetoBandit(tail, kinks=_KINKS),
@@ -251,11 +253,18 @@ def _cell(form: str, tail: float, name: str, at: np.ndarray, moments: np.ndarray
     return Cell(form, tail, name, exact, moments, bound, exponent(at, moments), theory)
 
 
+def _colors() -> dict[str, str]:
+    """Estimator -> the colour of the agent whose gate it has."""
+    agents = {name: _AGENTS.get(name, name.split()[0]) for name in ESTIMATORS}
+    looks = colors.of_variants(list(agents.values()))
+    return {name: look.color for name, look in zip(agents, looks, strict=True)}
+
+
 def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
     panels = []
     for tail in TAILS:
         lines = []
-        for style, name in enumerate(ESTIMATORS):
+        for name, style in _colors().items():
             (cell,) = (c for c in cells if (c.form, c.tail, c.estimator) == (form, tail, name))
             m = cell.moments
             middle, low, high = np.median(m, axis=0), m.min(axis=0), m.max(axis=0)
@@ -353,7 +362,7 @@ def _claims(
 
 def _exponents(
     form: str, name: str, cells: Sequence[Cell]
-) -> tuple[np.ndarray, int, str, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, str, str, np.ndarray, np.ndarray]:
     """What a line needs of an estimator's fits over tails, after its x."""
     fits = np.array([c.exponent for c in cells if (c.form, c.estimator) == (form, name)])
-    return fits[:, 0], list(ESTIMATORS).index(name), "", fits[:, 1], fits[:, 2]
+    return fits[:, 0], _colors()[name], "", fits[:, 1], fits[:, 2]

@@ -14,7 +14,7 @@ from experiments.plan.run_options import RunOptions
 from experiments.training import devices
 from experiments.training.every import Every
 from experiments.training.subject import Planned
-from rgpo_jax.config import Config
+from rgpo_jax.config import Config, is_own_network
 
 if TYPE_CHECKING:
     from experiments.training.programs import EpisodePrograms, Members
@@ -41,6 +41,14 @@ def _make_environment(plan: Plan) -> "AnyEnvironment":
         return envs.make(plan.options.env, **plan.options.env_params)
 
 
+def _own_network(plan: Plan, env: "AnyEnvironment") -> Any:
+    """What --network MODULE:NAME makes for an environment; None where the suite's is meant."""
+    name = plan.config.network
+    if not is_own_network(name):
+        return None
+    return own.network(name, env.observation_shape, env.action_space, plan.config)
+
+
 def _assemble(
     plan: Plan, env: "AnyEnvironment", config: Config, axis_name: str | None = None
 ) -> "Agent":
@@ -53,7 +61,9 @@ def _assemble(
         else:
             gate = agents.load(options.gate).gate(config)
     with _naming_flags(plan):
-        agent = own.agent(options.agent).make(env, config, gate, axis_name)
+        network = _own_network(plan, env)
+        parts = {} if network is None else {"network": network}
+        agent = own.agent(options.agent).make(env, config, gate, axis_name, **parts)
     own.check(options.agent, agent, config)
     return agent
 
@@ -111,7 +121,10 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
                 "its episodes have no limit, and an evaluation needs whole ones: say "
                 "--env-kwargs max_episode_steps=STEPS"
             )
-        network = networks.make(env.observation_shape, env.action_space, plan.config)
+        network = _own_network(plan, env)
+        if not isinstance(network, networks.Network):
+            spaces = env.observation_shape, env.action_space
+            network = networks.make(*spaces, plan.config, torso=network)
     config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
     return _assemble(plan, env, config, layout.axis_name), layout
 

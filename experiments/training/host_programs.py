@@ -21,6 +21,7 @@ from experiments.training.programs import (
 )
 from rgpo_jax import host
 from rgpo_jax.agent import Agent, episode_metrics
+from rgpo_jax.environment import HostEnvironment
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 from rgpo_jax.train import Progress
@@ -49,7 +50,8 @@ class HostPrograms(EpisodePrograms):
         mesh, num_members = layout.mesh(), len(members.seeds)
         self._sharding = NamedSharding(mesh, SEEDS)
         self._collector = host.Collector(agent, members.seeds)
-        self._observation_dtype = self._collector.shapes.observation.dtype
+        assert isinstance(agent.env, HostEnvironment)
+        self._observation_dtype = agent.env.observation_dtype
         evaluators = {
             number: host.Evaluator(agent, members.seeds, number) for number in set(episodes)
         }

@@ -242,6 +242,10 @@ class Training:
             what = self._headline.broken
             raise Broken(describe_broken(what, position.broken, self._seeds, plan.num_updates))
 
+    def end_early(self) -> None:
+        """Writes summaries of what was done: for who has seen enough, and stopped `run`."""
+        self._write_summaries(interrupted=True)
+
     def _advance(self, num_updates: int, before: dict[str, Any] | None) -> None:
         """Makes updates.
 

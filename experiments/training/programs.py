@@ -1,6 +1,7 @@
 """A run's compiled programs: members side by side, spread over devices."""
 
 import abc
+import copy
 import dataclasses
 import operator
 import time
@@ -121,6 +122,12 @@ class Members(NamedTuple):
         return {name: np.array(x, np.float32) for name, x in self.hyperparameters.items()}
 
 
+def init_arguments(layout: Layout, members: Members) -> tuple[jax.Array, Any]:
+    """Keys and hyper-parameters of members, on the mesh of a layout."""
+    mesh = layout.mesh()
+    return seed_keys(mesh, members.seeds), spread_over_seeds(mesh, members.overrides())
+
+
 def trace_init(
     init: Callable[[jax.Array, dict], Any], layout: Layout, members: Members, specs: Any
 ) -> tuple[Any, tuple, Any]:
@@ -139,7 +146,7 @@ def trace_init(
     """
     mesh = layout.mesh()
     one_by_one = dataclasses.replace(layout, in_turn=True)
-    arguments = seed_keys(mesh, members.seeds), spread_over_seeds(mesh, members.overrides())
+    arguments = init_arguments(layout, members)
     traced = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), specs)).trace(*arguments)
     return traced, arguments, on_mesh(mesh, traced.out_info, specs)
 
@@ -338,6 +345,7 @@ class CompiledPrograms(EpisodePrograms):
     def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
         super().__init__(agent, layout, members)
         mesh = layout.mesh()
+        self._layout = layout
         self._num_batches = episodes.at_the_end // episodes.while_training
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
@@ -346,7 +354,7 @@ class CompiledPrograms(EpisodePrograms):
         traced_init, self._init_arguments, (states, eval_keys) = trace_init(
             init, layout, members, (STATES, SEEDS)
         )
-        self._observation_dtype = states.rollout.observation.dtype
+        self._observation_dtype = jax.tree.map(lambda x: x.dtype, states.rollout.observation)
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
         self.metric_names = sorted(metrics)
@@ -381,6 +389,13 @@ class CompiledPrograms(EpisodePrograms):
         self.compiler.wait(show)
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
         self.memory_bytes = memory_of(self._advance.result())
+
+    def of(self, members: Members) -> "CompiledPrograms":
+        """The same programs for as many others: nothing is traced or compiled anew."""
+        other = copy.copy(self)
+        other._init_arguments = init_arguments(self._layout, members)
+        other._seeds = members.seeds
+        return other
 
     def advance(
         self, states: AgentState, progress: Progress, num_updates: int

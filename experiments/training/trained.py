@@ -182,7 +182,8 @@ def load_start(options: Options, agent: Agent) -> LearnerState:
     Raises:
       BadInput: the run cannot be read, or its networks are others.
     """
-    folder, typed = str(options.init_from), (options.agent, options.gate, options.env)
+    folder = str(options.init_from)
+    typed = (options.agent, options.gate, options.env, agent.config.network)
     start = load(folder, "--init-from", options.trust_code, typed)
     learners = start.learners
     # Else the initial deviation is where a parameter begins, and no more.

@@ -1,5 +1,6 @@
-"""Environments as a user writes them, of every kind that can be named MODULE:NAME."""
+"""Environments and networks as a user writes them, of every kind that can be named MODULE:NAME."""
 
+import flax.linen as nn
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ from gymnax.environments import environment as gymnax_environment
 from gymnax.environments import spaces as gymnax_spaces
 from gymnax.registration import register, registered_envs
 
+from rgpo_jax.distributions import Categorical
 from rgpo_jax.environment import Discrete, TimeStep
+from rgpo_jax.networks import Network
 
 
 class Line:
@@ -125,4 +128,38 @@ def fails():
 
 
 def makes_a_dict():
+    return {}
+
+
+class Net(nn.Module):
+    """A torso: one layer of sines."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, observation):
+        return jnp.sin(nn.Dense(self.width)(observation))
+
+
+def wide_net(observation_shape, action_space, config):
+    """A torso for what there is."""
+    return Net(width=4 * observation_shape[0])
+
+
+def whole_net(observation_shape, action_space, config):
+    """A policy and a value function, both linear."""
+
+    def init(key):
+        return {"actor": jnp.zeros((*observation_shape, action_space.n)), "critic": jnp.zeros(1)}
+
+    def policy(params, observation):
+        return Categorical.from_logits(observation @ params)
+
+    def value(params, observation):
+        return jnp.zeros(observation.shape[:-1]) + params[0]
+
+    return Network(observation_shape, init, policy, value)
+
+
+def no_net(observation_shape, action_space, config):
     return {}

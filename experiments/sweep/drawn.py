@@ -1,0 +1,68 @@
+"""What a setting is drawn from, as the files of sweeps and tunings say it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.cli.flags import BadInput
+
+ACCEPTED = "expected {uniform: [low, high]}, {log_uniform: [low, high]} or {choice: [...]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Values that a setting may have.
+
+    Attributes:
+      kind: how they are distributed.
+      values: the lowest and the highest number, or all choices.
+    """
+
+    kind: Literal["uniform", "log_uniform", "choice"]
+    values: tuple[Any, ...]
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """One of them; numbers have four digits."""
+        if self.kind == "choice":
+            return self.values[int(random.integers(len(self.values)))]
+        low, high = self.values
+        if self.kind == "uniform":
+            return rounded(random.uniform(low, high))
+        return rounded(np.exp(random.uniform(np.log(low), np.log(high))))
+
+
+def rounded(value: float) -> float:
+    """A number with four digits, as folders and tables show it."""
+    return float(f"{value:.4g}")
+
+
+def read(name: str, how: Mapping[str, Any], source: str) -> Drawn:
+    """Reads `{uniform: [a, b]}`, `{log_uniform: [a, b]}` or `{choice: [...]}`.
+
+    Args:
+      name: of the setting, for messages.
+      how: the mapping.
+      source: where it comes from, for messages.
+
+    Raises:
+      BadInput: it is none of these.
+    """
+    refused = BadInput(f"{source}: {name} = {how}: {ACCEPTED}")
+    if len(how) != 1:
+        raise refused
+    (kind, values), *_ = how.items()
+    if kind == "choice" and isinstance(values, list) and values:
+        return Drawn("choice", tuple(values))
+    try:
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        raise refused from None
+    if kind not in ("uniform", "log_uniform") or not low < high:
+        raise refused
+    if kind == "uniform":
+        return Drawn("uniform", (low, high))
+    if low <= 0:
+        raise BadInput(f"{source}: {name} = {how}: expected a low above 0")
+    return Drawn("log_uniform", (low, high))

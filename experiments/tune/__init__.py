@@ -1,0 +1,1 @@
+"""Searches settings of an agent: `python -m experiments.tune --help`."""
