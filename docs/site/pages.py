@@ -22,6 +22,9 @@ PAGES = (
 _CODE = {".py": "python", ".yaml": "yaml", ".txt": "text"}
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")  # with no ":", so to no other site
 
+# A block of code, which stays as it is; or two spaces before a nested item, which needs four.
+_BLOCK_OR_NESTED = re.compile(r"(?P<block>^```.*?^```$)|^  (?=- )", re.MULTILINE | re.DOTALL)
+
 
 class Shown(File):
     """A file that is no Markdown in the repository, and a page of the site."""
@@ -51,8 +54,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Says that Markdown goes on within HTML, which GitHub knows by itself."""
-    return markdown.replace("<details>", '<details markdown="1">')
+    """Says what GitHub knows by itself: that Markdown goes on within HTML, and what is nested."""
+    markdown = markdown.replace("<details>", '<details markdown="1">')
+    return _BLOCK_OR_NESTED.sub(lambda found: found["block"] or "    ", markdown)
 
 
 def _file(root: Path, name: str, files: Files, config: MkDocsConfig) -> File:
