@@ -32,6 +32,8 @@ class EnvPoolEnvironment:
     `spaces` says how observations and actions are read.
     """
 
+    draws_itself = True
+
     def __init__(self, name: str, task: str, params: Mapping[str, Any]):
         config, space = _inspect(name, task, params)
         limit = config["max_episode_steps"]

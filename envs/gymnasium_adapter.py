@@ -44,6 +44,8 @@ class GymnasiumEnvironment:
         self.action_space = spaces.action_space(name, env.action_space)
         self._reading = spaces.observation(name, env.observation_space)
         self.observation_shape, self.observation_dtype, _ = self._reading
+        # Whether `play` can have its pictures.
+        self.draws_itself = "rgb_array" in (env.metadata.get("render_modes") or ())
         env.close()
         self._task = task
         self._params = dict(params)

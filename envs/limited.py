@@ -54,5 +54,6 @@ class LimitedEnvironment:
 
     def picture(self, state: LimitedState, observation: Array, size: int) -> np.ndarray:
         """Draws a state as the environment itself does."""
-        env: Any = self._env
-        return env.picture(state.inner, observation, size)
+        from envs import pictures
+
+        return pictures.of(self._env, state.inner, observation, size)

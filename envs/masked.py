@@ -48,5 +48,6 @@ class MaskedEnvironment:
 
     def picture(self, state: Any, observation: Array, size: int) -> np.ndarray:
         """Draws a state as the whole environment does, hidden elements included."""
-        env: Any = self._env
-        return env.picture(state, observation, size)
+        from envs import pictures
+
+        return pictures.of(self._env, state, observation, size)

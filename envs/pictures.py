@@ -5,9 +5,10 @@ environments. Positions are drawn as Gymnasium and gymnax draw them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -257,8 +258,7 @@ def draw(
 ) -> np.ndarray:
     """Draws where an environment of gymnax stands.
 
-    Where none of the drawers knows it: an observation with rows and columns as a grid, a colour a
-    channel; any other as bars.
+    Where none of the drawers knows it, its observation is drawn.
 
     Args:
       name: of the environment.
@@ -272,9 +272,47 @@ def draw(
       RGB, uint8 [height, width, 3].
     """
     if name in _DRAWERS:
-        picture = _DRAWERS[name](env, params, state, observation, size)
-    elif observation.ndim in (2, 3) and min(observation.shape[:2]) > 1:
-        picture = _channels(observation, size)
-    else:
-        picture = _bars(observation, size)
-    return np.asarray(picture)
+        return np.asarray(_DRAWERS[name](env, params, state, observation, size))
+    return draw_observation(observation, size)
+
+
+def of(env: Any, state: Any, observation: Any, size: int) -> np.ndarray:
+    """What a compiled environment's own `picture` draws; of one without, its observation.
+
+    Not to be compiled. See `draw` for the size and the result.
+    """
+    if hasattr(env, "picture"):
+        return np.asarray(env.picture(state, observation, size))
+    return draw_observation(jax.device_get(observation), size)
+
+
+def draw_observation(observation: Any, size: int) -> np.ndarray:
+    """Draws what is seen of an environment that does not draw itself.
+
+    An observation with rows and columns is a grid, a colour a channel; any other is bars. Of a dict
+    the first that is such a grid is drawn, else all in one row of bars.
+
+    Args:
+      observation: an array, or a dict of arrays.
+      size: as of `draw`.
+
+    Returns:
+      RGB, uint8 [height, width, 3].
+    """
+    if isinstance(observation, Mapping):
+        parts = [np.asarray(observation[name]) for name in sorted(observation)]
+        grids = [part for part in parts if _is_grid(part)]
+        observation = grids[0] if grids else np.concatenate([part.ravel() for part in parts])
+    seen = np.asarray(observation)
+    if not _is_grid(seen):
+        return np.asarray(_bars(seen, size))
+    pixels = seen.reshape(*seen.shape[:2], -1)
+    if seen.dtype == np.uint8:
+        if pixels.shape[-1] == 3:
+            return np.asarray(_grid(pixels, size))
+        pixels = pixels[..., -1:] / 255  # of a stack the newest
+    return np.asarray(_channels(pixels, size))
+
+
+def _is_grid(observation: np.ndarray) -> bool:
+    return observation.ndim in (2, 3) and min(observation.shape[:2]) > 1

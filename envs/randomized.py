@@ -98,4 +98,6 @@ class RandomizedEnvironment:
     def picture(self, state: RandomizedState, observation: Array, size: int) -> np.ndarray:
         """Draws a state as the environment with this episode's parameters does."""
         env: Any = self._make(**{param: float(value) for param, value in state.drawn.items()})
-        return env.picture(state.inner, observation, size)
+        from envs import pictures
+
+        return pictures.of(env, state.inner, observation, size)

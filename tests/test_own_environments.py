@@ -8,10 +8,12 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import envs
 from agents import ppo
 from experiments import run
+from experiments.play import __main__ as play
 from experiments.sweep.__main__ import main as sweep_main
 from rgpo_jax.environment import HostEnvironment
 
@@ -154,6 +156,11 @@ def test_a_run_is_trained_goes_on_and_starts_another(name, tmp_path, capsys):
     assert "in a module own_worlds that would be imported" in capsys.readouterr().err
     assert run.main(["--resume", "--out", out, "--trust-code"]) == 0
     assert "finished" in capsys.readouterr().out
+    film = tmp_path / "film.gif"
+    given = ["--run", out, "--trust-code", "--out", str(film), "--size", "120", "--max-steps", "5"]
+    assert play.main(given) == 0  # its observation, where it does not draw itself
+    with Image.open(film) as opened:
+        assert opened.n_frames == 6
     again = ["--init-from", out, "--total-steps", "64", "--out", str(tmp_path / "next")]
     assert run.main([*args, *again]) == 0
     with pytest.raises(SystemExit):

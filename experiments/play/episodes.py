@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import envs
+from envs import pictures
 from experiments.cli.flags import BadInput
 from experiments.training import compiling
 from rgpo_jax.agent import Agent
@@ -58,24 +59,33 @@ class CompiledStage:
 
 
 class HostStage:
-    """An environment of the host, which draws itself; each episode has one of its own.
+    """An environment of the host; each episode has one of its own.
 
-    Raises BadInput where it cannot be drawn.
+    One whose `draws_itself` is true draws itself, of others the observation is drawn. Raises
+    BadInput where it cannot be.
     """
 
-    def __init__(self, env: Any):
-        self._env = env
+    def __init__(self, env: Any, size: int):
+        self._env, self._size = env, size
+        self._draws = getattr(env, "draws_itself", False)
         self._pool: Any = None
+        self._observation: Any = None
 
     def reset(self, seed: int, key: Array) -> Observation:
-        self._pool = self._env.make_pool([seed], pictures=True)
-        return jax.tree.map(lambda x: x[0], self._pool.reset())
+        how = {"pictures": True} if self._draws else {}
+        self._pool = self._env.make_pool([seed], **how)
+        self._observation = jax.tree.map(lambda x: x[0], self._pool.reset())
+        return self._observation
 
     def step(self, action: Array, key: Array) -> TimeStep:
         self._pool.send(np.asarray(action)[None])
-        return jax.tree.map(lambda x: x[0], self._pool.receive())
+        timestep: TimeStep = jax.tree.map(lambda x: x[0], self._pool.receive())
+        self._observation = timestep.final_observation
+        return timestep
 
     def picture(self) -> np.ndarray:
+        if not self._draws:
+            return pictures.draw_observation(self._observation, self._size)
         try:
             return self._pool.picture()
         except RuntimeError as error:
@@ -166,17 +176,12 @@ def play(
 def make_stage(agent: Agent, size: int) -> Stage:
     """A stage with the agent's environment.
 
-    It shows pictures, RGB, uint8 [height, width, 3]: of `size` pixels where they are drawn here. Of
-    Brax it shows where the bodies are.
-
-    Raises:
-      BadInput: the environment cannot be drawn.
+    It shows pictures, RGB, uint8 [height, width, 3]: of `size` pixels where they are drawn here, by
+    the environment's `picture` or else of its observation. Of Brax it shows where the bodies are.
     """
     env: Any = agent.env
     if isinstance(env, HostEnvironment):
-        return HostStage(env)
+        return HostStage(env, size)
     if env.name in envs.BRAX:
         return CompiledStage(env, lambda state, _: env.place(state))
-    if not hasattr(env, "picture"):
-        raise BadInput(f"--run: {env.name} cannot be drawn yet")
-    return CompiledStage(env, functools.partial(env.picture, size=size))
+    return CompiledStage(env, functools.partial(pictures.of, env, size=size))
