@@ -16,7 +16,7 @@ $(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 endef
 
-.PHONY: cartpole test versions slow check benchmark clean
+.PHONY: cartpole test versions slow check docs benchmark clean
 
 cartpole: $(VENV)/usable
 	$(BIN)/python -m experiments.run --agent rgpo --env CartPole-v1 --num-seeds $(SEEDS)
@@ -35,6 +35,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m experiments.benchmark

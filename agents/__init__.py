@@ -16,11 +16,12 @@ from types import ModuleType
 from agents import gated
 from rgpo_jax.gate_table import GATES
 
-# Gate agents: one update step and one set of defaults; they differ in w(r) alone.
 GATE_AGENTS = tuple(GATES)
-# Agents that change something else as well.
+"""One update step and one set of defaults: they differ in w(r) alone."""
 OTHER_AGENTS = ("a2c", "trpo", "awr")
+"""Agents that change something else as well."""
 NAMES = GATE_AGENTS + OTHER_AGENTS
+"""All agents."""
 
 
 def module_name(name: str, among: Sequence[str]) -> str:

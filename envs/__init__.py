@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envs.randomized import RandomizedEnvironment
     from rgpo_jax.environment import AnyEnvironment
 
-# The environments of gymnax that run without a network; a test holds the list against gymnax's.
+# A test holds these lists against the libraries' own.
 GYMNAX = (
     "CartPole-v1",
     "Pendulum-v1",
@@ -46,8 +46,8 @@ GYMNAX = (
     "Pong-misc",
     "FrozenLake-misc",
 )
+"""The environments of gymnax that run without a network."""
 
-# The environments of Brax; a test holds the list against Brax's own.
 BRAX = (
     "brax/ant",
     "brax/fast",
@@ -61,10 +61,12 @@ BRAX = (
     "brax/reacher",
     "brax/walker2d",
 )
+"""The environments of Brax."""
 BraxBackend = Literal["spring", "positional", "generalized", "mjx"]
+"""What simulates them."""
 BRAX_BACKENDS: tuple[str, ...] = get_args(BraxBackend)
+"""Its names."""
 
-# The DM-control and locomotion tasks of MuJoCo Playground; a test holds the list against its own.
 PLAYGROUND = (
     "playground/AcrobotSwingup",
     "playground/AcrobotSwingupSparse",
@@ -111,11 +113,13 @@ PLAYGROUND = (
     "playground/T1JoystickFlatTerrain",
     "playground/T1JoystickRoughTerrain",
 )
+"""The DM-control and locomotion tasks of MuJoCo Playground."""
 
-# Tasks with hidden state: of which environment a policy sees which elements of the observation.
 MASKED = {"CartPole-v1-masked": ("CartPole-v1", (0, 2))}  # positions, no velocities
+"""Tasks with hidden state: of which environment a policy sees which elements of the observation."""
 
 NAMES = (*GYMNAX, *MASKED, *BRAX, *PLAYGROUND)
+"""The compiled environments that are known by name."""
 _BROKEN = {"brax/swimmer": "Brax 0.14 offers it on one backend, which fails to load it"}
 
 
@@ -140,7 +144,9 @@ ADAPTERS = {
     "envpool": Adapter("envs.envpool_adapter", "envpool", "envpool"),
     "gymnasium": Adapter("envs.gymnasium_adapter", "gymnasium", "envpool"),
 }
+"""Prefix of a name -> what stands behind it."""
 ON_HOST = ("envpool", "gymnasium")
+"""Prefixes of those that live on the host."""
 # Gymnasium has these once a package is imported: how their names begin, and which one.
 _REGISTERED_BY = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 _MOST_SUGGESTIONS = 3

@@ -45,9 +45,11 @@ class Canvas:
         return (x - self._left) * self._scale, (self._top - y) * self._scale
 
     def polygon(self, points: Sequence[Point], color: str) -> None:
+        """A filled one, of its corners."""
         self._draw.polygon([self._pixel(point) for point in points], fill=color)
 
     def line(self, points: Sequence[Point], color: str, width: float) -> None:
+        """From point to point."""
         pixels = [self._pixel(point) for point in points]
         self._draw.line(pixels, fill=color, width=round(width * self._scale), joint="curve")
 
@@ -58,6 +60,7 @@ class Canvas:
             self.disc(point, width / 2, color)
 
     def disc(self, centre: Point, radius: float, color: str) -> None:
+        """A filled circle."""
         self._draw.circle(self._pixel(centre), radius * self._scale, fill=color)
 
     def arc(self, centre: Point, radius: float, angles: Point, color: str, width: float) -> None:
@@ -69,6 +72,7 @@ class Canvas:
         self._draw.arc(box, low, high, fill=color, width=round(width * self._scale))
 
     def finish(self) -> Image.Image:
+        """The picture, its edges smoothed."""
         return self._image.reduce(_OVERSAMPLING)
 
 

@@ -7,7 +7,7 @@ reporting a mistyped flag does not wait for JAX.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBMODULES = (
     "acting",

@@ -22,8 +22,8 @@ def generalized_advantages(
 ) -> Array:
     r"""Generalised advantage estimation over a batch of trajectories.
 
-    .. math:: \delta_t = r_t + \gamma (1 - terminated_t) V(s'_t) - V(s_t), \qquad
-              A_t = \delta_t + \gamma \lambda (1 - terminated_t) (1 - truncated_t) A_{t+1}
+    .. math:: \delta_t = r_t + \gamma (1 - \text{terminated}_t) V(s'_t) - V(s_t), \qquad A_t =
+              \delta_t + \gamma \lambda (1 - \text{terminated}_t) (1 - \text{truncated}_t) A_{t+1}
 
     A terminated step has no future; a truncated one bootstraps from the value of the observation
     that the step led to, and cuts the trace there, since what follows is another episode.

@@ -31,8 +31,8 @@ class Moment(NamedTuple):
     act: Callable[..., Any] | None
 
 
-# True ends training here; False and None let it go on.
 Callback = Callable[[Moment], bool | None]
+"""Called between updates; True ends training there, False and None let it go on."""
 
 
 def asks_to_stop(callback: Callback, moment: Moment) -> bool:

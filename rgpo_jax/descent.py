@@ -17,6 +17,7 @@ from rgpo_jax.data_parallel import DataParallel
 
 Array = jax.Array
 Loss = Callable[[Any, Any], tuple[Array, Any]]
+"""(params, batch) -> (loss, whatever else), as `jax.grad` takes it with `has_aux`."""
 
 
 class GradientSteps(NamedTuple):

@@ -10,6 +10,7 @@ from rgpo_jax.tunable import Tunable
 Array = jax.Array
 
 KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
+"""KLs of an update, in nats, of which the share of updates beyond is reported."""
 
 
 def gate_diagnostics(

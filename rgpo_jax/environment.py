@@ -181,6 +181,7 @@ class Spaces:
 
 
 AnyEnvironment: TypeAlias = Environment | HostEnvironment
+"""An environment of either protocol."""
 
 
 def for_evaluation(env: HostEnvironment) -> HostEnvironment:

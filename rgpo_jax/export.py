@@ -64,6 +64,7 @@ def onnx(policy: Policy) -> bytes:
 
 
 FORMATS: dict[str, Callable[[Policy], bytes]] = {".stablehlo": stablehlo, ".onnx": onnx}
+"""Ending of a file's name -> what writes a policy so."""
 
 
 def content(policy: Policy, suffix: str) -> bytes:

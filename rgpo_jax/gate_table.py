@@ -42,8 +42,9 @@ class Row(NamedTuple):
 
 
 GATES: dict[str, Row] = {}
-# Gates of two ratios, that to the policy which sampled and that to a fixed reference, rho.
+"""Name -> row, of gates of one ratio."""
 DUAL_GATES: dict[str, Row] = {}
+"""Name -> row, of gates of two: to the policy that sampled, and to a fixed reference, rho."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -1,7 +1,7 @@
 r"""Gates: what a policy gradient puts in the place of the importance ratio.
 
-With the log-ratio $\ell = \log \pi_\theta(a|s) - \log \pi_{old}(a|s)$, the ratio $r = e^\ell$ and
-the advantage $A$, every agent of this suite ascends
+With the log-ratio $\ell = \log \pi_\theta(a|s) - \log \pi_{\text{old}}(a|s)$, the ratio
+$r = e^\ell$ and the advantage $A$, every agent of this suite ascends
 
     J(theta) = E_old[ g(l, A) A ],   grad J = E_old[ w(l, A) A grad log pi ],   w = dg/dl = g'(r) r.
 
@@ -43,6 +43,7 @@ from rgpo_jax.tunable import Tunable, as_tunable, is_of_suite
 
 Array = jax.Array
 Gate = Tunable | Callable[[Array, Array], Array]
+"""A function (log_ratio, advantage) -> g, elementwise, with or without numbers of its own."""
 
 _LARGEST_RATIO = 485165195.4  # e^20; its square, and SPO's gate of it, stay finite in float32
 _SMALLEST_RATIO = 1e-30
@@ -72,7 +73,9 @@ def weight(gate: Gate) -> Callable[[Array, Array], Array]:
 
 
 CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+"""Name -> constructor, of gates of one ratio."""
 DUAL_CONSTRUCTORS: dict[str, Callable[..., Tunable]] = {}
+"""Name -> constructor, of gates of two ratios."""
 
 
 def _constructor(
@@ -147,7 +150,7 @@ rgpo = _constructor(_rgpo)
 def _ppo(log_ratio: Array, advantage: Array, clip: Any, clip_high: Any, dual_clip: Any) -> Array:
     r"""Proximal policy optimization: min(r A, clip(r) A) / A.
 
-    .. math:: w = r \text{ where unclipped, else } 0; \quad A > 0: r \le 1 + \epsilon_{high};
+    .. math:: w = r \text{ where unclipped, else } 0; \quad A > 0: r \le 1 + \epsilon_{\text{high}};
               \quad A < 0: 1 - \epsilon \le r \le c
 
     `clip_high` is DAPO's clip-higher (arXiv 2503.14476), another range above 1. `dual_clip` is c
@@ -270,8 +273,8 @@ topr = _constructor(_topr)
 def _smooth(log_ratio: Array, advantage: Array, sharpness: Any, kind: str) -> Array:
     r"""Smooth trust-region gates; with x = t (r - 1):
 
-    .. math:: w_{erf} = r e^{-x^2/2}, \quad w_{arctan} = \frac{r}{1 + x^2},
-              \quad w_{softsign} = \frac{r}{(1 + x^2)^{3/2}}
+    .. math:: w_{\text{erf}} = r e^{-x^2/2}, \quad w_{\text{arctan}} = \frac{r}{1 + x^2},
+              \quad w_{\text{softsign}} = \frac{r}{(1 + x^2)^{3/2}}
 
     The paper's t is 10 to 12.
     """

@@ -18,6 +18,7 @@ import numpy as np
 
 Array = jax.Array
 Reduction = Literal["mean", "maximum", "sum"]
+"""What becomes of a metric over updates."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -67,10 +68,12 @@ class Metrics(Mapping[str, Array]):
         return means(other) | self
 
     def tree_flatten(self) -> tuple[tuple[dict, dict], tuple]:
+        """Numbers and weights are leaves; reductions are static."""
         return (self._numbers, self.weights), tuple(sorted(self.reductions.items()))
 
     @classmethod
     def tree_unflatten(cls, reductions: tuple, children: tuple[dict, dict]) -> "Metrics":
+        """The inverse of `tree_flatten`."""
         return cls(*children, dict(reductions))
 
 

@@ -24,6 +24,7 @@ from rgpo_jax.environment import (
 
 Array = jax.Array
 Params = Any
+"""Parameters: a pytree of arrays."""
 
 _CONTINUOUS_ONLY = ("policy", "state_dependent_std", "initial_std")
 _LEAST_STD = 1e-3  # of the state-dependent standard deviation, as a fraction of the initial one
@@ -202,6 +203,7 @@ class RecurrentTorso(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
+        """Makes the GRU's cell, which one step and a whole sequence share."""
         self.cell = nn.GRUCell(
             self.size, dtype=self.dtype, kernel_init=nn.initializers.orthogonal()
         )

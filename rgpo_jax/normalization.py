@@ -96,7 +96,7 @@ def scale_rewards(
 ) -> tuple[ReturnScale, Array]:
     r"""Divides rewards by the standard deviation of discounted returns so far, these included.
 
-    .. math:: R_t = r_t + \gamma (1 - done_{t-1}) R_{t-1}
+    .. math:: R_t = r_t + \gamma (1 - \text{done}_{t-1}) R_{t-1}
 
     Args:
       state: as the last batch left it.

@@ -18,6 +18,7 @@ import numpy as np
 from rgpo_jax.config import Config
 
 NAME = "policy.npz"
+"""What the file is called in the folder of a run."""
 _ABOUT = "about"  # the name of the JSON among the arrays
 _FORMAT = 1
 
@@ -49,6 +50,7 @@ class About:
     updates: int
 
     def to_json(self) -> str:
+        """The text that stands among the arrays of the file."""
         content = dataclasses.asdict(self)
         if self.config is not None:  # those of its own that an agent's Config has build no network
             names = [field.name for field in dataclasses.fields(Config)]

@@ -13,8 +13,8 @@ _LEFT = {
     "linear": optax.linear_schedule(1.0, 0.0, 1),
     "cosine": optax.cosine_decay_schedule(1.0, 1),
 }
-# The traced numbers of a schedule, in the order in which versions brought them.
 NUMBERS = ("annealing", "end_learning_rate", "warmup_updates")
+"""The traced numbers of a schedule, in the order in which versions brought them."""
 
 
 def learning_rate(schedule: str, numbers: Any, updates: Array) -> Array:

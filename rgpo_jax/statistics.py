@@ -17,7 +17,9 @@ import numpy as np
 import scipy  # its parts load where they are first used
 
 Strata = Sequence[np.ndarray]
+"""Scores, an array of seeds [n_i, ...] for each environment i."""
 Statistic = Callable[..., Any]
+"""(*strata, axis) -> values without that axis."""
 
 
 class Estimate(NamedTuple):

@@ -17,7 +17,8 @@ from rgpo_jax.metrics import Accumulator, Metrics, accumulate, empty, reduce
 from rgpo_jax.networks import respond
 
 Array = jax.Array
-NEVER = 2**31 - 1  # updates: of a run that did not break
+NEVER = 2**31 - 1
+"""The update at which a run broke that did not break."""
 
 
 class ChunkReport(NamedTuple):

@@ -31,8 +31,8 @@ from rgpo_jax.tunable import Tunable, as_tunable
 
 Array = jax.Array
 
-# (hyper-parameters, step size) -> optimiser; its state must not depend on their values.
 Optimizer = Callable[[Hyperparameters, Any], optax.GradientTransformation]
+"""(hyper-parameters, step size) -> optimiser; its state must not depend on their values."""
 
 _ADAM_EPSILON = 1e-5  # as in every PPO since OpenAI's baselines
 

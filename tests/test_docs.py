@@ -1,4 +1,4 @@
-"""What docs/own.md shows is run, block after block, in an empty folder."""
+"""What pages of docs/ show is run, block after block, in an empty folder."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["own"]
+PAGES = ["own", "tutorials/sweep_to_report"]
 # Instead of the budgets of the page.
 SHORT = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--num-seeds", "1"]
 SHORT += ["--total-steps", "32", "--eval-episodes", "1"]

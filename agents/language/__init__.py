@@ -11,8 +11,6 @@ from types import ModuleType
 
 from agents import module_name
 
-# By what they learn from: rewards of their own answers, by a gate; pairs of their own answers; a
-# data set of pairs; who wins.
 GATED = (
     "reinforce",
     "rloo",
@@ -26,10 +24,15 @@ GATED = (
     "rgpo",
     "dual_kl",
 )
+"""Methods that learn from rewards of their own answers, by a gate."""
 FROM_OWN_PAIRS = ("rebel", "reward_distillation", "online_dpo", "on_policy_dpo")
+"""From pairs of their own answers."""
 FROM_DATA = ("dpo", "ipo", "kto", "rpo")
+"""From a data set of pairs."""
 FROM_WINS = ("zpg", "zbcpg")
+"""From who wins."""
 NAMES = (*GATED, *FROM_OWN_PAIRS, *FROM_DATA, *FROM_WINS)
+"""All methods."""
 
 
 def load(name: str) -> ModuleType:

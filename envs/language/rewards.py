@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-# (prompts, answers), lists of n texts -> n scores.
 TextReward = Callable[[Sequence[str], Sequence[str]], Any]
-# (prompts, first answers, second answers), lists of n texts -> n probabilities that the first is
-# the better one.
+"""(prompts, answers), lists of n texts -> n scores."""
 TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
+"""(prompts, first answers, second answers), lists of n texts -> n probabilities that the first is
+the better one."""
 
 _NEAREST = 1e-6  # of a judge's probabilities to 0 and 1, whose logits are infinite
 
@@ -47,6 +47,7 @@ def textblob() -> TextReward:
 
 
 BUILT_IN: dict[str, Callable[[], TextReward]] = {"vader": vader, "textblob": textblob}
+"""Name -> reward, of those that the suite brings."""
 
 
 def score(

@@ -10,7 +10,9 @@ from rgpo_jax.language.answers import last_tokens
 
 Array = jax.Array
 Baseline = Literal["none", "batch", "group", "leave_one_out"]
+"""Of which rewards the mean is subtracted."""
 Scale = Literal["none", "group", "batch"]
+"""By the spread of which rewards advantages are divided."""
 
 
 def _deviation(centred: Array, size: Array, axis: int | None = None) -> Array:

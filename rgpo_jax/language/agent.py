@@ -19,8 +19,8 @@ from rgpo_jax.language.state import LearnerState
 from rgpo_jax.metrics import Metrics
 
 Array = jax.Array
-# (prompts [n, ...], answers [n, T]) -> rewards [n]; compiled.
 Reward = Callable[[Any, Answers], Array]
+"""(prompts [n, ...], answers [n, T]) -> rewards [n]; compiled."""
 
 
 class AgentState(NamedTuple):

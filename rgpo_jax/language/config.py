@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from rgpo_jax.config import ConfigError, Scheduled
 from rgpo_jax.ranges import Count, CountOrZero, Finite, NonNegative, Positive, Range
 
-# One ratio an answer, in the place of one a token.
 SEQUENCE_AGGREGATIONS = ("sequence", "sequence_mean")
+"""Those with one ratio an answer, in the place of one a token."""
 # Nearly greedy answers have log-probabilities that overflow.
 _TEMPERATURE = Range(lambda x: x >= 1e-2, "a number of at least 0.01")
 

@@ -52,8 +52,8 @@ class Contrast(NamedTuple):
         return self.log_ratio_ref[:, 0] - self.log_ratio_ref[:, 1]
 
 
-# (contrast, beta, **numbers) -> the loss of each pair [n].
 Loss = Callable[..., Array]
+"""(contrast, beta, **numbers) -> the loss of each pair [n]."""
 
 
 def dpo(contrast: Contrast, beta: Any) -> Array:

@@ -25,7 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
 Params = Any
+"""Parameters: a pytree of arrays."""
 Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
+"""(queries, keys, values) -> (what was attended to, what is kept for later)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-LARGEST = 20.0  # nats, beyond which e^d goes on without a slope: it stays finite in float32
+LARGEST = 20.0
+"""Nats beyond which e^d goes on without a slope: it stays finite in float32."""
 
 
 def k1(log_ratio_ref: Array) -> Array:
@@ -43,3 +44,4 @@ def k3(log_ratio_ref: Array) -> Array:
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+"""Name -> estimator."""

@@ -10,6 +10,7 @@ from rgpo_jax.language.decoder import Architecture
 
 Array = jax.Array
 Params = Any
+"""Parameters: a pytree of arrays."""
 
 
 class AnswerLogProbs(NamedTuple):

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Params = Any
+"""Parameters: a pytree of arrays."""
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+"""The matrices of a decoder's layer that can have an adapter."""
 
 
 def init(key: Array, params: Params, rank: int, targets: Sequence[str] = MATRICES) -> Params:

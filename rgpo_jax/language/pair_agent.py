@@ -26,8 +26,8 @@ from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.tunable import Tunable
 
 Array = jax.Array
-# (state, frozen, data, which [n]) -> the pairs of these numbers.
 Source = Callable[[AgentState, Any, Any, Array], Pairs]
+"""(state, frozen, data, which [n]) -> the pairs of these numbers."""
 
 _DATA_STREAM = 0xDA7A  # folded into a run's key: the data share no key with anything else
 
@@ -50,7 +50,8 @@ def label(
 
     Args:
       prompts: [n, ...].
-      first, second: answers [n, T].
+      first: answers [n, T].
+      second: other answers to the same prompts [n, T].
       gap: reward of the first minus that of the second [n].
       key: typed key, to draw who is preferred; None: the labels are the probabilities.
       read: what was read of the first and of the second answers.

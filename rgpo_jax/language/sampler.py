@@ -16,8 +16,10 @@ from rgpo_jax.language.decoder import Architecture, Attention
 
 Array = jax.Array
 Params = Any
+"""Parameters: a pytree of arrays."""
 
-LEAST_TEMPERATURE = 1e-2  # below, log-probabilities of what was not sampled overflow
+LEAST_TEMPERATURE = 1e-2
+"""Below it, log-probabilities of what was not sampled overflow."""
 
 
 def decoding_weights(params: Params, architecture: Architecture) -> Params:

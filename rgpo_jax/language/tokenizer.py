@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Message = Mapping[str, str]
+"""A turn of a conversation: its `role` and its `content`."""
 
 _CONTROL, _USER_DEFINED = 3, 4  # of GGUF's token types, those that are matched before any merge
 _QWEN2 = (

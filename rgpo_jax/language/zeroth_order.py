@@ -42,8 +42,8 @@ from rgpo_jax.language.zeroth_config import ZerothConfig
 from rgpo_jax.metrics import Metrics, means
 
 Array = jax.Array
-# (key, number of parameters) -> a direction [d], of length 1.
 Direction = Callable[[Array, int], Array]
+"""(key, number of parameters) -> a direction [d], of length 1."""
 
 _DIRECTION_STREAM = 0xD12
 
