@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_its_files_and_no_others(finished):
-    assert sorted(path.name for path in finished.iterdir()) == RUN_FILES
+    assert sorted(path.name for path in finished.iterdir()) == sorted([*RUN_FILES, "policy.npz"])
     assert list((finished / "tensorboard").glob("events*"))
     assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

@@ -214,8 +214,8 @@ def keep_programs(choice: str | None) -> None:
     if choice == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if jax.__version_info__ < (0, 10) and not os.environ.get("JAX_LOGGING_LEVEL"):
-        jax.config.update("jax_logging_level", "ERROR")  # it warns of each program that it finds
+    if not os.environ.get("JAX_LOGGING_LEVEL"):
+        _hold_back_logs()
     if choice is None and jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = (Path(choice).expanduser() if choice is not None else default_cache()) / _machine()
@@ -237,6 +237,22 @@ def keep_programs(choice: str | None) -> None:
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }.items():
         jax.config.update(name, value)
+
+
+def _hold_back_logs() -> None:
+    """Keeps quiet what is said of each program that is found, and means nothing.
+
+    JAX 0.9 warns of all. On some CPUs XLA takes hints for its compiler, such as prefer-no-gather,
+    for instructions that the machine lacks. What fails is raised as an exception all the same.
+    """
+    import jax
+
+    if jax.__version_info__ < (0, 10):
+        jax.config.update("jax_logging_level", "ERROR")
+    with contextlib.suppress(ImportError, AttributeError):  # not of JAX's public doors
+        from jaxlib import utils
+
+        utils.absl_set_min_log_level(3)  # FATAL
 
 
 def _machine() -> str:
