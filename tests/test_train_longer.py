@@ -118,7 +118,10 @@ def test_killed_before_its_first_new_checkpoint_it_goes_on(made, tmp_path, monke
         (["--resume", "--total-steps", "480"], "--total-steps 480: the run in "),
         (["--resume", "--total-steps", "480"], "train it for longer by --train-longer"),
         (["--resume", "--train-longer", "--total-steps", "160"], "by --train-longer, with more"),
-        (["--train-longer", "--total-steps", "4800"], "--train-longer goes with --out DIR --resume"),
+        (
+            ["--train-longer", "--total-steps", "4800"],
+            "--train-longer goes with --out DIR --resume",
+        ),
         (
             ["--resume", "--train-longer", "--total-steps", "480", "--learning-rate", "1"],
             "--learning-rate 1.0: the run in",
