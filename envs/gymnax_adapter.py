@@ -65,7 +65,7 @@ class GymnaxEnvironment:
 
     def __init__(self, name: str, env: Any, params: Mapping[str, Any]):
         defaults = env.default_params
-        params = parameters.with_gymnax_limit(name, params)
+        params = parameters.with_limit(name, params, GYMNAX_LIMIT)
         derived = _DERIVED.get(type(env).__name__, {})
         for param in derived:
             if param in params:

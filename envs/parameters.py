@@ -19,13 +19,18 @@ def check(name: str, params: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"{name} has no parameter {param!r}; {hint}it has {', '.join(known)}")
 
 
-def with_gymnax_limit(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with gymnax's word for the limit; ValueError where both words are given."""
+def with_limit(name: str, params: Mapping[str, Any], word: str) -> dict[str, Any]:
+    """The parameters with one word for the limit, LIMIT or GYMNAX_LIMIT, of which either is given.
+
+    Raises:
+      ValueError: both are.
+    """
+    other = GYMNAX_LIMIT if word == LIMIT else LIMIT
     renamed = dict(params)
-    if LIMIT in renamed:
-        if GYMNAX_LIMIT in renamed:
+    if other in renamed:
+        if word in renamed:
             raise ValueError(f"{name}: {LIMIT} and {GYMNAX_LIMIT} are one; give one of them")
-        renamed[GYMNAX_LIMIT] = renamed.pop(LIMIT)
+        renamed[word] = renamed.pop(other)
     return renamed
 
 

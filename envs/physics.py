@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from envs import carry, parameters
-from envs.parameters import GYMNAX_LIMIT
+from envs.parameters import LIMIT
 from rgpo_jax.environment import ActionSpace, Box, TimeStep
 
 Array = jax.Array
@@ -62,9 +62,9 @@ def check_params(
     Raises:
       ValueError: there is no such parameter, or the limit is no whole number of at least 1.
     """
-    rest = parameters.with_gymnax_limit(name, params)
-    parameters.check(name, rest, (GYMNAX_LIMIT, *known))
-    return rest, parameters.limit(rest.pop(GYMNAX_LIMIT, limit))
+    rest = parameters.with_limit(name, params, LIMIT)
+    parameters.check(name, rest, (LIMIT, *known))
+    return rest, parameters.limit(rest.pop(LIMIT, limit))
 
 
 class PhysicsState(NamedTuple):

@@ -203,7 +203,7 @@ def test_seeds_differ_under_vmap():
         ("brax/fast", {"backend": "warp"}, "one of spring, positional, generalized, mjx"),
         ("brax/ant", {"max_steps_in_episode": 0}, "max_episode_steps = 0: expected at least 1"),
         ("brax/ant", {"max_steps_in_episode": 2.5}, "max_episode_steps = 2.5: expected an int"),
-        ("brax/ant", {"gravity": 9.8}, "no parameter 'gravity'; it has backend, max_steps"),
+        ("brax/ant", {"gravity": 9.8}, "no parameter 'gravity'; it has max_episode_steps, backend"),
         ("brax/ants", {}, "did you mean brax/ant"),
         ("brax/HalfCheetah", {}, "did you mean brax/halfcheetah"),
         ("brax/swimmer", {}, "brax/swimmer does not run"),
