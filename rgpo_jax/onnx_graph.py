@@ -226,6 +226,11 @@ class _Graph:
             return self.add("Cast", found, to=_type_of(result.dtype))
         if name == "concatenate":
             return self.add("Concat", *values, axis=params["dimension"])
+        if name == "stack":  # from jax 0.11 on
+            axis = params["axis"]
+            shape = [*result.shape[:axis], 1, *result.shape[axis + 1 :]]
+            parts = [self._reshape(value, shape) for value in values]
+            return self.add("Concat", *parts, axis=axis)
         if name == "transpose":
             return self.add("Transpose", values[0], perm=params["permutation"])
         if name in ("reshape", "squeeze", "expand_dims"):
