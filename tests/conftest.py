@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
-# What JAX 0.9 says of each program that is found, where a test expects that nothing is said.
-if version("jax").startswith("0.9."):
-    os.environ.setdefault("JAX_LOGGING_LEVEL", "ERROR")
+# What JAX 0.9 and XLA say of programs that are found, where a test expects that nothing is said.
+os.environ.setdefault("JAX_LOGGING_LEVEL", "CRITICAL")
 
 
 @pytest.fixture(scope="module", autouse=True)
