@@ -1,5 +1,6 @@
 """Gymnasium's vector environments, stepped one after another in Python, behind the protocol."""
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +34,9 @@ class GymnasiumEnvironment:
         Raises:
           ValueError: it cannot be made, has no such parameter, or has spaces that agents do not.
         """
-        _check_params(name, task, params)
         try:
             env = gymnasium.make(task, **params)
-        except Exception as error:  # it may be anybody's
+        except (Exception, SystemExit) as error:  # it may be anybody's
             said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{name}: {said}") from error
         self.name = name
@@ -130,17 +130,19 @@ class GymnasiumPool:
 _TAKEN = (parameters.LIMIT, "disable_env_checker")
 
 
-def _check_params(name: str, task: str | EnvSpec, params: Mapping[str, Any]) -> None:
-    """Raises ValueError for a parameter that its class does not have, if the class says so."""
-    spec = gymnasium.spec(task) if isinstance(task, str) else task
-    creator: Any = spec.entry_point
-    creator = load_env_creator(creator) if isinstance(creator, str) else creator
+def _named(make: Any) -> dict[str, Any] | None:
+    """Names and kinds of what a class or function takes; None where it does not say."""
     try:
-        own = inspect.signature(creator).parameters.values()
-    except (TypeError, ValueError):  # it does not say
-        return
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own):
-        parameters.check(name, params, [*(p.name for p in own), *_TAKEN])
+        return {p.name: p.kind for p in inspect.signature(make).parameters.values()}
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_params(name: str, make: Any, params: Mapping[str, Any]) -> None:
+    """Raises ValueError for a parameter that a class or function does not take, if it says so."""
+    own = _named(make)
+    if own is not None and inspect.Parameter.VAR_KEYWORD not in own.values():
+        parameters.check(name, params, [*own, *_TAKEN])
 
 
 def make(name: str, task: str, params: Mapping[str, Any]) -> GymnasiumEnvironment:
@@ -151,6 +153,9 @@ def make(name: str, task: str, params: Mapping[str, Any]) -> GymnasiumEnvironmen
     """
     if task not in gymnasium.registry:
         raise ValueError(f"{name}: its module registers no {task!r} with Gymnasium")
+    creator: Any = gymnasium.spec(task).entry_point
+    creator = load_env_creator(creator) if isinstance(creator, str) else creator
+    _check_params(name, creator, params)
     return GymnasiumEnvironment(name, task, params)
 
 
@@ -163,8 +168,11 @@ def of_callable(
       ValueError: as `make`.
     """
     own = dict(params)
-    limit = own.pop(parameters.LIMIT, None)
+    is_own = parameters.LIMIT in (_named(make) or {})  # then the class is told as well
+    limit = own.get(parameters.LIMIT) if is_own else own.pop(parameters.LIMIT, None)
     limit = None if limit is None else parameters.limit(limit)
-    spec = EnvSpec("own/Environment-v0", entry_point=make, max_episode_steps=limit, kwargs=own)
-    _check_params(name, spec, own)
+    _check_params(name, make, own)
+    # Not as the spec's kwargs, of which Gymnasium takes the limit for itself.
+    make = functools.partial(make, **own)
+    spec = EnvSpec("own/Environment-v0", entry_point=make, max_episode_steps=limit)
     return GymnasiumEnvironment(name, spec, {})

@@ -49,8 +49,13 @@ def _like(default: Any, name: str, value: Any) -> Any:
     try:
         if type(default) is float and isinstance(value, Array):
             return jnp.asarray(value, jnp.float32)
-        if isinstance(default, bool | int | float):
-            return type(default)(value)
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError
+        if isinstance(default, int | float):
+            like = type(default)(value)
+            if like != value:  # NaN, or a fraction where there is none
+                raise ValueError
+            return like
         return jnp.asarray(value, jnp.asarray(default).dtype)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} = {value!r}: expected a {type(default).__name__}") from None

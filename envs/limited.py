@@ -34,7 +34,7 @@ class LimitedEnvironment:
     """
 
     def __init__(self, env: Environment, limit: int):
-        self._env = env
+        self.wraps = self._env = env
         self.name = env.name
         self.observation_shape = env.observation_shape
         self.action_space = env.action_space

@@ -28,7 +28,7 @@ class MaskedEnvironment:
             raise ValueError(
                 f"keep = {tuple(keep)}: expected indices from 0 to {size - 1}, at least one"
             )
-        self._env = env
+        self.wraps = self._env = env
         self._keep = jnp.asarray(keep, jnp.int32)
         self.name = f"{env.name}-masked" if name is None else name
         self.observation_shape: ObservationShape = (len(keep),)

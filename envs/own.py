@@ -57,7 +57,7 @@ def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
 
         try:
             found = again()
-        except Exception as error:  # it may be anything
+        except (Exception, SystemExit) as error:  # it may be anything
             raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
         if _is_of("gymnasium", "Env", found):
             found.close()

@@ -58,6 +58,7 @@ class RandomizedEnvironment:
             make(**{param: float(range_[end]) for param, range_ in ranges.items()})
             for end in (0, 1)
         ]
+        self.wraps = ends[0]
         self.name = ends[0].name if name is None else name
         for field in ("observation_shape", "action_space", "max_episode_steps"):
             low, high = (getattr(env, field) for env in ends)

@@ -17,7 +17,7 @@ from experiments.record.files import read_plain
 from experiments.record.run_folder import POLICY
 from experiments.training import compiling
 from rgpo_jax import policy_file
-from rgpo_jax.config import Checked
+from rgpo_jax.config import Checked, is_own_network
 from rgpo_jax.policy_file import PolicyError
 from rgpo_jax.ranges import CountOrZero
 
@@ -99,7 +99,7 @@ def _choose_file(options: Options) -> Path:
 
 
 def _find(options: Options) -> "tuple[bytes, Network | None]":
-    """The run's policies, and their network where it is one of the user's own.
+    """The run's policies, and their network where the file cannot say what it is.
 
     Raises:
       BadInput: there is no run, or it has none that can be read.
@@ -109,7 +109,8 @@ def _find(options: Options) -> "tuple[bytes, Network | None]":
     if file.exists() and options.which == "newest":
         try:
             content = read_plain(file)
-            if policy_file.unpack(content)[0].config is not None:
+            config = policy_file.unpack(content)[0].config
+            if config is not None and not is_own_network(config.network):
                 return content, None
         except (OSError, PolicyError) as error:
             raise BadInput(f"--run {options.run}: {POLICY}: {error}") from None
@@ -122,8 +123,7 @@ def _find(options: Options) -> "tuple[bytes, Network | None]":
         updates = max(loaded.env_steps) // loaded.plan.batch_size
         about = policy.describe(loaded.agent, loaded.plan.seeds, updates)
         content = policy.pack(about, loaded.learners)
-    network = loaded.agent.learner.network
-    return content, None if network.config is not None else network
+    return content, loaded.agent.learner.network
 
 
 if __name__ == "__main__":

@@ -171,6 +171,10 @@ def make(
     inspection.check_environment(env)
     if network is None or isinstance(network, nn.Module):
         network = networks.make(env.observation_shape, env.action_space, config, torso=network)
+    elif not isinstance(network, Network):
+        raise ValueError(
+            f"network: a {type(network).__name__}; expected a module of flax.linen or a Network"
+        )
     parallel = DataParallel(axis_name)
     learner = update.make(
         network,

@@ -29,7 +29,7 @@ def exists(module: str) -> bool:
     with current_folder():
         try:
             return importlib.util.find_spec(module) is not None
-        except Exception:  # a package around it that does not import, or no name at all
+        except (Exception, SystemExit):  # of a package around it; or it is no name at all
             return False
 
 

@@ -110,19 +110,27 @@ def _check_box(env: Any, space: Box) -> None:
         _refuse(env, "action_space.low", f"{low:g} in element {i}", f"at most its high, {high:g}")
 
 
+def is_known(env: Any) -> bool:
+    """Whether an environment is the suite's own; of one that `wraps` another, whether that is."""
+    while hasattr(env, "wraps"):
+        env = env.wraps
+    return is_of_suite(env)
+
+
 def check_environment(env: AnyEnvironment) -> None:
     """Raises ValueError, naming environment and field, for one that cannot be trained on.
 
     A compiled one's `reset` and `step` are traced, and not run; those of the suite are not traced.
     """
     check_spaces(env)
-    if isinstance(env, HostEnvironment) or is_of_suite(env):
+    if isinstance(env, HostEnvironment) or is_known(env):
         return
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         state, observation = jax.eval_shape(env.reset, key)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"environment {env.name}: reset(key) failed: {error}") from error
+    except Exception as error:  # it may be anything
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"environment {env.name}: reset(key) failed: {said}") from error
     _check_observation(env, "the observation of reset", observation, None)
     space = env.action_space
     action = jax.ShapeDtypeStruct((), jnp.int32)
@@ -132,8 +140,9 @@ def check_environment(env: AnyEnvironment) -> None:
         action = jax.ShapeDtypeStruct(space.shape, jnp.float32)
     try:
         after, timestep = jax.eval_shape(env.step, key, state, action)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"environment {env.name}: step failed: {error}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"environment {env.name}: step failed: {said}") from error
     if not isinstance(timestep, TimeStep):
         _refuse(env, "the second result of step", f"a {type(timestep).__name__}", "a TimeStep")
     _check_timestep(env, timestep, jax.tree.map(lambda x: x.dtype, observation))
@@ -188,7 +197,8 @@ def find_nonfinite(
             state, timestep = env.step(step_key, state, drawn(action_key))
             found = {
                 "reward": is_finite(timestep.reward),
-                "observation": is_finite(timestep.final_observation),
+                "observation": is_finite(timestep.final_observation)
+                & is_finite(timestep.observation),
             }
             return restart_where_done(state, timestep, env.reset(reset_key))[0], found
 

@@ -67,7 +67,7 @@ class About:
         return cls(
             env=str(content.pop("env")),
             observation_shape=of_each(_shape_of_json, content.pop("observation_shape")),
-            observation_dtype=of_each(lambda x: np.dtype(x).name, content.pop("observation_dtype")),
+            observation_dtype=of_each(_dtype_of_json, content.pop("observation_dtype")),
             seeds=tuple(map(int, content.pop("seeds"))),
             updates=int(content.pop("updates")),
             config=None if config is None else Config(**_with_tuples(config)),
@@ -84,6 +84,13 @@ def of_each(function: Callable[[Any], Any], described: Any) -> Any:
 
 def _shape_of_json(sizes: Any) -> tuple[int, ...]:
     return tuple(map(int, sizes))
+
+
+def _dtype_of_json(name: Any) -> str:
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"observations of {dtype}")
+    return dtype.name
 
 
 def _exactly(content: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -138,6 +145,7 @@ def unpack(content: bytes) -> tuple[About, dict[str, np.ndarray]]:
         about = About.of_json(str(arrays.pop(_ABOUT)))
     except (
         *(AttributeError, EOFError, KeyError, OSError, RecursionError, TypeError, ValueError),
+        OverflowError,
         zipfile.BadZipFile,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

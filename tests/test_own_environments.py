@@ -15,6 +15,7 @@ from agents import ppo
 from experiments import run
 from experiments.play import __main__ as play
 from experiments.sweep.__main__ import main as sweep_main
+from rgpo_jax import inspection
 from rgpo_jax.environment import HostEnvironment
 
 WORLDS = Path(__file__).parent / "data" / "own_worlds.py"
@@ -108,6 +109,7 @@ def test_a_task_registered_with_brax(monkeypatch, folder):
         ("own_worlds:Line", {"widht": 2.0}, "no parameter 'widht'; did you mean width"),
         ("own_worlds:Sign", {"scal": 2.0}, "no parameter 'scal'; did you mean scale"),
         ("own_worlds:fails", {}, "cannot be made: RuntimeError: no licence"),
+        ("own_worlds:leaves", {}, "cannot be made: SystemExit"),
         ("own_worlds:makes_a_dict", {}, "makes a dict: expected a class or a function"),
         ("own_worlds:NUMBER", {}, "is a int: expected a class or a function"),
         ("own_worlds:ONE_SIGN", {}, "is one environment of Gymnasium, and training needs many"),
@@ -124,6 +126,33 @@ def test_what_is_no_environment_is_refused(name, params, message):
 def test_an_object_of_a_library_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"envs\.adapt takes a user's own, of Gymnasium its class"):
         ppo.make(gymnasium.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize("params", [{}, {"max_episode_steps": 4}])
+def test_what_a_step_gives_is_looked_at_behind_a_limit_too(params):
+    with pytest.raises(ValueError, match="observation is int32: expected float32"):
+        ppo.make(envs.make("own_worlds:Whole", **params))
+    if params:
+        with pytest.raises(ValueError, match="observation is int32: expected float32"):
+            ppo.make(envs.randomize("own_worlds:Whole", {"width": (1.0, 2.0)}, **params))
+
+
+def test_a_nan_behind_a_limit_is_found():
+    env = envs.make("own_worlds:Line", noise=float("nan"), max_episode_steps=4)
+    assert not inspection.is_known(env)
+    found = inspection.find_nonfinite(env, jax.random.key(0), num_envs=2, num_steps=8)
+    assert found == "environment Line: reward of step 1 is NaN or infinite"
+
+
+def test_a_class_of_gymnasium_with_a_limit_of_its_own_is_told():
+    env = envs.make("own_worlds:Counted", max_episode_steps=7)
+    pool = env.make_pool([1])
+    pool.reset()
+    ends = []
+    for _ in range(8):
+        pool.send(np.ones(1, int))
+        ends.append(bool(pool.receive().truncated[0]))
+    assert ends.index(True) == 6
 
 
 def test_adapt_takes_classes_functions_and_objects():
@@ -148,7 +177,7 @@ def test_a_run_is_trained_goes_on_and_starts_another(name, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert run.main([*args, "--total-steps", "1280", "--learning-rate", "0.02", "--out", out]) == 0
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
-    assert stored["env"] == name and stored["env_kwargs"] == NAMES[name]
+    assert stored["env"] == name and stored["env_kwargs"] == sorted(NAMES[name])
     capsys.readouterr()
     # What the folder names is not imported unasked.
     with pytest.raises(SystemExit):

@@ -13,7 +13,9 @@ import pytest
 import envs
 import rgpo_jax
 from agents import ppo
-from experiments import run
+from experiments import export, run
+from experiments.sweep.__main__ import main as sweep_main
+from experiments.tune.__main__ import main as tune_main
 from rgpo_jax import networks
 from rgpo_jax.config import ConfigError
 from rgpo_jax.environment import Box, Discrete
@@ -114,6 +116,9 @@ def test_by_name_a_run_is_trained_and_goes_on(name, tmp_path, capsys):
     with pytest.raises(SystemExit):  # the folder's word is not enough
         run.main(["--resume", "--out", out])
     assert "its network is own_worlds:" in capsys.readouterr().err
+    taken = tmp_path / "policy.onnx"
+    given = ["--run", out, "--out", str(taken), "--trust-code"]
+    assert export.main(given) == 0 and taken.stat().st_size > 100
     again = [*SMALL, "--network", name, "--init-from", out, "--out", str(tmp_path / "next")]
     assert run.main(again) == 0
 
@@ -137,3 +142,25 @@ def test_what_is_no_network_is_one_line(name, message, tmp_path, capsys):
     assert exit_.value.code == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_sweeps_or_a_searchs_file_does_not_run_code_unasked(tmp_path, capsys):
+    for main, content in (
+        (sweep_main, "network: {choice: ['own_worlds:Net']}\ndraws: 1\n"),
+        (sweep_main, "network: ['own_worlds:Net', mlp]\n"),
+        (tune_main, "network: ['own_worlds:Net', mlp]\n"),
+        (tune_main, "network: {choice: ['own_worlds:Net', mlp]}\n"),
+    ):
+        (tmp_path / "file.yaml").write_text(content)
+        with pytest.raises(SystemExit) as exit_:
+            main(
+                ["--file", str(tmp_path / "file.yaml"), "--out", str(tmp_path / "out"), *SMALL[:-2]]
+            )
+        assert exit_.value.code == 2
+        assert "in a module own_worlds that would be imported" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_network_is_refused_by_the_library_too():
+    with pytest.raises(ValueError, match="network: a int; expected a module of flax"):
+        ppo.make(envs.make("CartPole-v1"), network=3)

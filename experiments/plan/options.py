@@ -82,6 +82,9 @@ class Options(RunOptions, _What):  # the fields of the last come first
         if self.backend is not None and self.env not in envs.BRAX:
             raise ConfigError("backend", f"{self.backend}: only brax/ environments have one")
         env_kwargs.ranges(self.randomize)
+        # Their order means nothing.
+        object.__setattr__(self, env_kwargs.FIELD, tuple(sorted(self.env_kwargs)))
+        object.__setattr__(self, env_kwargs.DRAWN, tuple(sorted(self.randomize)))
         if "backend" in env_kwargs.parse(self.env_kwargs) and self.backend is not None:
             raise ConfigError("backend", f"{self.backend}: env_kwargs have one too")
         self._check_processes()

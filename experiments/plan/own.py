@@ -4,7 +4,7 @@ Names that a user types are imported. Names that were found in a folder or a fil
 somebody else's, are not, unless the user says so.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import agents
@@ -54,9 +54,7 @@ def refuse_found(
     """
     if is_trusted(args):
         return
-    # As flags are made of settings: a list is its items.
-    pairs = ((n, x) for n, v in settings.items() for x in (v if isinstance(v, list) else [v]))
-    for name, value in pairs:
+    for name, value in ((name, x) for name, whole in settings.items() for x in _plain(whole)):
         typed = flags.peek(flags.flag(name), args) is not None
         if typed or not is_own(name, value) or value in trusted:
             continue
@@ -66,6 +64,15 @@ def refuse_found(
             f"{where}: its {name} is {value}: code that is not of the suite, in a module {module} "
             f"that would be imported; if you trust it, say {TRUST}{or_typed}"
         )
+
+
+def _plain(value: Any) -> Iterator[Any]:
+    """What lists and mappings hold, however deep: as flags and draws are made of settings."""
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _plain(part)
+    else:
+        yield value
 
 
 def _import(name: str, where: str) -> Any:

@@ -16,7 +16,7 @@ class Screen:
     """Says lines on the terminal and in a log, and shows a bar on a terminal."""
 
     def __init__(self, log: Path | None):
-        self.console = Terminal(highlight=False, soft_wrap=True)
+        self.console = Terminal(highlight=False, soft_wrap=True, emoji=False)
         self._log = log
 
     def say(self, line: Any) -> None:
@@ -24,7 +24,7 @@ class Screen:
         self.console.print(line, markup=False)
         if self._log is not None:
             with append_plain(self._log) as file:
-                Console(file=file, width=160).print(line, markup=False)
+                Console(file=file, width=160, emoji=False).print(line, markup=False)
 
     @contextlib.contextmanager
     def bar(self, total: int, unit: Unit) -> Iterator[Any]:

@@ -21,11 +21,10 @@ from rgpo_jax import train as library
 from rgpo_jax.acting import PolicyState
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.callback import make_act
-from rgpo_jax.inspection import find_nonfinite
+from rgpo_jax.inspection import find_nonfinite, is_known
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
-from rgpo_jax.tunable import is_of_suite
 
 EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
 
@@ -404,7 +403,7 @@ class CompiledPrograms(EpisodePrograms):
 
     def find_cause(self) -> str | None:
         env: Any = self._agent.env
-        return None if is_of_suite(env) else find_nonfinite(env, jax.random.key(0))
+        return None if is_known(env) else find_nonfinite(env, jax.random.key(0))
 
     def _run_episodes(
         self, states: AgentState, updates: int, deterministic: bool, whole: bool

@@ -60,6 +60,8 @@ def read(search: Sequence[str], file: str | None, arguments: Sequence[str], prog
     Raises:
       BadInput: an unknown setting, one that cannot be searched, or a value out of its range.
     """
+    if file is not None:
+        own.refuse_found(grid.read_file(file), f"--file {file}", arguments)
     ranges: dict[str, Drawn] = {}
     sources: dict[str, str] = {}
     for name, how, source in (*_of_file(file), *map(_of_line, search)):

@@ -32,7 +32,7 @@ class Line:
         return place, place
 
     def step(self, key, state, action):
-        reward = jnp.where((state[0] > 0) == (action == 1), 1.0, 0.0)
+        reward = jnp.where((state[0] > 0) == (action == 1), 1.0, 0.0) + self.noise
         state, observation = self.reset(key)
         never = jnp.bool_(False)
         return state, TimeStep(observation, reward, never, never, observation)
@@ -65,6 +65,15 @@ def _cut(line, step):
     return cut
 
 
+class Whole(Line):
+    """Wrong: a step's observation is of another type than that of the reset."""
+
+    def step(self, key, state, action):
+        state, timestep = super().step(key, state, action)
+        whole = timestep.observation.astype(jnp.int32)
+        return state, timestep._replace(observation=whole, final_observation=whole)
+
+
 class Sign(gymnasium.Env):
     """The same of Gymnasium, in NumPy."""
 
@@ -85,6 +94,23 @@ class Sign(gymnasium.Env):
     def step(self, action):
         reward = float((self.place[0] > 0) == (action == 1))
         return self._draw(), reward, False, False, {}
+
+
+class Counted(Sign):
+    """It cuts its episodes itself."""
+
+    def __init__(self, max_episode_steps=3):
+        super().__init__()
+        self.limit = max_episode_steps
+
+    def reset(self, **kwargs):
+        self.time = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.time += 1
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, self.time >= self.limit, {}
 
 
 def make_sign(scale=1.0):
@@ -125,6 +151,10 @@ NUMBER = 3
 
 def fails():
     raise RuntimeError("no licence")
+
+
+def leaves():
+    raise SystemExit(0)
 
 
 def makes_a_dict():
