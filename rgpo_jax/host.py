@@ -4,8 +4,9 @@ The policy is compiled and vmapped over seeds. The environments of all seeds ste
 shares: while one steps in the pool's threads, the policy acts for the other.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +81,7 @@ class _Share:
       observation: to act on next [S, n, *observation_shape].
       action: as the policy drew it for the step under way [S, n] or [S, n, d].
       log_prob: of that action [S, n].
+      nonfinite: which number of a step was the first that was NaN or infinite, in words.
     """
 
     def __init__(
@@ -88,7 +90,8 @@ class _Share:
         self.columns = columns
         self._env = env
         self._index = np.int32(index)
-        self._is_new = True  # whether no step was looked at yet
+        self._steps = 0  # so far
+        self.nonfinite: str | None = None
         self._pool = pool
         self._num_seeds = num_seeds
         self.observation: Any = None
@@ -99,8 +102,19 @@ class _Share:
     def _by_seed(self, batch: Any) -> Any:
         return batch.reshape(self._num_seeds, -1, *batch.shape[1:])
 
+    @contextlib.contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Says of an exception within that it is the environment's."""
+        try:
+            yield
+        except Exception as error:  # it may be anything
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            name = self._env.name
+            raise inspection.EnvironmentFailed(f"environment {name}: {what}: {said}") from error
+
     def reset(self) -> None:
-        observation = self._pool.reset()
+        with self._naming("reset"):
+            observation = self._pool.reset()
         inspection.check_observations(self._env, observation)
         self.observation = jax.tree.map(self._by_seed, observation)
 
@@ -118,10 +132,13 @@ class _Share:
 
     def finish_step(self) -> TimeStep:
         """Waits for the step; fields are [S, n, ...]."""
-        received = self._pool.receive()
-        if self._is_new:
+        with self._naming(f"step {self._steps + 1}"):
+            received = self._pool.receive()
+        if not self._steps:
             inspection.check_first_step(self._env, received)
-            self._is_new = False
+        self._steps += 1
+        if self.nonfinite is None:
+            self.nonfinite = inspection.first_nonfinite(self._env, received, self._steps)
         timestep = jax.tree.map(self._by_seed, received)
         self.observation = timestep.observation
         return timestep
@@ -191,6 +208,11 @@ class Collector:
         self._num_seeds = len(seeds)
         self._episode_return = np.zeros((len(seeds), num_envs))
         self._episode_length = np.zeros((len(seeds), num_envs), np.int32)
+
+    @property
+    def nonfinite(self) -> str | None:
+        """Which number that environments gave was the first that was not finite, in words."""
+        return next((share.nonfinite for share in self._shares if share.nonfinite), None)
 
     def compile(self, state: LearnerState, key: Array) -> None:
         """Compiles ahead of the first rollout, with arguments like those of `collect`."""

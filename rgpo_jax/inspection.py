@@ -28,6 +28,10 @@ from rgpo_jax.tunable import is_of_suite
 _LEAST_INT = -(2**31)  # actions are int32
 
 
+class EnvironmentFailed(ValueError):
+    """An environment does what it may not; the message has its name, the field and what it was."""
+
+
 def _is_whole(value: Any, least: int) -> bool:
     is_number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return is_number and int(value) >= least
@@ -35,7 +39,7 @@ def _is_whole(value: Any, least: int) -> bool:
 
 def _refuse(env: Any, field: str, found: Any, expected: str) -> None:
     name = getattr(env, "name", type(env).__name__)
-    raise ValueError(f"environment {name}: {field} is {found}: expected {expected}")
+    raise EnvironmentFailed(f"environment {name}: {field} is {found}: expected {expected}")
 
 
 def check_spaces(env: AnyEnvironment) -> None:
@@ -217,6 +221,21 @@ def find_nonfinite(
         return None
     field = min(first, key=lambda name: first[name])
     return f"environment {env.name}: {field} of step {first[field] + 1} is NaN or infinite"
+
+
+def first_nonfinite(env: HostEnvironment, timestep: TimeStep, number: int) -> str | None:
+    """Which field of a step is NaN or infinite, in words; None where all numbers are finite.
+
+    Args:
+      env: whose step it is.
+      timestep: arrays batched over environments.
+      number: of the step, from 1.
+    """
+    for field in ("reward", "observation", "final_observation"):
+        for array in map(np.asarray, jax.tree.leaves(getattr(timestep, field))):
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                return f"environment {env.name}: {field} of step {number} is NaN or infinite"
+    return None
 
 
 def check_observations(env: HostEnvironment, observations: Any) -> None:

@@ -197,6 +197,20 @@ def test_a_run_is_trained_goes_on_and_starts_another(name, tmp_path, capsys):
     assert "--env-kwargs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        ("True", "step 30: OSError: the robot is off; go on with: "),
+        ("False", "reward of step 30 is NaN or infinite"),
+    ],
+)
+def test_what_an_environment_broke_is_told(fails, said, tmp_path, capsys):
+    args = ["--env", "own_worlds:Robot", "--env-kwargs", f"fails={fails}", "max_episode_steps=10"]
+    args += ["--agent", "ppo", "--total-steps", "256", *SMALL]
+    assert run.main([*args, "--out", str(tmp_path / "run")]) == 3
+    assert f"error: environment own_worlds:Robot: {said}" in capsys.readouterr().out
+
+
 def test_a_sweep_goes_through_parameters(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(

@@ -64,6 +64,7 @@ def status_of(
     from experiments.training.loop import Broken
     from rgpo_jax import processes
     from rgpo_jax.checkpoint import CheckpointError, UnreadableCheckpoint
+    from rgpo_jax.inspection import EnvironmentFailed
 
     go_on = go_on_with(prog, folder, settings)
     try:
@@ -71,6 +72,9 @@ def status_of(
     except (BadInput, processes.ProcessFailed) as error:
         flags.refuse(error)
     except Broken:
+        return EXIT_BROKEN
+    except EnvironmentFailed as error:
+        recorder.say(f"error: {error}; {go_on}")
         return EXIT_BROKEN
     except Stopped:
         recorder.say(f"stopped by the callback; {go_on}")

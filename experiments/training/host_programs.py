@@ -102,6 +102,9 @@ class HostPrograms(EpisodePrograms):
         self.compiler.wait(show)
         self.memory_bytes = memory_of(self._update.result())
 
+    def find_cause(self) -> str | None:
+        return self._collector.nonfinite
+
     def advance(
         self, states: HostState, progress: Progress, num_updates: int
     ) -> tuple[HostState, Progress]:

@@ -113,6 +113,21 @@ class Counted(Sign):
         return observation, reward, False, self.time >= self.limit, {}
 
 
+class Robot(Sign):
+    """In its step `at` it fails, or gives a reward that is no number."""
+
+    def __init__(self, at=30, fails=True):
+        super().__init__()
+        self.at, self.fails, self.time = at, fails, 0
+
+    def step(self, action):
+        self.time += 1
+        observation, reward, *ends = super().step(action)
+        if self.time == self.at and self.fails:
+            raise OSError("the robot is off")
+        return observation, reward if self.time < self.at else float("nan"), *ends
+
+
 def make_sign(scale=1.0):
     return Sign(scale)
 
