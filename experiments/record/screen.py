@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments.cli.terminal import Terminal
 from experiments.record.files import append_plain
 from experiments.record.headline import Unit
@@ -16,7 +14,7 @@ class Screen:
     """Says lines on the terminal and in a log, and shows a bar on a terminal."""
 
     def __init__(self, log: Path | None):
-        self.console = Terminal(highlight=False, soft_wrap=True, emoji=False)
+        self.console = Terminal(highlight=False, soft_wrap=True)
         self._log = log
 
     def say(self, line: Any) -> None:
@@ -24,7 +22,7 @@ class Screen:
         self.console.print(line, markup=False)
         if self._log is not None:
             with append_plain(self._log) as file:
-                Console(file=file, width=160, emoji=False).print(line, markup=False)
+                Terminal(file=file, width=160).print(line, markup=False)
 
     @contextlib.contextmanager
     def bar(self, total: int, unit: Unit) -> Iterator[Any]:
