@@ -74,8 +74,8 @@ class Policy:
         Each new batch shape is compiled once, which takes a fraction of a second.
 
         Args:
-          observation: as the environment gives it, [*observation_shape] or
-            [..., *observation_shape]; a dict of arrays where the environment gives one.
+          observation: as the environment that `envs` made gives it, [*observation_shape] or
+            [..., *observation_shape]; a dict of arrays where that gives one.
           key: a typed key, `jax.random.key(0)`; None: the policy's mode.
           memory: of a recurrent policy, that of the step before: `initial_memory` where an episode
             starts.

@@ -61,7 +61,7 @@ def _value(text: str) -> Any:
 
 
 def items(params: Mapping[str, Any]) -> list[str]:
-    """The inverse of `parse`, as a file or a sweep has them."""
+    """As flags have them; strings that read as a number or a truth value become one."""
     return [f"{key}={value}" for key, value in params.items()]
 
 
