@@ -224,7 +224,7 @@ def test_a_network_of_ones_own_has_to_be_given(tmp_path):
     agent = rgpo_jax.agent.make(spaces, config, rgpo_jax.gates.ppo(0.2), network=network)
     state = trained_state(agent)
     rgpo_jax.save(tmp_path / "own.npz", agent, state)
-    with pytest.raises(PolicyError, match=r"own.npz: it has a network of its own: give it"):
+    with pytest.raises(PolicyError, match=r"own.npz: it has a Network of its own: give it"):
         rgpo_jax.load(tmp_path / "own.npz")
     seen = observations((4,), np.float32)
     action = rgpo_jax.load(tmp_path / "own.npz", network=network).act(seen)
