@@ -169,23 +169,38 @@ def is_own(name: str) -> bool:
     return not split(name)[0] and module_of(name) is not None
 
 
+class Place(NamedTuple):
+    """Where an environment is computed: on the host, or compiled; and if so, whether by MJX."""
+
+    on_host: bool
+    on_mjx: bool
+
+
+def place(name: str, **params: Any) -> Place:
+    """Where the environment is computed that `make` builds from these.
+
+    One of a user's own is built to know it; raises ValueError as `make` does.
+    """
+    if not is_own(name):
+        prefix = split(name)[0]
+        return Place(prefix in ON_HOST, prefix == "playground" or params.get("backend") == "mjx")
+    from rgpo_jax.environment import HostEnvironment
+
+    env = make(name, **params)
+    return Place(isinstance(env, HostEnvironment), getattr(env, "is_on_mjx", False))
+
+
 def is_on_host(name: str, **params: Any) -> bool:
     """Whether the environment that `make` builds from these lives on the host.
 
     One of a user's own is built to know it; raises ValueError as `make` does.
     """
-    if not is_own(name):
-        return split(name)[0] in ON_HOST
-    from rgpo_jax.environment import HostEnvironment
-
-    return isinstance(make(name, **params), HostEnvironment)
+    return place(name, **params).on_host
 
 
 def is_on_mjx(name: str, **params: Any) -> bool:
     """Whether MJX computes the physics of the environment that `make` builds from these."""
-    if is_own(name):
-        return getattr(make(name, **params), "is_on_mjx", False)
-    return split(name)[0] == "playground" or params.get("backend") == "mjx"
+    return place(name, **params).on_mjx
 
 
 def names(prefix: str = "") -> list[str]:

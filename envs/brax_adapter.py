@@ -1,6 +1,5 @@
 """Brax 0.14 behind the protocol of `rgpo_jax.environment`."""
 
-import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,7 +58,7 @@ def make(name: str, task: str, params: Mapping[str, Any]) -> BraxEnvironment:
     if registered is None:
         raise ValueError(f"{name}: its module registers no {task!r} with Brax")
     if f"brax/{task}" not in BRAX:
-        own = inspect.signature(registered).parameters
+        own, _ = parameters.taken_by(registered)
         params, limit = physics.check_params(name, params, own, LIMIT)
         return of_environment(_build(name, registered, params), name, limit)
     params, limit = physics.check_params(name, params, ["backend"], LIMIT)

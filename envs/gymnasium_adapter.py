@@ -1,7 +1,6 @@
 """Gymnasium's vector environments, stepped one after another in Python, behind the protocol."""
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -130,18 +129,10 @@ class GymnasiumPool:
 _TAKEN = (parameters.LIMIT, "disable_env_checker")
 
 
-def _named(make: Any) -> dict[str, Any] | None:
-    """Names and kinds of what a class or function takes; None where it does not say."""
-    try:
-        return {p.name: p.kind for p in inspect.signature(make).parameters.values()}
-    except (TypeError, ValueError):
-        return None
-
-
 def _check_params(name: str, make: Any, params: Mapping[str, Any]) -> None:
     """Raises ValueError for a parameter that a class or function does not take, if it says so."""
-    own = _named(make)
-    if own is not None and inspect.Parameter.VAR_KEYWORD not in own.values():
+    own, takes_all = parameters.taken_by(make)
+    if not takes_all:
         parameters.check(name, params, [*own, *_TAKEN])
 
 
@@ -168,7 +159,7 @@ def of_callable(
       ValueError: as `make`.
     """
     own = dict(params)
-    is_own = parameters.LIMIT in (_named(make) or {})  # then the class is told as well
+    is_own = parameters.LIMIT in parameters.taken_by(make)[0]  # then the class is told as well
     limit = own.get(parameters.LIMIT) if is_own else own.pop(parameters.LIMIT, None)
     limit = None if limit is None else parameters.limit(limit)
     _check_params(name, make, own)

@@ -1,6 +1,5 @@
 """Environments of a user's own: of our protocols, or of a library's, put behind them."""
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,7 +45,7 @@ def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
         if _is_of("gymnasium", "Env", found):
             return _of_gymnasium(found, name, params)
         params = dict(params)
-        own, takes_all = _parameters(found)
+        own, takes_all = parameters.taken_by(found)
         limit = None if LIMIT in own else params.pop(LIMIT, None)
         if not takes_all:
             parameters.check(name, params, (*own, LIMIT))
@@ -85,17 +84,6 @@ def _is_of(package: str, class_name: str, found: Any) -> bool:
 def _is_environment(found: Any) -> bool:
     makes = ("step", "make_pool")  # a compiled one; one on the host
     return not isinstance(found, type) and any(hasattr(found, name) for name in makes)
-
-
-def _parameters(make: Callable[..., Any]) -> tuple[list[str], bool]:
-    """What a class or function takes by name, and whether it takes any name."""
-    try:
-        signature = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):  # it does not say
-        return [], True
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature)
-    return [p.name for p in signature if p.kind in kinds], takes_all
 
 
 def _of_gymnasium(make: Callable[..., Any], name: str, params: Mapping[str, Any]) -> AnyEnvironment:

@@ -1,8 +1,9 @@
 """Parameters of environments, by name: checked alike for all libraries."""
 
 import difflib
+import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LIMIT = "max_episode_steps"  # every environment has it, whatever its library calls it
@@ -17,6 +18,17 @@ def check(name: str, params: Iterable[str], known: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(param, known, n=1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(f"{name} has no parameter {param!r}; {hint}it has {', '.join(known)}")
+
+
+def taken_by(make: Callable[..., Any]) -> tuple[list[str], bool]:
+    """What a class or function takes by name, and whether it takes any name, or does not say."""
+    try:
+        signature = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return [], True
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature)
+    return [p.name for p in signature if p.kind in kinds], takes_all
 
 
 def with_limit(name: str, params: Mapping[str, Any], word: str) -> dict[str, Any]:

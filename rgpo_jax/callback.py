@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rgpo_jax.agent import Agent, AgentState
+from rgpo_jax.agent import Agent
 
 
 class Moment(NamedTuple):
@@ -52,14 +52,10 @@ def asks_to_stop(callback: Callback, moment: Moment) -> bool:
 def make_act(agent: Agent) -> Callable[..., Any]:
     """(learners [S, ...], observation [S, ...], key=None, memory=None) -> actions: see `Moment`."""
 
-    def act_alone(learner: Any, observation: Any, key: Any, memory: Any) -> Any:
-        state: Any = AgentState(learner, None, None)  # type: ignore[arg-type]
-        return agent.act(state, observation, key, memory)
-
-    act_together = jax.jit(jax.vmap(act_alone))
+    act_together = jax.jit(jax.vmap(agent.act))
 
     def act(learners: Any, observation: Any, key: Any = None, memory: Any = None) -> Any:
-        keys = None if key is None else jax.random.split(key, len(observation))
+        keys = None if key is None else jax.random.split(key, len(learners.updates))
         return act_together(learners, observation, keys, memory)
 
     return act

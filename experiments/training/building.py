@@ -86,8 +86,7 @@ def _places(plan: Plan) -> dict[str, bool]:
     """Whether its environments live on the host, and whether its programs may be spread."""
     options = plan.options
     with _naming_flags(plan):
-        on_host = envs.is_on_host(options.env, **options.env_params)
-        on_mjx = envs.is_on_mjx(options.env, **options.env_params)
+        on_host, on_mjx = envs.place(options.env, **options.env_params)
     if on_host and options.coordinator is not None:
         raise BadInput(
             f"--coordinator {options.coordinator}: {options.env} lives on the host of one process"
