@@ -325,7 +325,7 @@ local = jax.tree.map(lambda x: x.addressable_shards[0].data.shape, placed)
 assert local["layers"]["q"] == (2, 8, 6) and local["layers"]["down"] == (2, 6, 8), local
 assert local["embedding"] == (10, 8) and local["head"] == (8, 10), local
 assert local["layers"]["k_bias"] == (2, 3) and local["norm"] == (16,), local
-tests.assert_trees_close(both(placed), expected)
+tests.assert_trees_close(both(placed), expected, atol=1e-4)  # sums of shards, in another order
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tp"))
 odd = decoder.shard(tests.random_params(), tests.ARCHITECTURE, mesh)  # 37 tokens: not split
 assert odd["embedding"].is_fully_replicated
