@@ -148,7 +148,11 @@ def test_a_transformers_row_is_searched_by_some_and_told_of_others(monkeypatch):
     monkeypatch.setattr(tiny_gates, "POINTS", 2)
     frontiers, problems = equal_kl.draw(tiny, [7, 8, 9])
     assert len({f.origin for f in frontiers}) == 3
-    found = tiny_gates.learn("rloo", frontiers, problems, alignment.keys_of(0, 3), updates=6)
+    told = []
+    keys = alignment.keys_of(0, 3)
+    found = tiny_gates.learn("rloo", frontiers, problems, keys, told.append, updates=6)
+    assert told[:2] == [0.25, 0.5]  # after each run: two settings, one seed that chooses
+    assert told == sorted(told) and told[-1] == 1.0
     assert found.chosen.share.shape == (2, len(tiny_gates.LEVELS))
     assert found.path.shape == (2, 2, 3)
     np.testing.assert_allclose(found.path[0, :, 0], 0.0, atol=1e-6)

@@ -135,6 +135,10 @@ def test_runs_side_by_side_are_those_of_the_agent_alone():
         state, _ = made.agent.step(state, world.frozen, world.prompts)
     alone = jnp.exp(all_log_probs(world, state.learner.params, world.frozen))
     np.testing.assert_allclose(found[1, 1, -1], alone, atol=1e-5)
+    told = []
+    in_turn = alignment.train(lambda _: made, jnp.zeros(2), keys, 4, 2, rates, told.append)
+    np.testing.assert_allclose(in_turn, found, atol=1e-5)
+    assert told == [0.25, 0.5, 0.75, 1.0]
 
 
 # Comparisons.
@@ -380,7 +384,7 @@ def a_row(row, world, epochs, frontiers, problems, keys, choosers):
     return found
 
 
-def a_transformers_row(row, frontiers, problems, keys):
+def a_transformers_row(row, frontiers, problems, keys, told):
     rng = np.random.default_rng(len(row))
     paths = equal_kl.Paths(*rising(rng, 0.5, (2, 8, 4, 26)))
     chosen = equal_kl.choose(paths, frontiers, tiny_gates.LEVELS, tiny_gates.CHOOSERS)

@@ -207,8 +207,9 @@ def train(
     updates: int,
     points: int,
     numbers: Mapping[str, Any] | None = None,
+    told: Callable[[float], None] | None = None,
 ) -> np.ndarray:
-    """Policies along training, of all seeds and settings side by side in one program.
+    """Policies along training, of all seeds and settings, side by side in one program or in turn.
 
     Args:
       build: problem -> agent and world; called while tracing.
@@ -218,6 +219,9 @@ def train(
       points: at which the policy is kept, beside the start; the largest divisor of updates up to
         this is taken.
       numbers: traced settings [C], such as learning_rate; None: those of the Config (C = 1).
+      told: called after each run with the share of them that is done; what it raises ends training.
+        Runs are then trained in turn, which for transformers takes no longer on a CPU. None: side
+        by side.
 
     Returns:
       pi [C, S, points + 1, N, M].
@@ -242,11 +246,33 @@ def train(
         _, after = jax.lax.scan(many, state, length=points)
         return jnp.concatenate([policy(state)[None], after])
 
+    if told is not None:
+        return np.exp(_in_turn(of_seed, numbers, problems, keys, told))
     run = jax.vmap(of_seed, in_axes=(None, 0, 0))
     if numbers:
         run = jax.vmap(run, in_axes=(0, None, None))
     found = np.asarray(jax.jit(run)(numbers, problems, keys), np.float64)
     return np.exp(found if numbers else found[None])
+
+
+def _in_turn(
+    of_seed: Callable[[Any, Any, jax.Array], jax.Array],
+    numbers: Mapping[str, jax.Array],
+    problems: Any,
+    keys: jax.Array,
+    told: Callable[[float], None],
+) -> np.ndarray:
+    """What `of_seed` gives of each combination of settings [C], or of one, and each seed [S]."""
+    run = jax.jit(of_seed)
+    combinations = list(zip(*numbers.values(), strict=True)) or [()]
+    of_seeds = [jax.tree.map(lambda x, s=s: x[s], problems) for s in range(len(keys))]
+    found = []
+    for values in combinations:
+        for problem, key in zip(of_seeds, keys, strict=True):
+            chosen = dict(zip(numbers, values, strict=True))
+            found.append(np.asarray(run(chosen, problem, key), np.float64))
+            told(len(found) / (len(combinations) * len(keys)))
+    return np.reshape(found, (len(combinations), len(keys), *found[0].shape))
 
 
 # What is told of seeds.

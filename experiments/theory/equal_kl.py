@@ -186,6 +186,7 @@ def learn(
     settings: Mapping[str, Any],
     numbers: Mapping[str, np.ndarray],
     points: int | None = None,
+    told: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """A row's policies along training [C, S, points + 1, N, M].
 
@@ -197,6 +198,7 @@ def learn(
       settings: of the Config.
       numbers: combinations of traced settings [C].
       points: at which policies are kept, beside the start; None: after each update.
+      told: as in `alignment.train`.
     """
 
     def of_problem(problem: Any) -> Setup:
@@ -204,4 +206,4 @@ def learn(
         return build(row, world, noise, **settings)
 
     updates = settings["num_updates"]
-    return alignment.train(of_problem, problems, keys, updates, points or updates, numbers)
+    return alignment.train(of_problem, problems, keys, updates, points or updates, numbers, told)
