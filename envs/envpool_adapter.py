@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs import spaces
+from envs import parameters, spaces
 from rgpo_jax.environment import Observation, TimeStep
 
 with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
@@ -77,9 +77,7 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
         raise ValueError(f"{name}: {', '.join(sorted(reserved))} cannot be chosen")
     try:
         known = list(envpool.make_spec(task)._config_keys)
-        for param in params:
-            if param not in known:
-                raise ValueError(f"{name} has no parameter {param!r}; it has {', '.join(known)}")
+        parameters.check(name, params, known)
         spec = envpool.make_spec(task, **params)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None

@@ -229,7 +229,10 @@ def test_a_sweep_goes_through_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--env-kwargs", "lenght=1.0"], "no parameter 'lenght'; did you mean length?"),
+        (
+            ["--env-kwargs", "lenght=1.0"],
+            "--env-kwargs lenght=1.0: CartPole-v1 has no parameter 'lenght'; did you mean length?",
+        ),
         (["--env-kwargs", "length"], "--env-kwargs length: expected key=value"),
         (["--env-kwargs", "length=1", "length=2"], "length is there twice"),
         (["--env-kwargs", "length=abc"], "length = 'abc': expected a float"),

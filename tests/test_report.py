@@ -695,6 +695,39 @@ def test_the_page_of_a_sweep_has_its_ranking_and_figures(grid):
     assert drawn[".png"].startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def lengths(tmp_path_factory):
+    """Two agents on poles of three lengths, one with the usual pole, and one with two numbers."""
+    top = tmp_path_factory.mktemp("lengths")
+    for i, length in enumerate(("0.25", "0.5", "2.0")):
+        for j, agent in enumerate(("ppo", "rgpo")):
+            settings = {"env_kwargs": [f"length={length}"], "final": 300 - 100 * i + 10 * j}
+            run_folders.write(top / f"{agent}-{i}", agent, **settings)
+    run_folders.write(top / "usual", "ppo", final=400)
+    both = ["gravity=1.6", "length=0.5"]
+    run_folders.write(top / "moon", "ppo", final=450, env_kwargs=both)
+    run_folders.write(top / "moon2", "ppo", final=450, env_kwargs=["gravity=9.8", "length=1e999"])
+    return Report("lengths", runs.collect([str(top)]), None)
+
+
+def test_scores_over_a_parameter_of_the_environment(lengths):
+    ((title, (over_gravity, over_length)),) = sorted(lengths.tasks.items())
+    assert title == "CartPole-v1, 10,000 steps"
+    assert over_length.title == "CartPole-v1: score against length"
+    assert [series.label for series in over_length.series] == ["ppo", "ppo, gravity = 1.6", "rgpo"]
+    assert [series.y for series in over_length.series] == [[300, 200, 100], [450], [310, 210, 110]]
+    assert [series.joined for series in over_length.series] == [True, False, True]
+    assert (over_length.log_x, over_length.ticks) == (True, (0.25, 0.5, 2.0))
+    assert [series.label for series in over_gravity.series] == [
+        "ppo, length = 0.5",
+        "ppo, length = inf",
+    ]
+    assert lengths.sweeps == []  # tasks are not ranked
+    text = render(lengths).decode()
+    assert "Parameters of environments" in text
+    assert "parameters-CartPole-v1--10-000-steps" in lengths.figures()
+
+
 def test_an_agent_has_one_colour_wherever_it_is():
     alone, among = colors.of_agents(["rgpo"]), colors.of_agents(["mine:gate", "ppo", "rgpo"])
     assert alone["rgpo"] == among["rgpo"] != among["ppo"]
@@ -922,6 +955,17 @@ def test_a_sweep_is_drawn(chromium, grid, tmp_path):
     # A chart that is alone in its row fills it.
     section = "document.querySelector('#sweeps').clientWidth"
     assert chromium.evaluate(f"{plot(ppo)}.clientWidth > 0.95 * {section}")
+    assert chromium.complaints == []
+
+
+def test_parameters_of_environments_are_drawn(chromium, lengths, tmp_path):
+    file = tmp_path / "index.html"
+    file.write_bytes(render(lengths))
+    chromium.open(file, width=1400)
+    show(chromium, "#tasks")
+    (charts,) = lengths.tasks.values()
+    assert count(chromium, charts[1].key, ".points path") == 7
+    assert count(chromium, charts[1].key, ".legend .traces") == 3
     assert chromium.complaints == []
 
 

@@ -72,6 +72,15 @@ class Report:
         ]
 
     @functools.cached_property
+    def tasks(self) -> dict[str, list[Chart]]:
+        """Environment and budget -> scores over the parameters that were varied."""
+        unit = self.collection.headline.unit.name
+        return {
+            f"{tasks.env}, {tasks.budget:,} {unit}": sweeps.over_parameters(tasks, self.collection)
+            for tasks in sweeps.find_tasks(self.rows)
+        }
+
+    @functools.cached_property
     def diagnostics(self) -> dict[str, list[Chart]]:
         return charts.diagnostics(self.collection)
 
@@ -88,6 +97,8 @@ class Report:
             if group:
                 name = f"sweep-{sweep.agent}-{sweep.env}-{sweep.budget}"
                 found[charts.file_name(name)] = group
+        for title, group in self.tasks.items():
+            found[charts.file_name(f"parameters-{title}")] = group
         for env, group in self.diagnostics.items():
             found[charts.file_name(f"diagnostics-{env}")] = group
         return found
@@ -114,6 +125,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
         *([report.improvement] if report.improvement else []),
         *report.aggregates,
         *(chart for group in report.swept for chart in group),
+        *(chart for group in report.tasks.values() for chart in group),
         *(chart for group in report.diagnostics.values() for chart in group),
     ]
     embedded, missing = _episodes(collection)
@@ -146,6 +158,7 @@ def render(report: Report, refresh: float | None = None) -> bytes:
                 _sweep(sweep, group, unit)
                 for sweep, group in zip(report.sweeps, report.swept, strict=True)
             ],
+            tasks=report.tasks,
             diagnostics=report.diagnostics,
             episodes=embedded,
             missing_episodes=missing,
@@ -216,6 +229,7 @@ def _sections(report: Report) -> list[tuple[str, str]]:
         ("scores", "Scores"),
         ("curves", "Learning curves"),
         *([("sweeps", "Settings that were swept")] if report.sweeps else []),
+        *([("tasks", "Parameters of environments")] if report.tasks else []),
         *([("comparison", "Comparison")] if compared else []),
         *([("diagnostics", "Gate diagnostics")] if report.diagnostics else []),
         ("episodes", "Episodes"),

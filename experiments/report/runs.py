@@ -34,6 +34,7 @@ from experiments.record.files import is_text, read_plain
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.record.provenance import short_commit
 from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
+from rgpo_jax.config import ConfigError
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 
@@ -101,7 +102,24 @@ class Run:
         """Environment, with its backend and its parameters where they are not the usual ones."""
         if self._subject:
             return str(self._subject["env"])
-        names = (env_kwargs.FIELD, env_kwargs.DRAWN)
+        return self._described((env_kwargs.FIELD, env_kwargs.DRAWN))
+
+    @property
+    def plain_env(self) -> str:
+        """As `env`, without the parameters that were set."""
+        return str(self._subject["env"]) if self._subject else self._described((env_kwargs.DRAWN,))
+
+    @property
+    def env_params(self) -> dict[str, Any] | None:
+        """The environment's parameters that were set; None: there are none, or not as flags."""
+        if self._subject:
+            return None
+        try:
+            return env_kwargs.parse(map(str, self.settings.get(env_kwargs.FIELD) or ()))
+        except ConfigError:
+            return None
+
+    def _described(self, names: Sequence[str]) -> str:
         given = [item for name in names for item in self.settings.get(name) or ()]
         return env_kwargs.describe(self.settings["env"], self.settings.get("backend"), given)
 
@@ -161,6 +179,14 @@ class Cell:
     @property
     def agent(self) -> str:
         return self.runs[0].agent
+
+    @property
+    def plain_env(self) -> str:
+        return self.runs[0].plain_env
+
+    @property
+    def env_params(self) -> dict[str, Any] | None:
+        return self.runs[0].env_params
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""What a sweep shows: its draws in their order, scores over each setting, a heat map of two."""
+"""What a sweep shows: its draws in their order, scores over each setting, a heat map of two.
+
+Parameters of an environment are no settings of an agent: with other ones it is another task, and
+draws are not ranked across them. Scores over them are shown of all variants together.
+"""
 
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.record import colors
 from experiments.record.colors import Look
@@ -115,6 +120,72 @@ def over_settings(sweep: Sweep, collection: Collection) -> list[Chart]:
     return [_over(sweep, name, collection) for name in sweep.numbers]
 
 
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """Finished cells of one environment and budget, whose environments differ in parameters.
+
+    Attributes:
+      env, budget: of all of them; the environment without the parameters.
+      cells: what each was trained with, and its scores.
+    """
+
+    env: str
+    budget: int
+    cells: tuple[tuple[dict[str, Any], Row], ...]
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Parameters that have two numbers or more."""
+        names = dict.fromkeys(name for params, _ in self.cells for name in params)
+        return tuple(
+            name
+            for name in names
+            if len({p[name] for p, _ in self.cells if _is_number(p.get(name))}) > 1
+        )
+
+
+def find_tasks(rows: dict[tuple[str, str], Row]) -> list[Tasks]:
+    """Wherever the parameters of an environment were varied."""
+    groups: dict[tuple[str, int], list[tuple[dict[str, Any], Row]]] = {}
+    for row in rows.values():
+        if row.cell.status == FINISHED and row.cell.env_params is not None:
+            key = row.cell.plain_env, row.cell.budget
+            groups.setdefault(key, []).append((row.cell.env_params, row))
+    found = [Tasks(*key, tuple(cells)) for key, cells in sorted(groups.items())]
+    return [tasks for tasks in found if tasks.numbers]
+
+
+def over_parameters(tasks: Tasks, collection: Collection) -> list[Chart]:
+    """Score against each number of the environment that was varied, a line of each variant."""
+    return [_over_parameter(tasks, name, collection) for name in tasks.numbers]
+
+
+def _over_parameter(tasks: Tasks, name: str, collection: Collection) -> Chart:
+    cells = [(params, row) for params, row in tasks.cells if _is_number(params.get(name))]
+    others = [o for o in tasks.numbers if o != name]
+    lines: dict[tuple[str, ...], list[_Point]] = {}
+    for params, row in sorted(cells, key=lambda cell: float(cell[0][name])):
+        held = tuple(f"{o} = {say(params[o])}" for o in others if o in params)
+        point = _Point(float(params[name]), row, f"{row.cell.variant}, {name} = {params[name]}")
+        lines.setdefault((row.cell.variant, *held), []).append(point)
+    series = []
+    styles = {variant: style for style, variant in enumerate(collection.variants)}
+    for label, points in sorted(lines.items(), key=lambda line: styles[line[0][0]]):
+        style = styles[label[0]]
+        look = collection.looks[style]
+        series.append(_draws(", ".join(label), style, look, points, joined=len(points) > 1))
+    key = file_name(f"over-{name}-{tasks.env}-{tasks.budget}")
+    return _over_values(key, f"{tasks.env}: score against {name}", name, series, collection)
+
+
+class _Point(NamedTuple):
+    """Of a chart of draws: where it stands, its scores, and what is said of it."""
+
+    x: float
+    row: Row
+    name: str
+
+
 def _over(sweep: Sweep, name: str, collection: Collection) -> Chart:
     others = [other for other in sweep.settings if other != name]
     groups: dict[tuple[str, ...], list[Draw]] = {}
@@ -130,15 +201,28 @@ def _over(sweep: Sweep, name: str, collection: Collection) -> Chart:
     for held, shade in zip(by_value, colors.gradient(color, max(1, len(lines))), strict=False):
         told = zip(others, held, strict=True) if len(lines) <= _MOST_LINES else ()
         label = ", ".join(f"{other} = {value}" for other, value in told)
-        series.append(_draws(label, Look(shade), name, lines[held], joined=True))
+        points = _points(lines[held], name)
+        series.append(_draws(label, None, Look(shade), points, joined=True))
     if loose:
         label = "" if not lines else "alone with its settings"
-        series.append(_draws(label, Look(color), name, loose, joined=False))
+        series.append(_draws(label, None, Look(color), _points(loose, name), joined=False))
+    title = f"{sweep.agent}: score against {name}"
+    return _over_values(_key(f"over-{name}", sweep), title, name, series, collection)
+
+
+def _points(draws: Sequence[Draw], name: str) -> list[_Point]:
+    return [_Point(float(draw.settings[name]), draw.row, draw.name) for draw in draws]
+
+
+def _over_values(
+    key: str, title: str, name: str, series: list[Series], collection: Collection
+) -> Chart:
+    """Scores over the values of a number."""
     values = sorted({x for one in series for x in one.x})
     log = values[0] > 0 and values[-1] >= _DECADE * values[0]
     return Chart(
-        _key(f"over-{name}", sweep),
-        f"{sweep.agent}: score against {name}",
+        key,
+        title,
         name,
         collection.headline.score.axis,
         _side_by_side(series, values, log),
@@ -172,16 +256,17 @@ def _first(lines: dict[tuple[str, ...], list[Draw]], held: tuple[str, ...], name
     return lines[held][0].settings[name]
 
 
-def _draws(label: str, look: Look, name: str, draws: Sequence[Draw], joined: bool) -> Series:
-    estimates = [draw.row.iqm for draw in draws]
+def _draws(
+    label: str, style: int | None, look: Look, points: Sequence[_Point], joined: bool
+) -> Series:
     return Series(
         label,
-        None,
+        style,
         look,
-        [float(draw.settings[name]) for draw in draws],
-        *_ends(estimates),
-        [len(draw.row.scores) for draw in draws],
-        tuple(draw.name for draw in draws),
+        [point.x for point in points],
+        *_ends([point.row.iqm for point in points]),
+        [len(point.row.scores) for point in points],
+        tuple(point.name for point in points),
         joined,
     )
 
@@ -245,7 +330,9 @@ def _key(what: str, sweep: Sweep) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # of integers, too
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

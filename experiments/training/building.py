@@ -24,18 +24,29 @@ if TYPE_CHECKING:
     from rgpo_jax.tunable import Tunable
 
 
+def _flags_of_environment(options: RunOptions) -> str:
+    """What was typed that makes the environment."""
+    typed = [
+        "--env",
+        options.env,
+        *(["--backend", options.backend] if options.backend else []),
+        *(["--env-kwargs", *options.env_kwargs] if options.env_kwargs else []),
+        *(["--randomize", *options.randomize] if options.randomize else []),
+    ]
+    return " ".join(typed)
+
+
 @contextlib.contextmanager
-def _naming_flags(plan: Plan) -> Iterator[None]:
+def _naming(typed: str) -> Iterator[None]:
     """Turns what environment and agent refuse into what the user should type otherwise."""
-    options = plan.options
     try:
         yield
     except ValueError as error:
-        raise BadInput(f"--env {options.env} --agent {options.agent}: {error}") from None
+        raise BadInput(f"{typed}: {error}") from None
 
 
 def _make_environment(plan: Plan) -> "AnyEnvironment":
-    with _naming_flags(plan):
+    with _naming(_flags_of_environment(plan.options)):
         if plan.options.ranges:
             return envs.randomize(plan.options.env, plan.options.ranges, **plan.options.env_params)
         return envs.make(plan.options.env, **plan.options.env_params)
@@ -60,7 +71,7 @@ def _assemble(
             gate = own.gate(options.gate)
         else:
             gate = agents.load(options.gate).gate(config)
-    with _naming_flags(plan):
+    with _naming(f"--env {options.env} --agent {options.agent}"):
         network = _own_network(plan, env)
         parts = {} if network is None else {"network": network}
         agent = own.agent(options.agent).make(env, config, gate, axis_name, **parts)
@@ -85,7 +96,7 @@ def make_agent(plan: Plan) -> "Agent":
 def _places(plan: Plan) -> dict[str, bool]:
     """Whether its environments live on the host, and whether its programs may be spread."""
     options = plan.options
-    with _naming_flags(plan):
+    with _naming(_flags_of_environment(options)):
         on_host, on_mjx = envs.place(options.env, **options.env_params)
     if on_host and options.coordinator is not None:
         raise BadInput(
@@ -114,12 +125,13 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
 
     layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
     env = _make_environment(plan)
-    with _naming_flags(plan):
+    with _naming(_flags_of_environment(plan.options)):
         if env.max_episode_steps is None:
             raise ValueError(
                 "its episodes have no limit, and an evaluation needs whole ones: say "
                 "--env-kwargs max_episode_steps=STEPS"
             )
+    with _naming(f"--env {plan.options.env} --agent {plan.options.agent}"):
         network = _own_network(plan, env)
         if not isinstance(network, networks.Network):
             spaces = env.observation_shape, env.action_space
