@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.record.files import read_plain
 from experiments.record.run_folder import POLICY
 from experiments.training import compiling
@@ -49,16 +49,10 @@ class Options(Checked):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Saves; returns the exit status."""
-    with Interrupts():
-        try:
-            return _save(sys.argv[1:] if args is None else args)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_save, args)
 
 
-def _save(args: Sequence[str]) -> int:
+def _save(args: Sequence[str], _: Interrupts) -> int:
     options = flags.read(Options, Options(run=tyro.MISSING, out=tyro.MISSING), args, PROG)
     path = _choose_file(options)
     content, network = _find(options)

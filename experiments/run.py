@@ -2,15 +2,14 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import envs
-from experiments.cli import flags
+from experiments.cli import frame
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.plan.reading import PROG, Plan, read_plan
 from experiments.record import loggers
 from experiments.training import building, compiling, ending
@@ -28,11 +27,7 @@ LIST_ENVS = "--list-envs"
 
 def main(args: Sequence[str] | None = None) -> int:
     """Trains and writes results; returns the exit status."""
-    with Interrupts() as interrupts:
-        try:
-            return _main(sys.argv[1:] if args is None else args, interrupts)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
@@ -64,17 +59,14 @@ class _Opened(NamedTuple):
 
 def _prepare(args: Sequence[str]) -> _Prepared | None:
     """Reads flags, chooses the folder and says what will run; None where there is nothing to do."""
-    try:
-        if LIST_ENVS in args:
-            _list_environments(args)
-            return None
-        plan = read_plan(args)
-        options = plan.options
-        building.use_all_cores(plan, options.num_seeds)
-        loggers.require(options.loggers)
-        folder, speaks = _choose_folder(plan)
-    except BadInput as error:
-        flags.refuse(error)
+    if LIST_ENVS in args:
+        _list_environments(args)
+        return None
+    plan = read_plan(args)
+    options = plan.options
+    building.use_all_cores(plan, options.num_seeds)
+    loggers.require(options.loggers)
+    folder, speaks = _choose_folder(plan)
     finished = ending.announce(plan, folder, speaks)
     return None if finished else _Prepared(plan, folder, speaks)
 
@@ -108,7 +100,7 @@ def _open(prepared: _Prepared) -> _Opened:
     except (BadInput, processes.ProcessFailed) as error:
         if options.out is None:
             _remove_empty(folder)
-        flags.refuse(error)
+        raise BadInput(str(error)) from None
     return _Opened(agent, layout, start, recorder, callback)
 
 

@@ -1,16 +1,15 @@
 """Aligns a language model, or a small exact one: `python -m experiments.align --help`."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.align import building, page
 from experiments.align.plan import PROG, Plan, read_plan
-from experiments.cli import flags
+from experiments.cli import frame
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.record import loggers
 from experiments.training import compiling, ending
 from experiments.training.building import callback_of
@@ -23,24 +22,17 @@ if TYPE_CHECKING:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Trains and writes results; returns the exit status."""
-    with Interrupts() as interrupts:
-        try:
-            return _main(sys.argv[1:] if args is None else args, interrupts)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     from experiments.record.run_folder import choose_folder
 
-    try:
-        plan = read_plan(args)
-        options = plan.options
-        building.use_all_cores(plan, options.num_seeds)
-        loggers.require(options.loggers)
-        folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
-    except BadInput as error:
-        flags.refuse(error)
+    plan = read_plan(args)
+    options = plan.options
+    building.use_all_cores(plan, options.num_seeds)
+    loggers.require(options.loggers)
+    folder = choose_folder(options.out, plan.name, options.overwrite, options.resume)
     if ending.announce(plan, folder):
         page.write_missing(folder, plan.curve_title)  # of a run that was killed at its very end
         return 0
@@ -83,11 +75,11 @@ def _open(plan: Plan, folder: Path) -> _Opened:
         plan = building.with_entries(plan, agent)
         recorder = Recorder(folder, options.overwrite, options.resume, log_to=options.loggers)
         recorder.say(building.describe_target(plan, target))
-    except BadInput as error:
+    except BadInput:
         if options.out is None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        flags.refuse(error)
+        raise
     return _Opened(
         plan,
         recorder,

@@ -7,7 +7,6 @@ it does so by its noise.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,9 +18,9 @@ import tyro
 from experiments.align import show
 from experiments.align.intervals import LEVEL, Comparison, Interval, compare
 from experiments.align.show import Shown, table_line
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.record import colors
 from experiments.record.run_folder import is_finished
 from experiments.training import compiling
@@ -414,26 +413,23 @@ def draw(rows: Sequence[Row], kl_metric: str) -> bytes:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Writes page and figure; returns the exit status."""
-    args = sys.argv[1:] if args is None else args
-    with Interrupts():
-        try:
-            options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
-            rows = rows_of([read(Path(name).expanduser()) for name in options.runs])
-            check(rows, options)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
-        page = [
-            "# Reward at equal steps and at equal KL",
-            "",
-            f"![Reward over KL]({FIGURE})",
-            "",
-            tables(rows, options),
-        ]
-        files = {PAGE: "\n".join(page).encode(), FIGURE: draw(rows, _KL[options.kl])}
-        what = f"{len(rows)} row(s) of {sum(len(row.runs) for row in rows)} run(s)"
-        return show.write(options.out, files, what)
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], _: Interrupts) -> int:
+    options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
+    rows = rows_of([read(Path(name).expanduser()) for name in options.runs])
+    check(rows, options)
+    page = [
+        "# Reward at equal steps and at equal KL",
+        "",
+        f"![Reward over KL]({FIGURE})",
+        "",
+        tables(rows, options),
+    ]
+    files = {PAGE: "\n".join(page).encode(), FIGURE: draw(rows, _KL[options.kl])}
+    what = f"{len(rows)} row(s) of {sum(len(row.runs) for row in rows)} run(s)"
+    return show.write(options.out, files, what)
 
 
 if __name__ == "__main__":

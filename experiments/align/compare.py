@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shlex
-import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,10 @@ from experiments.align import building
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval
 from experiments.align.plan import HEADLINE, Plan, read_plan
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.record import colors
 from experiments.record.files import require_space, to_json, write_atomically
@@ -133,21 +132,12 @@ def _rows_of(name: str) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Trains, and writes table and figure; returns the exit status."""
-    args = sys.argv[1:] if args is None else args
-    with Interrupts() as interrupts:
-        try:
-            options, passed = flags.read_some(Options, Options(), args, PROG)
-            return _compare(options, passed, args, interrupts)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            print("stopped; what was trained is kept: the same --out goes on", file=sys.stderr)
-            return interrupted.exit_status
+    stopped = "stopped; what was trained is kept: the same --out goes on"
+    return frame.run(_compare, args, stopped)
 
 
-def _compare(
-    options: Options, passed: list[str], args: Sequence[str], interrupts: Interrupts
-) -> int:
+def _compare(args: Sequence[str], interrupts: Interrupts) -> int:
+    options, passed = flags.read_some(Options, Options(), args, PROG)
     for arg in passed:
         if arg.partition("=")[0].replace("_", "-") in _OWN:
             raise BadInput(f"{arg}: each row has its own; --methods chooses rows")

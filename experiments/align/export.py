@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.training import compiling
 from rgpo_jax.config import Checked
 
@@ -32,16 +32,10 @@ class Options(Checked):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Saves; returns the exit status."""
-    with Interrupts():
-        try:
-            return _save(sys.argv[1:] if args is None else args)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_save, args)
 
 
-def _save(args: Sequence[str]) -> int:
+def _save(args: Sequence[str], _: Interrupts) -> int:
     options = flags.read(Options, Options(run=tyro.MISSING, out=tyro.MISSING), args, PROG)
     folder = Path(options.out).expanduser()
     if folder.exists():

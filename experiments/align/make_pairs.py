@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from experiments.align.options import Options as RunOptions
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
@@ -104,22 +104,11 @@ class Made(NamedTuple):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Makes pairs; returns the exit status."""
-    with Interrupts() as interrupts:
-        try:
-            options = flags.read(
-                Options,
-                Options(out=tyro.MISSING),
-                sys.argv[1:] if args is None else args,
-                PROG,
-            )
-            return _make(options, interrupts)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_make, args)
 
 
-def _make(options: Options, interrupts: Interrupts) -> int:
+def _make(args: Sequence[str], interrupts: Interrupts) -> int:
+    options = flags.read(Options, Options(out=tyro.MISSING), args, PROG)
     from experiments.record.files import require_space, to_json, write_atomically
 
     path = Path(options.out).expanduser()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from experiments.align import pair_data
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput, CacheChoice
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.cli.terminal import Terminal
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
@@ -164,14 +164,7 @@ class _Broken(Exception):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Learns and writes the reward; returns the exit status."""
-    with Interrupts() as interrupts:
-        try:
-            return _main(sys.argv[1:] if args is None else args, interrupts)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            print("stopped; nothing was written", file=sys.stderr)
-            return interrupted.exit_status
+    return frame.run(_main, args, "stopped; nothing was written")
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:

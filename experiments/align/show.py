@@ -12,10 +12,10 @@ import tyro
 
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.record import colors
 from experiments.record.files import read_plain, write_atomically
 from experiments.record.run_folder import CONFIG, METRICS
@@ -202,21 +202,14 @@ def write(folder: str, files: Mapping[str, bytes], what: str) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Writes both; returns the exit status."""
-    with Interrupts():
-        try:
-            options = flags.read(
-                Options,
-                Options(runs=tyro.MISSING, out=tyro.MISSING),
-                sys.argv[1:] if args is None else args,
-                PROG,
-            )
-            runs = read_all([Path(name).expanduser() for name in options.runs])
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
-        files = {TABLES: tables(runs).encode(), FIGURE: draw(runs)}
-        return write(options.out, files, f"{len(runs)} run(s) side by side")
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], _: Interrupts) -> int:
+    options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
+    runs = read_all([Path(name).expanduser() for name in options.runs])
+    files = {TABLES: tables(runs).encode(), FIGURE: draw(runs)}
+    return write(options.out, files, f"{len(runs)} run(s) side by side")
 
 
 if __name__ == "__main__":

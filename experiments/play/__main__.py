@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 import envs
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.record.files import write_atomically
 from experiments.record.run_folder import EPISODE
 from experiments.training import compiling
@@ -92,16 +92,10 @@ class Options(Checked):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Plays, and writes the file; returns the exit status."""
-    with Interrupts():
-        try:
-            return _main(sys.argv[1:] if args is None else args)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
 
 
-def _main(args: Sequence[str]) -> int:
+def _main(args: Sequence[str], _: Interrupts) -> int:
     options = flags.read(Options, Options(run=tyro.MISSING), args, PROG)
     from experiments.training import trained
 
@@ -125,7 +119,7 @@ def _main(args: Sequence[str]) -> int:
     title = _title(loaded, seed)
     print(f"{title}, {options.which} policy, after {steps:,} steps", flush=True)
     try:
-        _, outcome = make_film(options, loaded)
+        outcome = make_film(options, loaded)[1]
     except OSError as error:
         print(f"error: {path}: {error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_KEPT

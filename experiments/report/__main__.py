@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.training import compiling
 from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Positive
@@ -118,17 +117,15 @@ def write(report: "Report", folder: Path, refresh: float | None, figures: bool) 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Writes the report; returns the exit status."""
-    with Interrupts():
-        try:
-            options = read_options(sys.argv[1:] if args is None else args)
-            with flags.report_extra("the report"):
-                if options.watch is None:
-                    return _write_once(options)
-                return _watch(options, options.watch)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], _: Interrupts) -> int:
+    options = read_options(args)
+    with flags.report_extra("the report"):
+        if options.watch is None:
+            return _write_once(options)
+        return _watch(options, options.watch)
 
 
 def _write_once(options: Options) -> int:

@@ -1,13 +1,12 @@
 """The paper's table, repeated: `python -m experiments.reproduction --help`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.reproduction.options import Options
 from experiments.training import compiling
 
@@ -30,16 +29,14 @@ STUDIES = {"mujoco/sharpness": ("RGPO's k", "sharpness", "k", "normalize")}
 
 def main(args: Sequence[str] | None = None) -> int:
     """Writes the page and its figures; returns the exit status."""
-    with Interrupts():
-        try:
-            options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
-            if options.collect is not None:
-                return _collect(options, options.collect)
-            return _write(options)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], _: Interrupts) -> int:
+    options = flags.read(Options, Options(), args, PROG)
+    if options.collect is not None:
+        return _collect(options, options.collect)
+    return _write(options)
 
 
 def _write(options: Options) -> int:

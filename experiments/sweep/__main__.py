@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
@@ -455,52 +455,45 @@ def _close(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs or goes on with a sweep; returns the exit status."""
-    given = list(sys.argv[1:] if args is None else args)
-    with Interrupts() as interrupts, contextlib.ExitStack() as stack:
-        try:
-            options, others = flags.read_some(Options, Options(), given, PROG)
-            kind = KINDS[options.program]
-            for field in kind.axes:
-                if flags.flag(field) in given and not getattr(options, field):
-                    raise BadInput(f"{flags.flag(field)}: expected at least one name")
-            subjects, places = (getattr(options, field) for field in kind.axes)
-            if options.file is not None and not options.trust_code:
-                grid.refuse_code(options.file, given, kind)
-            cells = grid.expand(subjects, places, others, options.file, PROG, kind)
-            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            out = Path(options.out or f"sweeps/{stamp}").expanduser()
-            cells = keep_names(cells, out)
-            refuse_changed_cells(cells, out)
-            worker_options = WorkerOptions(options.compilation_cache, options.trust_code)
-            programs = plan_programs(cells, out, options.max_members, options.trust_code)
-            if options.dry_run:
-                _estimate(programs, out, Screen(None), worker_options)
-                return 0
-            launcher = launchers.make(
-                options.launcher,
-                min(options.jobs, max(1, len(programs))),
-                options.address,
-                options.program_cpus,
-                options.program_gpus,
-            )
-            with refusing(out):
-                stack.enter_context(hold(out))
-        except ConfigError as error:
-            flags.refuse(f"{flags.flag(error.field)} {error.message}")
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
-        again = shlex.join([*PROG.split(), *given])
-        if options.out is None:
-            again += f" --out {shlex.quote(str(out))}"
-        content = {
-            "command": again,
-            "cells": {cell.name: cell.settings for cell in cells},
-        }
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], interrupts: Interrupts) -> int:
+    options, others = flags.read_some(Options, Options(), args, PROG)
+    kind = KINDS[options.program]
+    for field in kind.axes:
+        if flags.flag(field) in args and not getattr(options, field):
+            raise BadInput(f"{flags.flag(field)}: expected at least one name")
+    subjects, places = (getattr(options, field) for field in kind.axes)
+    if options.file is not None and not options.trust_code:
+        grid.refuse_code(options.file, args, kind)
+    cells = grid.expand(subjects, places, others, options.file, PROG, kind)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = Path(options.out or f"sweeps/{stamp}").expanduser()
+    cells = keep_names(cells, out)
+    refuse_changed_cells(cells, out)
+    worker_options = WorkerOptions(options.compilation_cache, options.trust_code)
+    programs = plan_programs(cells, out, options.max_members, options.trust_code)
+    if options.dry_run:
+        _estimate(programs, out, Screen(None), worker_options)
+        return 0
+    launcher = launchers.make(
+        options.launcher,
+        min(options.jobs, max(1, len(programs))),
+        options.address,
+        options.program_cpus,
+        options.program_gpus,
+    )
+    with refusing(out):
+        held = hold(out)
+    again = shlex.join([*PROG.split(), *args])
+    if options.out is None:
+        again += f" --out {shlex.quote(str(out))}"
+    content = {"command": again, "cells": {cell.name: cell.settings for cell in cells}}
+    planned = {cell.name for program in programs for cell in program.cells}
+    done = sum(cell.name not in planned for cell in cells)
+    with held:
         screen = Screen(out / LOG)
-        planned = {cell.name for program in programs for cell in program.cells}
-        done = sum(cell.name not in planned for cell in cells)
         try:
             write_atomically(out / SWEEP, to_json(content, indent=2))
             screen.say(
@@ -508,9 +501,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 + (f", {done} cells done already" if done else "")
             )
             failed = _run(programs, out, launcher, screen, interrupts, worker_options)
-        except Interrupted as interrupted:
+        except Interrupted:
             screen.say(f"stopped; go on with: {again}")
-            return interrupted.exit_status
+            raise
         except OSError as error:
             print(f"error: {error}; go on with: {again}", file=sys.stderr)
             return EXIT_NOT_KEPT

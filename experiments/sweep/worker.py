@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.cli import flags
+from experiments.cli import frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
-from experiments.cli.flags import BadInput
-from experiments.cli.interrupts import Interrupted, Interrupts
+from experiments.cli.interrupts import Interrupts
 from experiments.plan import own
 from experiments.record import loggers
 from experiments.record.files import to_json, write_atomically
@@ -79,38 +78,34 @@ def read_spec(path: Path) -> dict[str, dict[str, Any]]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
-    spec, *arguments = sys.argv[1:] if args is None else args
-    path = Path(spec)
-    for flag in arguments:
+    args = sys.argv[1:] if args is None else args
+    for flag in args[1:]:
         name, _, value = flag.partition("=")
         if name == "--parent":
             _end_with(int(value))
         if name == "--cores":
             with contextlib.suppress(OSError):  # they may be another's by now
                 os.sched_setaffinity(0, set(map(int, value.split(","))))
-    with Interrupts() as interrupts:
-        try:
-            content = json.loads(path.read_text())
-            cells, kind = content["cells"], KINDS[content.get("program", RUN.program)]
-            trust = [own.TRUST] if content.get("trust_code") is True else []
-            plans = [
-                kind.read_plan(
-                    ["--out", cell["folder"], "--resume", *trust], given=cell["settings"]
-                )
-                for cell in cells
-            ]
-            loggers.require(plans[0].options.loggers)
-            kind.use_all_cores(plans[0], sum(len(plan.seeds) for plan in plans))
-            compiling.keep_programs(content.get("compilation_cache"))
-            prepared = kind.prepare(plans)
-            if "--probe" in arguments:
-                print(json.dumps(_probe(prepared)))
-                return 0
-            return _train(path, prepared, interrupts)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_main, args)
+
+
+def _main(args: Sequence[str], interrupts: Interrupts) -> int:
+    path = Path(args[0])
+    content = json.loads(path.read_text())
+    cells, kind = content["cells"], KINDS[content.get("program", RUN.program)]
+    trust = [own.TRUST] if content.get("trust_code") is True else []
+    plans = [
+        kind.read_plan(["--out", cell["folder"], "--resume", *trust], given=cell["settings"])
+        for cell in cells
+    ]
+    loggers.require(plans[0].options.loggers)
+    kind.use_all_cores(plans[0], sum(len(plan.seeds) for plan in plans))
+    compiling.keep_programs(content.get("compilation_cache"))
+    prepared = kind.prepare(plans)
+    if "--probe" in args:
+        print(json.dumps(_probe(prepared)))
+        return 0
+    return _train(path, prepared, interrupts)
 
 
 def _end_with(parent: int) -> None:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.cli.terminal import Terminal
@@ -39,19 +39,13 @@ _SIZE = 2**24  # bytes; all that is written is less
 
 def main(args: Sequence[str] | None = None) -> int:
     """Makes the studies and writes the page; returns the exit status."""
-    with Interrupts() as interrupts:
-        try:
-            options = flags.read(Options, Options(), sys.argv[1:] if args is None else args, PROG)
-            if not options.studies:
-                raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
-            return _make(options, interrupts)
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
+    return frame.run(_make, args)
 
 
-def _make(options: Options, interrupts: Interrupts) -> int:
+def _make(args: Sequence[str], interrupts: Interrupts) -> int:
+    options = flags.read(Options, Options(), args, PROG)
+    if not options.studies:
+        raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
     with flags.report_extra("the page"):
         importlib.import_module("jinja2")  # now rather than minutes later
     from experiments.record.files import require_space

@@ -9,6 +9,7 @@ import agents
 import envs
 from experiments.cli.flags import BadInput
 from experiments.plan import own
+from experiments.plan.options import Options
 from experiments.plan.reading import Plan
 from experiments.plan.run_options import RunOptions
 from experiments.training import devices
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rgpo_jax.tunable import Tunable
 
 
-def _flags_of_environment(options: RunOptions) -> str:
+def _flags_of_environment(options: Options) -> str:
     """What was typed that makes the environment."""
     typed = [
         "--env",

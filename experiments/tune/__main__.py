@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.cli import flags
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
@@ -27,7 +27,7 @@ from experiments.record.screen import Screen, duration
 from experiments.training import building, compiling
 from experiments.tune import space as spaces
 from experiments.tune.space import Space
-from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Count, CountOrZero
 
 if TYPE_CHECKING:
@@ -82,51 +82,41 @@ class Options(Checked):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Searches, or goes on with a search; returns the exit status."""
-    given = list(sys.argv[1:] if args is None else args)
-    with Interrupts() as interrupts, contextlib.ExitStack() as stack:
-        try:
-            options, others = flags.read_some(Options, Options(), given, PROG)
-            shared = spaces.share(others, FIRST_SEED, options.trust_code)
-            space = spaces.read(options.search, options.file, shared, PROG)
-            plan = space.plan({}, PROG)
-            _refuse_reported_seeds(plan, options)
-            loggers.require(plan.options.loggers)
-            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            out = Path(options.out or f"tunes/{stamp}").expanduser()
-            entry = _entry(options, space, plan)
-            _refuse_other_search(out, entry)
-            building.use_all_cores(plan, options.parallel * len(plan.seeds))
-            _require_optuna()
-            compiling.keep_programs(options.compilation_cache)
-            with refusing(out):
-                stack.enter_context(hold(out))
-            again = shlex.join([*PROG.split(), *given])
-            if options.out is None:
-                again += f" --out {shlex.quote(str(out))}"
-            search = _Search(options, space, plan, out, interrupts)
-        except ConfigError as error:
-            flags.refuse(f"{flags.flag(error.field)} {error.message}")
-        except BadInput as error:
-            flags.refuse(error)
-        except Interrupted as interrupted:
-            return interrupted.exit_status
-        return _run(search, entry, again)
+    return frame.run(_main, args)
 
 
-def _run(search: "_Search", entry: dict[str, Any], again: str) -> int:
+def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     from rgpo_jax.checkpoint import CheckpointError
 
-    try:
-        write_atomically(search.out / SEARCH, to_json(entry, indent=2))
-        return search.run()
-    except BadInput as error:
-        flags.refuse(error)
-    except Interrupted as interrupted:
-        search.screen.say(f"stopped; go on with: {again}")
-        return interrupted.exit_status
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}; go on with: {again}", file=sys.stderr)
-        return EXIT_NOT_KEPT
+    options, others = flags.read_some(Options, Options(), args, PROG)
+    shared = spaces.share(others, FIRST_SEED, options.trust_code)
+    space = spaces.read(options.search, options.file, shared, PROG)
+    plan = space.plan({}, PROG)
+    _refuse_reported_seeds(plan, options)
+    loggers.require(plan.options.loggers)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = Path(options.out or f"tunes/{stamp}").expanduser()
+    entry = _entry(options, space, plan)
+    _refuse_other_search(out, entry)
+    building.use_all_cores(plan, options.parallel * len(plan.seeds))
+    _require_optuna()
+    compiling.keep_programs(options.compilation_cache)
+    with refusing(out):
+        held = hold(out)
+    again = shlex.join([*PROG.split(), *args])
+    if options.out is None:
+        again += f" --out {shlex.quote(str(out))}"
+    with held:
+        search = _Search(options, space, plan, out, interrupts)
+        try:
+            write_atomically(search.out / SEARCH, to_json(entry, indent=2))
+            return search.run()
+        except Interrupted:
+            search.screen.say(f"stopped; go on with: {again}")
+            raise
+        except (CheckpointError, OSError) as error:
+            print(f"error: {error}; go on with: {again}", file=sys.stderr)
+            return EXIT_NOT_KEPT
 
 
 def _refuse_reported_seeds(plan: Plan, options: Options) -> None:
