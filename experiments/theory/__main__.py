@@ -48,6 +48,7 @@ def _make(args: Sequence[str], interrupts: Interrupts) -> int:
         raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
     with flags.report_extra("the page"):
         importlib.import_module("jinja2")  # now rather than minutes later
+    compiling.keep_programs(options.compilation_cache)
     from experiments.record.files import require_space
     from experiments.record.run_folder import choose_page_folder, hold, refusing
     from experiments.theory import keeping
@@ -84,7 +85,7 @@ def _settings(options: Options) -> dict[str, Any]:
     return {
         name: value
         for name, value in dataclasses.asdict(options).items()
-        if name not in ("out", "overwrite")
+        if name not in ("out", "overwrite", "compilation_cache")
     }
 
 

@@ -15,6 +15,8 @@ from scipy.special import expit, log_expit
 
 from experiments.align.intervals import Comparison, Interval
 from experiments.theory.study import Line, say
+from experiments.training import compiling
+from experiments.training.programs import wait
 from rgpo_jax.language import pair_agent
 from rgpo_jax.language.agent import Agent
 from rgpo_jax.language.answers import Answers
@@ -251,8 +253,22 @@ def train(
     run = jax.vmap(of_seed, in_axes=(None, 0, 0))
     if numbers:
         run = jax.vmap(run, in_axes=(0, None, None))
-    found = np.asarray(jax.jit(run)(numbers, problems, keys), np.float64)
+    found = _compile(run, numbers, problems, keys)(numbers, problems, keys)
     return np.exp(found if numbers else found[None])
+
+
+def _compile(function: Callable[..., jax.Array], *args: Any) -> Callable[..., np.ndarray]:
+    """The program for arguments of these shapes; signals are heard while it is made and runs."""
+    program = compiling.Compilation(
+        function.__name__, jax.jit(function).lower(*args), None
+    ).result()
+
+    def run(*args: Any) -> np.ndarray:
+        found = program(*args)
+        wait(found)
+        return np.asarray(found, np.float64)
+
+    return run
 
 
 def _in_turn(
@@ -263,14 +279,14 @@ def _in_turn(
     told: Callable[[float], None],
 ) -> np.ndarray:
     """What `of_seed` gives of each combination of settings [C], or of one, and each seed [S]."""
-    run = jax.jit(of_seed)
     combinations = list(zip(*numbers.values(), strict=True)) or [()]
+    chosen = [dict(zip(numbers, values, strict=True)) for values in combinations]
     of_seeds = [jax.tree.map(lambda x, s=s: x[s], problems) for s in range(len(keys))]
+    run = _compile(of_seed, chosen[0], of_seeds[0], keys[0])
     found = []
-    for values in combinations:
+    for settings in chosen:
         for problem, key in zip(of_seeds, keys, strict=True):
-            chosen = dict(zip(numbers, values, strict=True))
-            found.append(np.asarray(run(chosen, problem, key), np.float64))
+            found.append(run(settings, problem, key))
             told(len(found) / (len(combinations) * len(keys)))
     return np.reshape(found, (len(combinations), len(keys), *found[0].shape))
 

@@ -55,7 +55,10 @@ class Options(Checked):
     """Pairs of timings of the study of cost."""
     seeds: AtLeastTwo = 20
     """Seeds of each row of the studies of alignment."""
+    compilation_cache: flags.CacheChoice = None
+    """Where compiled programs are kept for the next start; None: in the user's cache folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flags.check_path("out", self.out)
+        for field in ("out", "compilation_cache"):
+            flags.check_path(field, getattr(self, field))
