@@ -72,6 +72,17 @@ def test_runs_that_differ_in_their_seed_are_a_row(tmp_path):
         rows_of([show.read(folder) for folder in (*folders, again)])
 
 
+def test_a_run_from_before_a_setting_had_its_default(tmp_path):
+    older = write(tmp_path / "older", "ppo", 0, [0, 1], [0, 1])
+    new = {"learning_rate_schedule": "auto", "warmup_updates": 0}
+    same = write(tmp_path / "same", "ppo", 1, [0, 1], [0, 1], **new)
+    other = write(tmp_path / "other", "ppo", 1, [0, 1], [0, 1], **new | {"warmup_updates": 3})
+    (row,) = rows_of([at_equal_kl.read(folder) for folder in (older, same)])
+    assert (row.name, list(row.runs)) == ("ppo", [0, 1])
+    rows = rows_of([at_equal_kl.read(folder) for folder in (older, other)])
+    assert [row.name for row in rows] == ["ppo warmup_updates=0", "ppo warmup_updates=3"]
+
+
 def found(*values):
     return compare({"": np.array(values)})[0]
 
@@ -170,9 +181,11 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, capsys):
     (open_ / "summary.json").unlink()
     seedless = write(tmp_path / "seedless", "grpo", 0, [0, 1], [0, 1])
     (seedless / "config.json").write_text('{"settings": {"method": "grpo"}}')
+    unknown = write(tmp_path / "unknown", "qppo", 0, [0, 1], [0, 1])
     assert "no run of experiments.align" in refused(capsys, "--runs", str(tmp_path), *out)
     assert "it has no seed" in refused(capsys, "--runs", good, str(seedless), *out)
     assert "not finished" in refused(capsys, "--runs", good, str(open_), *out)
+    assert "unknown method 'qppo'" in refused(capsys, "--runs", good, str(unknown), *out)
     assert "32 and 64 answers" in refused(capsys, "--runs", good, ppo, longer, *out)
     assert "they differ in world" in refused(capsys, "--runs", good, ppo, other, *out)
     line = refused(capsys, "--runs", good, ppo, grpo, "--against", "rlo", *out)

@@ -15,12 +15,15 @@ import numpy as np
 import scipy  # its parts load where they are first used
 import tyro
 
+from agents import language as methods
 from experiments.align import show
 from experiments.align.intervals import LEVEL, Comparison, Interval, compare
+from experiments.align.options import Options as AlignOptions
 from experiments.align.show import Shown, table_line
 from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
+from experiments.plan.reading import with_defaults
 from experiments.record import colors
 from experiments.record.run_folder import is_finished
 from experiments.training import compiling
@@ -145,7 +148,10 @@ def read(folder: Path) -> Shown:
         raise BadInput(f"--runs {folder}: no run of experiments.align: its metrics have no answers")
     if not is_finished(folder):
         raise BadInput(f"--runs {folder}: it is not finished; go on with its --resume")
-    return run
+    if _method(run) not in methods.NAMES:
+        raise BadInput(f"--runs {folder}: unknown method {run.settings['method']!r}")
+    kinds = AlignOptions, methods.load(_method(run)).Config
+    return run._replace(settings=with_defaults(run.settings, *kinds))
 
 
 def _method(run: Shown) -> str:
