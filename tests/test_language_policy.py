@@ -10,8 +10,9 @@ from language_probes import largest, quick_jit
 
 from agents.language import load
 from envs.language import tiny
-from rgpo_jax.language import decoder, decoder_policy, targets
+from rgpo_jax.language import decoder, decoder_policy, tabular, targets
 from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.world import all_log_probs
 
 PARTS = ("full", "last_layers", "lora")
 REFERENCE = decoder.init(jax.random.key(7), tiny.ARCHITECTURE, 0.3)
@@ -97,6 +98,33 @@ def test_what_is_said_of_answers_is_what_sampling_said(part, temperature):
     np.testing.assert_allclose(found[mask], expected[mask], rtol=0, atol=1e-5)
     assert np.abs(np.asarray(reference) - found)[mask].max() > 0.01
     assert np.all(expected[~mask] == 0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_beginnings_say_of_all_answers_what_reading_each_says(part):
+    world = tiny.make(num_prompts=2, training=training(part))
+    each = world._replace(enumeration=world.enumeration._replace(beginnings=None))
+    params = moved(first_params(world.policy, frozen=world.frozen))
+    assert len(world.enumeration.beginnings.answers.tokens) == 7**3  # where there are 2,801 answers
+    for chosen in (params, None):
+        found, expected = (
+            quick_jit(functools.partial(all_log_probs, w))(chosen, world.frozen, 0.6)
+            for w in (world, each)
+        )
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("end_id", [None, 0, 2])
+def test_beginnings_of_tables(end_id):
+    """All rows of a table are told apart by what came before."""
+    answers = tabular.all_answers(3, 3, end_id)
+    read, rows = tabular.beginnings(answers, 3, end_id)
+    assert len(read.tokens) == (9 if end_id is None else 4)
+    for tokens, mask, row in zip(answers.tokens, answers.mask, rows, strict=True):
+        for place in range(3):
+            if mask[place]:
+                np.testing.assert_array_equal(read.tokens[row[place], :place], tokens[:place])
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -60,7 +60,9 @@ def of(frozen: Any, tokens: Any, worth: Any, training: Training = Training()) ->
     answers = tabular.all_answers(VOCABULARY, LENGTH, END)
     reward = jnp.broadcast_to(judge(prompts, answers), (len(tokens), len(answers.tokens)))
     policy = decoder_policy.make(ARCHITECTURE, LENGTH, (END,), END, training)
-    return World("tiny", prompts, policy, frozen, judge, Enumeration(answers, reward))
+    beginnings = tabular.beginnings(answers, VOCABULARY, END)
+    enumeration = Enumeration(answers, reward, beginnings)
+    return World("tiny", prompts, policy, frozen, judge, enumeration)
 
 
 def soft_optimum(

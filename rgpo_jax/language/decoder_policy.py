@@ -232,22 +232,36 @@ def make(
             value = states.astype(jnp.float32) @ critic["weight"] + critic["bias"]
         return Prediction(log_prob, entropy, value)
 
-    def reference(frozen: Any, encoded: Any, answers: Answers, temperature: Any) -> Array:
+    def reference_states(frozen: Any, encoded: Any, answers: Answers) -> Array:
         if part == "last_layers":
             its_own = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
-            states = hidden(its_own | {"norm": frozen["norm"]}, frozen, encoded, answers)
-        else:
-            encoded, answers = spread((encoded, answers))
-            states = log_probs.answer_states(
-                cast(frozen),
-                architecture,
-                encoded.tokens,
-                encoded.mask,
-                answers.tokens,
-                answers.mask,
-            )
+            return hidden(its_own | {"norm": frozen["norm"]}, frozen, encoded, answers)
+        encoded, answers = spread((encoded, answers))
+        return log_probs.answer_states(
+            cast(frozen),
+            architecture,
+            encoded.tokens,
+            encoded.mask,
+            answers.tokens,
+            answers.mask,
+        )
+
+    def reference(frozen: Any, encoded: Any, answers: Answers, temperature: Any) -> Array:
+        states = reference_states(frozen, encoded, answers)
         return read_out(frozen, states, answers, temperature)[0]
 
+    def next_tokens(
+        params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
+    ) -> Array:
+        if params is None:
+            states = reference_states(frozen, encoded, answers)
+        else:
+            states = hidden(params["actor"], frozen, encoded, answers)
+        tree = frozen if params is None or part != "full" else params["actor"]
+        return log_probs.next_token_log_probs(states, decoder.head(cast(_heads(tree))), temperature)
+
     again = training.recompute or training.dtype != "float32"
-    policy = Policy(init, sample, predict, reference, max_tokens, recomputes=again)
+    policy = Policy(
+        init, sample, predict, reference, max_tokens, recomputes=again, next_tokens=next_tokens
+    )
     return policy._replace(encode=encode, freeze=freeze) if part == "last_layers" else policy

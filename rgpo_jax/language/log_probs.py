@@ -27,10 +27,15 @@ class AnswerLogProbs(NamedTuple):
     hidden: Array
 
 
+def next_token_log_probs(hidden: Array, head: Array, temperature: Any = 1.0) -> Array:
+    """log softmax(hidden head / temperature), float32 [..., V], of hidden [..., D]."""
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
+    return jax.nn.log_softmax(logits)
+
+
 def _of_logits(hidden: Array, head: Array, targets: Array, temperature: Any) -> tuple[Array, Array]:
     """Log-probabilities and entropies [N] of targets [N] from hidden [N, D]."""
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = next_token_log_probs(hidden, head, temperature)
     entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
     return jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0], entropy
 

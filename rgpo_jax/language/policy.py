@@ -64,6 +64,9 @@ class Policy(NamedTuple):
         equal to them, as in low precision; by how much they differ is then a metric.
       freeze: reference parameters -> `frozen`: with what sampling reads of them, if that is laid
         out in another way; called once a run.
+      next_tokens: (params, frozen, encoded prompts, answers, temperature) -> log-probabilities of
+        every token at each place of the answers [n, T, V]; params None: those of the reference.
+        None: the policy does not say.
     """
 
     init: Callable[[Array, Any, bool], Any]
@@ -74,3 +77,4 @@ class Policy(NamedTuple):
     encode: Callable[[Any, Any, Answers], Any] = prompts_as_they_are
     freeze: Callable[[Any], Any] = freeze_as_it_is
     recomputes: bool = False
+    next_tokens: Callable[[Any, Any, Any, Answers, Any], Array] | None = None

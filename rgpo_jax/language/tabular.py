@@ -1,6 +1,6 @@
 """A policy that is a table of logits: one row for each prompt and each beginning of an answer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,34 @@ def all_answers(vocabulary: int, length: int, end_id: int | None = None) -> Answ
     mask, ended = mask_after_end(tokens, (end_id,))
     padded = jnp.all(mask | (tokens == end_id), axis=-1)
     return Answers(tokens[padded], mask[padded], jnp.zeros(mask.shape)[padded], ended[padded])
+
+
+class Beginnings(NamedTuple):
+    """What all answers begin with, so that a model reads each beginning once.
+
+    Attributes:
+      answers: every beginning of all tokens but one [L, T]; the last token is of no meaning.
+      rows: of each answer and place, a beginning that is the answer's so far [M, T].
+    """
+
+    answers: Answers
+    rows: Array
+
+
+@jax.ensure_compile_time_eval()
+def beginnings(answers: Answers, vocabulary: int, end_id: int | None = None) -> Beginnings:
+    """The beginnings of all answers [M, T], as `all_answers` gives them."""
+    length = answers.tokens.shape[1]
+    going_on = [token for token in range(vocabulary) if token != end_id]
+    axes = jnp.meshgrid(*[jnp.array(going_on)] * (length - 1), indexing="ij")
+    last = jnp.full(len(going_on) ** (length - 1), going_on[0])
+    tokens = jnp.stack([*(axis.ravel() for axis in axes), last], axis=-1).astype(jnp.int32)
+    everywhere = jnp.ones(tokens.shape, bool)
+    read = Answers(tokens, everywhere, jnp.zeros(tokens.shape), everywhere[:, 0])
+    digits = jnp.searchsorted(jnp.array(going_on), answers.tokens[:, :-1])
+    weights = len(going_on) ** jnp.arange(length - 2, -1, -1)
+    so_far = jnp.cumsum(digits % len(going_on) * weights, axis=1)
+    return Beginnings(read, jnp.pad(so_far, [(0, 0), (1, 0)]))
 
 
 def make(vocabulary: int, length: int, end_id: int | None = None) -> Policy:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.policy import Policy
+from rgpo_jax.language.tabular import Beginnings
 
 Array = jax.Array
 
@@ -18,10 +19,12 @@ class Enumeration(NamedTuple):
     Attributes:
       answers: all M of them [M, T]; their log-probabilities are of no meaning.
       reward: of each to each prompt [N, M].
+      beginnings: of them, for a policy whose `next_tokens` reads each once; None: it reads answers.
     """
 
     answers: Answers
     reward: Array
+    beginnings: Beginnings | None = None
 
 
 class World(NamedTuple):
@@ -68,18 +71,27 @@ def all_log_probs(world: World, params: Any, frozen: Any, temperature: Any = 1.0
     """
     if world.enumeration is None:
         raise ValueError(f"{world.name}: its answers are too many to be enumerated")
-    answers = world.enumeration.answers
-    number, _ = answers.tokens.shape
+    answers, beginnings = world.enumeration.answers, world.enumeration.beginnings
+    policy = world.policy
+
+    def encode(prompt: Any, answers: Answers) -> Any:
+        shape = answers.tokens.shape[:1]
+        prompts = jax.tree.map(lambda x: jnp.broadcast_to(x, shape + x.shape), prompt)
+        return policy.encode(frozen, prompts, answers)
+
+    def of_tokens(prompt: Any) -> Array:
+        if beginnings is not None and policy.next_tokens is not None:
+            encoded = encode(prompt, beginnings.answers)
+            table = policy.next_tokens(params, frozen, encoded, beginnings.answers, temperature)
+            places = jnp.arange(answers.tokens.shape[1])
+            return table[beginnings.rows, places, answers.tokens]
+        encoded = encode(prompt, answers)
+        if params is None:
+            return policy.reference(frozen, encoded, answers, temperature)
+        return policy.predict(params, frozen, encoded, answers, temperature).log_prob
 
     def of_prompt(prompt: Any) -> Array:
-        prompts = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), prompt)
-        prompts = world.policy.encode(frozen, prompts, answers)
-        if params is None:
-            log_prob = world.policy.reference(frozen, prompts, answers, temperature)
-        else:
-            predicted = world.policy.predict(params, frozen, prompts, answers, temperature)
-            log_prob = predicted.log_prob
-        return jnp.sum(jnp.where(answers.mask, log_prob, 0.0), axis=-1)
+        return jnp.sum(jnp.where(answers.mask, of_tokens(prompt), 0.0), axis=-1)
 
     return jax.lax.map(of_prompt, world.prompts)
 
