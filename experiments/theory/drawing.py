@@ -121,7 +121,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.plot(line.x, line.y, linewidth=1.2, marker=line.marker or None, markersize=3, **look)
         if line.low is None or line.high is None:
             continue
-        if line.dash:
+        if panel.rows:
+            axes.hlines(line.y, line.low, line.high, color=look["color"], linewidth=1.0)
+        elif line.dash:
             axes.fill_between(
                 line.x, line.low, line.high, color=look["color"], alpha=0.18, linewidth=0
             )
@@ -132,6 +134,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
+    if panel.rows:
+        axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=6.5)
+        axes.invert_yaxis()
     for is_log, axis in ((panel.log_x, axes.xaxis), (panel.log_y, axes.yaxis)):
         if is_log:
             axis.set_major_locator(LogLocator(numticks=8))

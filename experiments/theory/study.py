@@ -75,6 +75,7 @@ class Panel:
     Attributes:
       guides: values of y at which a thin line is drawn.
       limits: of y; None: as the data are.
+      rows: names of rows, from the top: y is the number of a row, and bars are of x.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Panel:
     log_y: bool = False
     guides: tuple[float, ...] = ()
     limits: tuple[float | None, float | None] | None = None
+    rows: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

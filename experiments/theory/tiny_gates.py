@@ -1,6 +1,6 @@
 """Dual gates at equal KL in transformers: all methods that learn from rewards of their answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,20 @@ from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval, compare
 from experiments.theory import alignment, dual_gates, equal_kl
-from experiments.theory.alignment import Greek, band, words
+from experiments.theory.alignment import Greek, words
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
 from experiments.theory.options import Options
-from experiments.theory.study import Arrays, Claim, Figure, Panel, Progress, Study, Table, Value
+from experiments.theory.study import (
+    Arrays,
+    Claim,
+    Figure,
+    Line,
+    Panel,
+    Progress,
+    Study,
+    Table,
+    Value,
+)
 from rgpo_jax.language.world import World
 
 UPDATES, POINTS = 40, 20
@@ -232,9 +242,8 @@ def _claims(found: dict[str, Found]) -> list[Claim]:
 
 
 def _figure(found: dict[str, Found], frontiers: Sequence[Frontier], seeds: int) -> Figure:
-    curves, paths = [], []
+    paths = []
     for style, row in enumerate(ALL):
-        curves.append(band(row, LEVELS, found[row].chosen.share, style))
         kl, reward = found[row].path.mean(axis=1)
         paths.append(alignment.plain(row, kl, reward, style))
     largest = max(float(found[row].path[0].mean(axis=0).max()) for row in ALL)
@@ -246,13 +255,30 @@ def _figure(found: dict[str, Found], frontiers: Sequence[Frontier], seeds: int) 
     nats = "KL(pi || ref), nats"
     return Figure(
         "tiny_gates",
-        f"Left: the share of the frontier's gain at each KL, {seeds} transformers, 95 % intervals. "
-        f"Right: along training, with the settings of the primary comparison ({PRIMARY:.2g} nats), "
+        f"Left: the share of the frontier's gain at {PRIMARY:.2g} nats, {seeds} transformers, "
+        "means with 95 % intervals. Right: along training, with the settings of that comparison, "
         "means; dashed: the exact frontier.",
         [
-            Panel("reward at equal KL", nats, "share of the frontier's gain", curves, log_x=True),
+            _shares({row: Interval.of(_share(found, row)) for row in ALL}),
             Panel("along training", nats, "reward", paths),
         ],
+    )
+
+
+def _shares(intervals: Mapping[str, Interval]) -> Panel:
+    """Intervals of all rows, the largest first."""
+    best_first = sorted(intervals, key=lambda row: -intervals[row].mean)
+    points = []
+    for place, row in enumerate(best_first):
+        mean, low, high = (np.array([end]) for end in intervals[row])
+        style = ALL.index(row)
+        points.append(Line(row, mean, np.array([place]), style, "", low, high, marker="o"))
+    return Panel(
+        f"reward at {PRIMARY:.2g} nats",
+        "share of the frontier's gain",
+        "",
+        points,
+        rows=tuple(best_first),
     )
 
 
