@@ -728,6 +728,27 @@ def test_scores_over_a_parameter_of_the_environment(lengths):
     assert "parameters-CartPole-v1--10-000-steps" in lengths.figures()
 
 
+def test_a_line_joins_tasks_that_differ_in_one_parameter_alone(tmp_path):
+    for i, length in enumerate((1.0, 2.0)):
+        for j, others in enumerate((["mode=easy"], ["mode=hard"], ["mode=hard", "wind=true"])):
+            params = [f"length={length}", *others]
+            run_folders.write(tmp_path / f"{i}{j}", final=100 + 50 * i + 10 * j, env_kwargs=params)
+    report = Report("tasks", runs.collect([str(tmp_path)]), None)
+    ((chart,),) = report.tasks.values()
+    assert {series.label: series.y for series in chart.series} == {
+        "ppo, mode = easy": [100, 150],
+        "ppo, mode = hard": [110, 160],
+        "ppo, mode = hard, wind = True": [120, 170],
+    }
+    assert chart.series[0].names[0] == "ppo, mode = easy, length = 1.0"
+
+
+def test_parameters_that_are_no_list_end_no_report(tmp_path):
+    run_folders.write(tmp_path / "a", env_kwargs=3)
+    (run,) = runs.collect([str(tmp_path)]).runs
+    assert (run.env, run.env_params) == ("CartPole-v1", {})
+
+
 def test_an_agent_has_one_colour_wherever_it_is():
     alone, among = colors.of_agents(["rgpo"]), colors.of_agents(["mine:gate", "ppo", "rgpo"])
     assert alone["rgpo"] == among["rgpo"] != among["ppo"]

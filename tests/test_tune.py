@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -278,3 +281,15 @@ def test_a_trial_that_breaks_has_failed(tmp_path, capsys):
     found = Study(out, {"learning_rate": Drawn("choice", (1e30,))}, "median", 10, 0).trials()
     assert [(trial.state, trial.score) for trial in found] == [(FAILED, None)]
     assert not (out / "best.json").exists()
+
+
+def test_flags_are_read_before_jax_is_loaded():
+    code = (
+        "import sys; from experiments.tune import __main__ as program\n"
+        "try: program.main(['--bogus', '1'])\n"
+        "except SystemExit: print('jax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"

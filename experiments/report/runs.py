@@ -115,12 +115,16 @@ class Run:
         if self._subject:
             return None
         try:
-            return env_kwargs.parse(map(str, self.settings.get(env_kwargs.FIELD) or ()))
+            return env_kwargs.parse(self._items(env_kwargs.FIELD))
         except ConfigError:
             return None
 
+    def _items(self, name: str) -> list[str]:
+        value = self.settings.get(name)
+        return [str(item) for item in value] if isinstance(value, list) else []
+
     def _described(self, names: Sequence[str]) -> str:
-        given = [item for name in names for item in self.settings.get(name) or ()]
+        given = [item for name in names for item in self._items(name)]
         return env_kwargs.describe(self.settings["env"], self.settings.get("backend"), given)
 
     @property

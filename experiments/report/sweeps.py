@@ -134,12 +134,21 @@ class Tasks:
     cells: tuple[tuple[dict[str, Any], Row], ...]
 
     @property
-    def numbers(self) -> tuple[str, ...]:
-        """Parameters that have two numbers or more."""
+    def varying(self) -> tuple[str, ...]:
+        """Parameters that are not the same in all cells, or that some have not set."""
         names = dict.fromkeys(name for params, _ in self.cells for name in params)
         return tuple(
             name
             for name in names
+            if len({repr(params.get(name, ...)) for params, _ in self.cells}) > 1
+        )
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Parameters that have two numbers or more."""
+        return tuple(
+            name
+            for name in self.varying
             if len({p[name] for p, _ in self.cells if _is_number(p.get(name))}) > 1
         )
 
@@ -162,12 +171,13 @@ def over_parameters(tasks: Tasks, collection: Collection) -> list[Chart]:
 
 def _over_parameter(tasks: Tasks, name: str, collection: Collection) -> Chart:
     cells = [(params, row) for params, row in tasks.cells if _is_number(params.get(name))]
-    others = [o for o in tasks.numbers if o != name]
+    others = [o for o in tasks.varying if o != name]
     lines: dict[tuple[str, ...], list[_Point]] = {}
     for params, row in sorted(cells, key=lambda cell: float(cell[0][name])):
         held = tuple(f"{o} = {say(params[o])}" for o in others if o in params)
-        point = _Point(float(params[name]), row, f"{row.cell.variant}, {name} = {params[name]}")
-        lines.setdefault((row.cell.variant, *held), []).append(point)
+        label = (row.cell.variant, *held)
+        at = f"{', '.join(label)}, {name} = {params[name]}"
+        lines.setdefault(label, []).append(_Point(float(params[name]), row, at))
     series = []
     styles = {variant: style for style, variant in enumerate(collection.variants)}
     for label, points in sorted(lines.items(), key=lambda line: styles[line[0][0]]):

@@ -48,12 +48,12 @@ def _make(args: Sequence[str], interrupts: Interrupts) -> int:
         raise BadInput(f"--studies: expected some of {', '.join(STUDIES)}")
     with flags.report_extra("the page"):
         importlib.import_module("jinja2")  # now rather than minutes later
-    compiling.keep_programs(options.compilation_cache)
     from experiments.record.files import require_space
     from experiments.record.run_folder import choose_page_folder, hold, refusing
     from experiments.theory import keeping
 
     folder = choose_page_folder(options.out, "theory", (CLAIMS, PAGE), options.overwrite)
+    compiling.keep_programs(options.compilation_cache)
     with refusing(folder):
         lock = hold(folder)
     with lock:

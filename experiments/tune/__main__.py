@@ -86,8 +86,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(args: Sequence[str], interrupts: Interrupts) -> int:
-    from rgpo_jax.checkpoint import CheckpointError
-
     options, others = flags.read_some(Options, Options(), args, PROG)
     shared = spaces.share(others, FIRST_SEED, options.trust_code)
     space = spaces.read(options.search, options.file, shared, PROG)
@@ -106,6 +104,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     again = shlex.join([*PROG.split(), *args])
     if options.out is None:
         again += f" --out {shlex.quote(str(out))}"
+    from rgpo_jax.checkpoint import CheckpointError  # loads JAX: what was typed is checked by now
+
     with held:
         search = _Search(options, space, plan, out, interrupts)
         try:
