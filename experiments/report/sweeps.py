@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.record import colors
@@ -72,11 +72,7 @@ class Sweep:
     @property
     def numbers(self) -> tuple[str, ...]:
         """Settings that have two numbers or more."""
-        return tuple(
-            name
-            for name in self.settings
-            if len({d.settings[name] for d in self.draws if _is_number(d.settings[name])}) > 1
-        )
+        return _numbers(self.settings, [draw.settings for draw in self.draws])
 
 
 def find(rows: dict[tuple[str, str], Row], collection: Collection) -> list[Sweep]:
@@ -146,11 +142,7 @@ class Tasks:
     @property
     def numbers(self) -> tuple[str, ...]:
         """Parameters that have two numbers or more."""
-        return tuple(
-            name
-            for name in self.varying
-            if len({p[name] for p, _ in self.cells if _is_number(p.get(name))}) > 1
-        )
+        return _numbers(self.varying, [params for params, _ in self.cells])
 
 
 def find_tasks(rows: dict[tuple[str, str], Row]) -> list[Tasks]:
@@ -343,6 +335,12 @@ def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # of integers, too
+
+
+def _numbers(names: Sequence[str], chosen: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those of these settings that have two numbers or more."""
+    values = {name: [settings.get(name) for settings in chosen] for name in names}
+    return tuple(name for name in names if len(set(filter(_is_number, values[name]))) > 1)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

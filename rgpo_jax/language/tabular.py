@@ -26,11 +26,16 @@ def _rows(tokens: Array, vocabulary: int) -> Array:
     return jnp.stack(rows, axis=-1)
 
 
+def _combinations(vocabulary: int, length: int) -> Array:
+    """All rows of so many tokens [vocabulary ** length, length], the last changing fastest."""
+    grid = jnp.indices((vocabulary,) * length, jnp.int32)
+    return grid.reshape(length, vocabulary**length).T
+
+
 @jax.ensure_compile_time_eval()  # how many there are is a shape, also where worlds are traced
 def all_answers(vocabulary: int, length: int, end_id: int | None = None) -> Answers:
     """Every answer there is [M, T]; what follows an end token is filled up with it."""
-    axes = jnp.meshgrid(*[jnp.arange(vocabulary, dtype=jnp.int32)] * length, indexing="ij")
-    tokens = jnp.stack([axis.ravel() for axis in axes], axis=-1)
+    tokens = _combinations(vocabulary, length)
     if end_id is None:
         mask = jnp.ones(tokens.shape, bool)
         return Answers(tokens, mask, jnp.zeros(tokens.shape), jnp.ones(len(tokens), bool))
@@ -55,13 +60,12 @@ class Beginnings(NamedTuple):
 def beginnings(answers: Answers, vocabulary: int, end_id: int | None = None) -> Beginnings:
     """The beginnings of all answers [M, T], as `all_answers` gives them."""
     length = answers.tokens.shape[1]
-    going_on = [token for token in range(vocabulary) if token != end_id]
-    axes = jnp.meshgrid(*[jnp.array(going_on)] * (length - 1), indexing="ij")
-    last = jnp.full(len(going_on) ** (length - 1), going_on[0])
-    tokens = jnp.stack([*(axis.ravel() for axis in axes), last], axis=-1).astype(jnp.int32)
+    going_on = jnp.array([t for t in range(vocabulary) if t != end_id], jnp.int32)
+    before_last = going_on[_combinations(len(going_on), length - 1)]
+    tokens = jnp.pad(before_last, [(0, 0), (0, 1)], constant_values=going_on[0])
     everywhere = jnp.ones(tokens.shape, bool)
     read = Answers(tokens, everywhere, jnp.zeros(tokens.shape), everywhere[:, 0])
-    digits = jnp.searchsorted(jnp.array(going_on), answers.tokens[:, :-1])
+    digits = jnp.searchsorted(going_on, answers.tokens[:, :-1])
     weights = len(going_on) ** jnp.arange(length - 2, -1, -1)
     so_far = jnp.cumsum(digits % len(going_on) * weights, axis=1)
     return Beginnings(read, jnp.pad(so_far, [(0, 0), (1, 0)]))
