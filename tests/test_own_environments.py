@@ -226,6 +226,18 @@ def test_a_sweep_goes_through_parameters(tmp_path):
     assert sorted(stored["env_kwargs"]) == ["max_episode_steps=10", "width=2.0"]
 
 
+def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, capsys):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("envs: [CartPole-v1]\nenv_kwargs: {lenght: [0.5, 2.0]}\n")
+    out = tmp_path / "sweep"
+    with pytest.raises(SystemExit) as exit_:
+        sweep_main(["--file", str(file), "--out", str(out), *SMALL])
+    assert exit_.value.code == 2 and not out.exists()
+    said = capsys.readouterr().err
+    assert "--env-kwargs lenght=0.5: CartPole-v1 has no parameter 'lenght'" in said
+    assert said.startswith("error: --env") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

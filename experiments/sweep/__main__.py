@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from experiments.cli import flags, frame
-from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
+from experiments.cli.exits import EXIT_BAD_INPUT, EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.plan import own
@@ -289,6 +289,29 @@ def _newest_checkpoint(spec: Path) -> int:
     return max((int(path.name) for path in folders if path.name.isdecimal()), default=-1)
 
 
+def _refuse_unmakeable(cells: Sequence[Cell], options: WorkerOptions) -> None:
+    """Raises BadInput if an environment cannot be made, such as one with a mistyped parameter.
+
+    A process of its own finds it, before anything is written: the sweep loads no JAX.
+    """
+    import tempfile
+
+    unsure = [cell for cell in cells if cell.kind.needs_check(cell.plan)]
+    if not unsure:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "check.json"
+        worker.write_spec(spec, Path(folder), unsure, options)
+        check = subprocess.run(
+            launchers.command(spec, "--check"),
+            env=launchers.environment(),
+            capture_output=True,
+            text=True,
+        )
+    if check.returncode == EXIT_BAD_INPUT:
+        raise BadInput(_why(check.stderr).removeprefix("error: "))
+
+
 def _estimate(
     programs: Sequence[Program], out: Path, screen: Screen, options: WorkerOptions
 ) -> None:
@@ -474,6 +497,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     refuse_changed_cells(cells, out)
     worker_options = WorkerOptions(options.compilation_cache, options.trust_code)
     programs = plan_programs(cells, out, options.max_members, options.trust_code)
+    if options.launcher == "local":  # a cluster's nodes may have what this machine lacks
+        _refuse_unmakeable([c for p in programs for c in p.cells], worker_options)
     if options.dry_run:
         _estimate(programs, out, Screen(None), worker_options)
         return 0

@@ -96,6 +96,13 @@ class Kind(abc.ABC):
     def use_all_cores(self, plan: Any, num_members: int) -> None:
         """Makes devices of the cores, for so many members of a plan; before JAX is loaded."""
 
+    def needs_check(self, plan: Any) -> bool:
+        """Whether parts of a plan are known to be right only once `check` has made them."""
+        return False
+
+    def check(self, plans: Sequence[Any]) -> None:
+        """Makes those parts of all plans; BadInput for the first that is refused. Loads JAX."""
+
     @abc.abstractmethod
     def prepare(self, plans: Sequence[Any]) -> Prepared:
         """Builds what trains plans that differ in seeds and traced numbers alone. Loads JAX.
@@ -130,6 +137,15 @@ class _Control(Kind):
         from experiments.training import building
 
         building.use_all_cores(plan, num_members)
+
+    def needs_check(self, plan: Any) -> bool:
+        options = plan.options
+        return bool(options.env_kwargs or options.randomize or ":" in options.env)
+
+    def check(self, plans: Sequence[Any]) -> None:
+        from experiments.training import building
+
+        building.check_environments(plans)
 
     def prepare(self, plans: Sequence[Any]) -> Prepared:
         from experiments.training import building

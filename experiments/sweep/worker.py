@@ -77,7 +77,9 @@ def read_spec(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Trains the program of a spec, or with --probe tells what it would cost; the exit status."""
+    """Trains the program of a spec; with --probe tells what it would cost, with --check only whether
+    what its cells name can be made. Returns the exit status.
+    """
     args = sys.argv[1:] if args is None else args
     for flag in args[1:]:
         name, _, value = flag.partition("=")
@@ -98,6 +100,9 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
         kind.read_plan(["--out", cell["folder"], "--resume", *trust], given=cell["settings"])
         for cell in cells
     ]
+    if "--check" in args:
+        kind.check(plans)
+        return 0
     loggers.require(plans[0].options.loggers)
     kind.use_all_cores(plans[0], sum(len(plan.seeds) for plan in plans))
     compiling.keep_programs(content.get("compilation_cache"))

@@ -53,6 +53,25 @@ def _make_environment(plan: Plan) -> "AnyEnvironment":
         return envs.make(plan.options.env, **plan.options.env_params)
 
 
+def _make_bounded_environment(plan: Plan) -> "AnyEnvironment":
+    """One whose episodes end, so that evaluations do."""
+    env = _make_environment(plan)
+    with _naming(_flags_of_environment(plan.options)):
+        if env.max_episode_steps is None:
+            raise ValueError(
+                "its episodes have no limit, and an evaluation needs whole ones: say "
+                "--env-kwargs max_episode_steps=STEPS"
+            )
+    return env
+
+
+def check_environments(plans: Sequence[Plan]) -> None:
+    """Makes each environment that the plans name once; BadInput for the first that is refused."""
+    by_flags = {_flags_of_environment(plan.options): plan for plan in plans}
+    for plan in by_flags.values():
+        _make_bounded_environment(plan)
+
+
 def _own_network(plan: Plan, env: "AnyEnvironment") -> Any:
     """What --network MODULE:NAME makes for an environment; None where the suite's is meant."""
     name = plan.config.network
@@ -125,13 +144,7 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
     from rgpo_jax import networks
 
     layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
-    env = _make_environment(plan)
-    with _naming(_flags_of_environment(plan.options)):
-        if env.max_episode_steps is None:
-            raise ValueError(
-                "its episodes have no limit, and an evaluation needs whole ones: say "
-                "--env-kwargs max_episode_steps=STEPS"
-            )
+    env = _make_bounded_environment(plan)
     with _naming(f"--env {plan.options.env} --agent {plan.options.agent}"):
         network = _own_network(plan, env)
         if not isinstance(network, networks.Network):
