@@ -96,10 +96,11 @@ class Kind(abc.ABC):
     def use_all_cores(self, plan: Any, num_members: int) -> None:
         """Makes devices of the cores, for so many members of a plan; before JAX is loaded."""
 
+    @abc.abstractmethod
     def needs_check(self, plan: Any) -> bool:
         """Whether parts of a plan are known to be right only once `check` has made them."""
-        return False
 
+    @abc.abstractmethod
     def check(self, plans: Sequence[Any]) -> None:
         """Makes those parts of all plans; BadInput for the first that is refused. Loads JAX."""
 
@@ -201,6 +202,12 @@ class _Alignment(Kind):
         from experiments.align import building
 
         building.use_all_cores(plan, num_members)
+
+    def needs_check(self, plan: Any) -> bool:
+        return False
+
+    def check(self, plans: Sequence[Any]) -> None:
+        """Exact worlds have no parts but those of the suite."""
 
     def prepare(self, plans: Sequence[Any]) -> Prepared:
         from experiments.align import building

@@ -77,8 +77,9 @@ def read_spec(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Trains the program of a spec; with --probe tells what it would cost, with --check only whether
-    what its cells name can be made. Returns the exit status.
+    """Trains the program of a spec; the exit status.
+
+    With --probe it only tells what that would cost; with --check, whether its parts can be made.
     """
     args = sys.argv[1:] if args is None else args
     for flag in args[1:]:
