@@ -67,7 +67,13 @@ class EnvPoolEnvironment:
         pool = envpool.make(
             self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **params
         )
-        return EnvPoolPool(pool, self.max_episode_steps, self._reading.read, restarts=not pictures)
+        return EnvPoolPool(
+            pool,
+            self.max_episode_steps,
+            self._reading.read,
+            restarts=not pictures,
+            lives=bool(self._settings.get("episodic_life")),
+        )
 
 
 def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -87,7 +93,8 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
 class EnvPoolPool:
     """A pool in which the next episode starts in the step that ends one.
 
-    EnvPool itself spends the next step on that, whose action and reward mean nothing.
+    EnvPool itself spends the next step on that, whose action and reward mean nothing. With `lives`
+    an episode may be one of several lives, and the game goes on in the next.
     """
 
     def __init__(
@@ -96,11 +103,13 @@ class EnvPoolPool:
         limit: int | None,
         read: Callable[[Any], Observation],
         restarts: bool,
+        lives: bool = False,
     ):
         self._pool = pool
         self._limit = limit
         self._read = read
         self._restarts = restarts
+        self._lives = lives
 
     def reset(self) -> Observation:
         return self._read(self._pool.reset()[0])
@@ -116,9 +125,18 @@ class EnvPoolPool:
         final = observation = self._read(observation)
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
         if ended.size and self._restarts:
-            observation = spaces.replaced(final, ended, self._read(self._pool.reset(ended)[0]))
+            goes_on = terminated & (info["lives"] > 0) if self._lives else np.zeros_like(terminated)
+            for who, restart in ((goes_on, self._next_life), (~goes_on, self._pool.reset)):
+                which = ended[who[ended]]
+                if which.size:
+                    first = self._read(restart(which)[0])
+                    observation = spaces.replaced(observation, which, first)
         reward = reward.astype(np.float32, copy=False)
         return TimeStep(observation, reward, terminated, truncated, final)
+
+    def _next_life(self, which: np.ndarray) -> Any:
+        """The step after a life, whose action EnvPool ignores; `reset` would begin a new game."""
+        return self._pool.step(np.zeros(len(which), np.int32), which)
 
     def picture(self) -> np.ndarray:
         """The first environment: RGB, uint8 [height, width, 3].

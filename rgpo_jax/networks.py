@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rgpo_jax.config import Config, is_own_network
+from rgpo_jax.convolution import convolve
 from rgpo_jax.distributions import Categorical, Categoricals, Distribution, Normal, TanhNormal
 from rgpo_jax.environment import (
     ActionSpace,
@@ -157,6 +158,7 @@ class Torso(nn.Module):
                 padding="VALID",
                 dtype=self.dtype,
                 kernel_init=nn.initializers.orthogonal(math.sqrt(2)),
+                conv_general_dilated=convolve,
             )
             x = self.activation(convolution(x))
         x = x.reshape(*batch_shape, -1)

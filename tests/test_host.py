@@ -438,6 +438,30 @@ def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkey
     assert "environments on the host cannot be saved" in (folder / "run.log").read_text()
 
 
+def test_a_game_goes_on_after_a_life(monkeypatch):
+    env = envs.make("envpool/Breakout-v5", episodic_life=True)
+    pool, rng, restarts = env.make_pool([1, 2]), np.random.default_rng(0), ["", ""]
+    pool.reset()
+
+    def record(library, what):
+        def restart(*arguments):
+            for i in arguments[-1]:
+                restarts[i] += what
+            return library(*arguments)
+
+        return restart
+
+    monkeypatch.setattr(pool._pool, "reset", record(pool._pool.reset, "G"))
+    monkeypatch.setattr(pool._pool, "step", record(pool._pool.step, "L"))
+    ends = np.zeros(2, int)
+    for _ in range(500):
+        pool.send(rng.integers(0, 4, 2))
+        timestep = pool.receive()
+        ends += timestep.terminated
+    assert [len(restart) for restart in restarts] == ends.tolist()
+    assert all(restart.startswith("LLLLGLLLLG") for restart in restarts)  # five lives a game
+
+
 def test_atari_is_scored_by_whole_games_and_true_rewards(monkeypatch):
     training = envs.make("envpool/Breakout-v5", reward_clip=True, episodic_life=True)
     agent = ppo.make(training, ppo.Config(num_envs=2, num_steps=4, channels=(2,)))
