@@ -51,8 +51,8 @@ def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
             parameters.check(name, params, (*own, LIMIT))
         make = found
 
-        def again() -> Any:
-            return make(**params)
+        def again(**how: Any) -> Any:  # such as render_mode
+            return make(**params, **{k: x for k, x in how.items() if takes_all or k in own})
 
         try:
             found = again()
@@ -113,12 +113,14 @@ def _behind_protocol(env: Any, name: str, limit: int | None) -> AnyEnvironment:
 
 def _limited(env: AnyEnvironment, name: str, limit: int | None) -> AnyEnvironment:
     """With a limit to its episodes, where one is asked for and none is there."""
-    if limit is None or env.max_episode_steps == limit:
+    if limit is None:
         return env
-    if env.max_episode_steps is not None and limit > env.max_episode_steps:
-        raise ValueError(
-            f"{LIMIT} = {limit}: expected at most {env.max_episode_steps}, the limit of {name}"
-        )
+    limit = parameters.limit(limit)
+    own = getattr(env, LIMIT, None)
+    if own == limit:
+        return env
+    if own is not None and limit > own:
+        raise ValueError(f"{LIMIT} = {limit}: expected at most {own}, the limit of {name}")
     if isinstance(env, HostEnvironment):
         raise ValueError(f"{name} lives on the host, and has no parameter {LIMIT!r} to limit it by")
     from envs.limited import LimitedEnvironment

@@ -14,7 +14,7 @@ from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
 from rgpo_jax.environment import AnyEnvironment, HostEnvironment, Observation
 from rgpo_jax.gates import Gate
-from rgpo_jax.hyperparameters import check_override
+from rgpo_jax.hyperparameters import check_overrides
 from rgpo_jax.learner import Learner, LearnerState
 from rgpo_jax.metrics import Metrics, means, sums
 from rgpo_jax.networks import Network
@@ -209,9 +209,7 @@ def make(
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
-        overrides = {
-            name: check_override(type(config), name, x) for name, x in hyperparameters.items()
-        }
+        overrides = check_overrides(config, hyperparameters)
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
             rollout.init(

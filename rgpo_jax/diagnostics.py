@@ -1,5 +1,7 @@
 """What every gated agent reports about its updates."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,8 @@ Array = jax.Array
 
 KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 """KLs of an update, in nats, of which the share of updates beyond is reported."""
+LARGEST = 20.0
+"""Log-ratio beyond which e^l goes on otherwise, so that it stays finite in float32."""
 
 
 def gate_diagnostics(
@@ -89,10 +93,12 @@ def gate_diagnostics(
 def k3(log_ratio: Array) -> Array:
     """r - 1 - log r of actions that the old policy drew: estimates KL(old || new) in nats [...].
 
-    Unbiased and never negative (Schulman 2020, "Approximating KL divergence").
+    Unbiased and never negative (Schulman 2020, "Approximating KL divergence"). Beyond log r = 20
+    it goes on along its tangent: it and its slope stay finite.
     """
+    bent = jnp.minimum(log_ratio, LARGEST)
     # expm1 keeps it exact near r = 1, where it cancels.
-    return jnp.expm1(log_ratio) - log_ratio
+    return jnp.expm1(bent) - bent + math.expm1(LARGEST) * (log_ratio - bent)
 
 
 def kl_k3(log_ratio: Array, where: Array | None = None) -> Array:

@@ -62,6 +62,9 @@ class Distribution(Protocol):
         ...
 
 
+_NEVER = -1e9  # log 0, of which 0 log 0 is 0 and not NaN
+
+
 @flax.struct.dataclass
 class Categorical:
     """Distribution over {0, ..., n - 1}.
@@ -74,8 +77,8 @@ class Categorical:
 
     @classmethod
     def from_logits(cls, logits: Array) -> "Categorical":
-        """Normalises logits [..., n]."""
-        return cls(jax.nn.log_softmax(logits))
+        """Normalises logits [..., n]; -inf is an action that never comes."""
+        return cls(jax.nn.log_softmax(jnp.maximum(logits, _NEVER)))
 
     def noise(self, key: Array, shape: tuple[int, ...]) -> Array:
         return jax.random.gumbel(key, (*shape, self.log_probs.shape[-1]))
@@ -102,9 +105,6 @@ class Categorical:
 
     def kl(self, other: "Categorical") -> Array:
         return jnp.sum(jnp.exp(self.log_probs) * (self.log_probs - other.log_probs), axis=-1)
-
-
-_NEVER = -1e9  # log 0, of which 0 log 0 is 0 and not NaN
 
 
 @flax.struct.dataclass

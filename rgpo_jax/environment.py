@@ -234,8 +234,9 @@ def to_environment_units(space: ActionSpace, action: Array) -> Array:
     high = jnp.asarray(space.high, jnp.float32).reshape(space.shape)
     action = action.reshape(*action.shape[:-1], *space.shape)
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
-    centre = jnp.where(bounded, (low + high) / 2, 0.0)
-    half_width = jnp.where(bounded, (high - low) / 2, 1.0)
+    # Halved first: the sum or difference of the largest numbers is infinite.
+    centre = jnp.where(bounded, low / 2 + high / 2, 0.0)
+    half_width = jnp.where(bounded, high / 2 - low / 2, 1.0)
     mapped = centre + half_width * jnp.clip(action, -1.0, 1.0)
     # Bounded elements are clipped as well: rounding may lead a last bit beyond a bound.
     return jnp.clip(jnp.where(bounded, mapped, action), low, high)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
+from rgpo_jax.ranges import Above, Range
 from rgpo_jax.tunable import Tunable, require
 
 
@@ -47,13 +49,38 @@ class TracedNumbers:
         return dataclasses.replace(self, **fields)
 
 
-def check_override(config_class: type, name: str, value: Any) -> Any:
-    """Checks an override as far as it can be looked at, and gives it a definite type."""
-    hint = typing.get_type_hints(config_class, include_extras=True).get(name)
+def check_overrides(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks overrides as far as they can be looked at, and gives them definite types.
+
+    Args:
+      config: of the agent, whose numbers they take the place of.
+      overrides: by name.
+
+    Raises:
+      ValueError: a number is out of range, or not above another as it should be.
+      TypeError: a function is none.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    checked = {name: _checked(hints.get(name), name, x) for name, x in overrides.items()}
+    for name, hint in hints.items():
+        for above in (c for c in _constraints(hint) if isinstance(c, Above)):
+            if name in overrides or above.setting in overrides:
+                value, least = (overrides.get(n, getattr(config, n)) for n in (name, above.setting))
+                if value is not None and not isinstance(least, jax.core.Tracer):
+                    require(name, value, above.beyond(least))
+    return checked
+
+
+def _constraints(hint: Any) -> list[Any]:
+    options = (hint, *typing.get_args(hint))
+    return [x for option in options for x in getattr(option, "__metadata__", ())]
+
+
+def _checked(hint: Any, name: str, value: Any) -> Any:
     if value is None and type(None) in typing.get_args(hint):
         return None
-    for option in (hint, *typing.get_args(hint)):
-        for constraint in getattr(option, "__metadata__", ()):
+    for constraint in _constraints(hint):
+        if isinstance(constraint, Range):
             require(name, value, constraint)
     functions = ("gate", "advantage_transform", "policy_step", "penalty", "loss")
     if name in functions and not isinstance(value, Tunable):

@@ -58,10 +58,14 @@ class Metrics(Mapping[str, Array]):
     def __or__(self, other: Mapping[str, Any]) -> "Metrics":
         if not isinstance(other, Metrics):
             other = means(other)
+
+        def without(kept: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: x for name, x in kept.items() if name not in other}
+
         return Metrics(
             self._numbers | other._numbers,
-            self.weights | other.weights,
-            self.reductions | other.reductions,
+            without(self.weights) | other.weights,
+            without(self.reductions) | other.reductions,
         )
 
     def __ror__(self, other: Mapping[str, Any]) -> "Metrics":

@@ -115,9 +115,9 @@ def space_of_json(content: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
 
 
 def _as_python(value: Any) -> Any:
-    """NumPy's numbers and arrays, which an environment's bounds may be."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+    """Numbers and arrays of NumPy and JAX, which an environment's bounds may be."""
+    if hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
     raise TypeError(f"{type(value).__name__} is not for JSON")
 
 

@@ -19,9 +19,9 @@ class StepReport(NamedTuple):
     Attributes:
       accepted: 1.0 if the line search found an acceptable step, else 0.0 (parameters unchanged).
       kl: KL(old || new) of the step that was taken, in nats.
-      improvement: of the surrogate.
+      improvement: of what it maximised, the surrogate with its entropy bonus.
       step_scale: fraction of the full natural-gradient step.
-      grad_norm: norm of the surrogate's gradient.
+      grad_norm: norm of the gradient of that.
     """
 
     accepted: Array
@@ -139,8 +139,8 @@ def natural_gradient(
     .. math:: x = (F + \lambda I)^{-1} g, \qquad
               \theta \leftarrow \theta + \beta^j \sqrt{2 \delta / x^\top (F + \lambda I) x} \; x
 
-    with the least j at which the surrogate improved *and* KL(old || new) <= delta; if there is
-    none, the parameters stay. Works under jit, vmap and scan.
+    with the least j at which the surrogate, with its entropy bonus, improved *and* KL(old || new)
+    <= delta; if there is none, the parameters stay. Works under jit, vmap and scan.
 
     Args:
       max_kl: delta > 0, in nats.

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,16 @@ from typing import Any
 
 import pytest
 
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+_CACHE_BYTES = 2**30
+
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+    # With a bound JAX looks at every entry whenever it adds one; see `pytest_configure`.
+    "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
+    # Small ones too: each module forgets what is in memory.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "XLA_FLAGS": "--xla_backend_optimization_level=1",
 }.items():
@@ -27,7 +33,23 @@ _SLOW_FIRST = (
     *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
     *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
+    *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_models"),
+    *("own_environments", "own_networks", "report", "run", "policy", "tune", "kills", "play"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begins with an empty cache where it has grown too large."""
+    if hasattr(config, "workerinput") or not _CACHE.is_dir():
+        return
+    if sum(entry.stat().st_size for entry in os.scandir(_CACHE)) > _CACHE_BYTES:
+        shutil.rmtree(_CACHE)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: it is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

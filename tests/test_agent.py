@@ -213,6 +213,14 @@ def test_an_override_is_what_the_config_would_have_said():
     assert jax.tree.structure(state.learner.hyperparameters) == jax.tree.structure(by_config)
 
 
+def test_an_override_is_held_against_the_number_that_it_must_be_above():
+    init = make("cispo", Tabular(ACTION)).init  # low is 0 there, high 5
+    jax.eval_shape(lambda key: init(key, high=3.0), KEYS[0])
+    for numbers in ({"low": 9.0}, {"high": 2.0, "low": 2.0}):
+        with pytest.raises(ValueError, match=r"high = .*: expected a number above low = "):
+            init(KEYS[0], **numbers)
+
+
 def test_an_unknown_override_is_refused():
     with pytest.raises(TypeError, match="sharpnes"):
         make("rgpo", Tabular(ACTION)).init(KEYS[0], sharpnes=1.0)

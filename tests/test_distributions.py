@@ -48,6 +48,15 @@ def test_categorical_kl():
     np.testing.assert_array_equal(categorical().kl(categorical()), 0.0)
 
 
+def test_an_action_of_no_probability_leaves_entropy_kl_and_gradients_finite():
+    logits = jnp.array([0.0, 1.0, -jnp.inf])
+    masked, two = Categorical.from_logits(logits), Categorical.from_logits(logits[:2])
+    np.testing.assert_allclose(masked.entropy(), two.entropy(), rtol=1e-6)
+    assert masked.kl(masked) == 0
+    gradient = jax.grad(lambda x: Categorical.from_logits(x).entropy())(logits)
+    assert np.isfinite(gradient).all() and gradient[2] == 0
+
+
 def test_categorical_mode():
     np.testing.assert_array_equal(categorical().mode(), LOGITS.argmax(-1))
 

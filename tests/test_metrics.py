@@ -52,6 +52,13 @@ def test_a_maximum_may_be_negative_or_undefined():
     assert np.isnan(run(maxima({"x": 7.0}, weight=0))["x"])
 
 
+def test_what_takes_a_names_place_has_its_own_weight_and_reduction():
+    undefined, largest = means({"a": 1.0}, weight=0), maxima({"a": 3.0})
+    for before in (undefined, largest):
+        after = before | means({"a": 2.0})
+        assert not after.weights and not after.reductions
+
+
 def test_a_share_is_the_mean_of_booleans():
     assert run(*(means({"x": spike}) for spike in (False, True, False, True, False)))["x"] == (
         pytest.approx(0.4)

@@ -77,6 +77,16 @@ def test_a_class_of_gymnasium_lives_on_the_host(name):
     assert ends == [[False, False]] * 4 + [[True, True]]
 
 
+def test_a_factory_is_told_how_to_draw_if_it_takes_it():
+    pool = envs.make("own_worlds:make_drawn", max_episode_steps=5).make_pool([1], pictures=True)
+    pool.reset()
+    assert pool.picture().shape == (4, 6, 3)
+    pool = envs.make("own_worlds:make_undrawn", max_episode_steps=5).make_pool([1], pictures=True)
+    pool.reset()
+    with pytest.raises(RuntimeError, match="does not draw itself"):
+        pool.picture()
+
+
 def test_what_a_library_has_once_a_module_is_imported():
     env = envs.make("gymnasium/own_worlds:own/Sign-v0")
     assert env.max_episode_steps == 10 and envs.is_on_host(env.name)
@@ -250,6 +260,12 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, capsys):
         (["--env-kwargs", "length=abc"], "length = 'abc': expected a float"),
         (["--env", "own_worlds:Line"], "say --env-kwargs max_episode_steps=STEPS"),
         (["--env", "own_worlds:Nothing"], "AttributeError"),
+        (["--env", "own_worlds:Unlimited"], "max_episode_steps: missing"),
+        (["--env", "own_worlds:Foreign"], "expected a Discrete, a MultiDiscrete or a Box"),
+        (
+            ["--env", "own_worlds:short_line", "--env-kwargs", "max_episode_steps=abc"],
+            "max_episode_steps = 'abc': expected",
+        ),
         (["--env", "gymnasium/ALE/Pong-v5"], "ale_py brings it: gymnasium/ale_py:ALE/Pong-v5"),
         (["--env", "gymnasium/Mine-v0"], "one that a module registers is gymnasium/MODULE:NAME"),
         (["--list-envs", "xyz"], "--list-envs xyz: expected one of gymnax, brax"),

@@ -668,6 +668,16 @@ def test_a_draw_that_is_not_finished_has_no_rank(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("done", [(0.5, 0.5), (1.0, 0.5)])
+def test_a_sweep_that_still_runs_has_a_page(tmp_path, done):
+    for name, share in zip("ab", done, strict=True):
+        sharpness = float(ord(name))
+        run_folders.write(tmp_path / name, "rgpo", sharpness=sharpness, done=share)
+    report = Report("draws", runs.collect([str(tmp_path)]), None)
+    assert report.sweeps[0].numbers == ()  # no two numbers are finished
+    assert "rgpo" in render(report).decode()
+
+
 def test_unequal_budgets_are_told_and_not_compared(tmp_path):
     run_folders.write(tmp_path / "ppo", "ppo", final=300)
     run_folders.write(tmp_path / "rgpo", "rgpo", final=9000, lines=20)

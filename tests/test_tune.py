@@ -293,3 +293,11 @@ def test_flags_are_read_before_jax_is_loaded():
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
     assert done.stdout == "False\n"
+
+
+def test_what_an_environment_refuses_is_told_before_anything_is_written(tmp_path, capsys):
+    out = tmp_path / "tune"
+    with pytest.raises(SystemExit) as refused:
+        search(out, "--env-kwargs", "lenght=1")
+    assert refused.value.code == 2 and not out.exists()
+    assert "CartPole-v1 has no parameter 'lenght'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from envs import pictures
 from experiments.cli.flags import BadInput
 from experiments.training import compiling
 from rgpo_jax.agent import Agent
-from rgpo_jax.environment import HostEnvironment, Observation, TimeStep
+from rgpo_jax.environment import HostEnvironment, Observation, TimeStep, for_evaluation
 from rgpo_jax.learner import LearnerState
 
 Array = jax.Array
@@ -174,14 +174,14 @@ def play(
 
 
 def make_stage(agent: Agent, size: int) -> Stage:
-    """A stage with the agent's environment.
+    """A stage with the agent's environment, as its score is told.
 
     It shows pictures, RGB, uint8 [height, width, 3]: of `size` pixels where they are drawn here, by
     the environment's `picture` or else of its observation. Of Brax it shows where the bodies are.
     """
     env: Any = agent.env
     if isinstance(env, HostEnvironment):
-        return HostStage(env, size)
+        return HostStage(for_evaluation(env), size)
     if env.name in envs.BRAX:
         return CompiledStage(env, lambda state, _: env.place(state))
     return CompiledStage(env, functools.partial(pictures.of, env, size=size))

@@ -29,6 +29,7 @@ from experiments.record.provenance import provenance
 from experiments.record.run_folder import (
     CONFIG,
     CURVE,
+    FILMS,
     LOG,
     METRICS,
     SUMMARY,
@@ -109,7 +110,7 @@ class Recorder:
 
     def _forget_results(self) -> None:
         """Removes what is written at the end, which is still to come."""
-        for name in (SUMMARY, CURVE):
+        for name in (SUMMARY, CURVE, *FILMS):
             (self.folder / name).unlink(missing_ok=True)
 
     def start_clock(self, seconds: float) -> None:

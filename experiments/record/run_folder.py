@@ -26,11 +26,11 @@ CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS = (
 )
 POLICY = policy_file.NAME  # what can be taken away: the actor, as `rgpo_jax.load` reads it
 EPISODE = "episode"  # a film of the policy, .gif, .mp4 or .html
-_FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
+FILMS = tuple(EPISODE + suffix for suffix in (".gif", ".mp4", ".html"))
 ANSWERS, ANSWERS_PAGE = "answers.jsonl", "answers.html"  # of a language model, over training
 _FILES = (
     *(CONFIG, METRICS, SUMMARY, CURVE, LOG, CHECKPOINTS, POLICY, ANSWERS, ANSWERS_PAGE),
-    *_FILMS,
+    *FILMS,
     *loggers.FOLDERS,
 )
 SWEEP = "sweep.json"  # marks the folder of a sweep

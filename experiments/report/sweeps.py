@@ -71,8 +71,8 @@ class Sweep:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Settings that have two numbers or more."""
-        return _numbers(self.settings, [draw.settings for draw in self.draws])
+        """Settings of which two numbers or more are finished."""
+        return _numbers(self.settings, [draw.settings for draw in _finished(self)])
 
 
 def find(rows: dict[tuple[str, str], Row], collection: Collection) -> list[Sweep]:

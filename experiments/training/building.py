@@ -54,9 +54,12 @@ def _make_environment(plan: Plan) -> "AnyEnvironment":
 
 
 def _make_bounded_environment(plan: Plan) -> "AnyEnvironment":
-    """One whose episodes end, so that evaluations do."""
+    """One that says what it is, and whose episodes end, so that evaluations do."""
+    from rgpo_jax import inspection
+
     env = _make_environment(plan)
     with _naming(_flags_of_environment(plan.options)):
+        inspection.check_spaces(env)
         if env.max_episode_steps is None:
             raise ValueError(
                 "its episodes have no limit, and an evaluation needs whole ones: say "

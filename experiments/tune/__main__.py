@@ -99,6 +99,8 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     building.use_all_cores(plan, options.parallel * len(plan.seeds))
     _require_optuna()
     compiling.keep_programs(options.compilation_cache)
+    # What its parts refuse is told before anything is written.
+    building.make_spread_agent(plan, options.parallel * len(plan.seeds))
     with refusing(out):
         held = hold(out)
     again = shlex.join([*PROG.split(), *args])

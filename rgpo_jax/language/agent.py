@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rgpo_jax import descent
 from rgpo_jax.gates import Gate
-from rgpo_jax.hyperparameters import check_override
+from rgpo_jax.hyperparameters import check_overrides
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.config import Common, Config
@@ -94,9 +94,7 @@ def initializer(learner: Learner, config: Common) -> Callable[..., AgentState]:
 
     def init(key: Array, frozen: Any, **hyperparameters: Any) -> AgentState:
         learner_key, prompt_key, key = jax.random.split(key, 3)
-        overrides = {
-            name: check_override(type(config), name, x) for name, x in hyperparameters.items()
-        }
+        overrides = check_overrides(config, hyperparameters)
         numbers = learner.hyperparameters.replace(**overrides)
         return AgentState(learner.init(learner_key, frozen, numbers), prompt_key, key)
 

@@ -119,7 +119,8 @@ class Config(Minibatched):
     as GRPO published it; with k3 its gradient is that of KL(ref || pi), with k2 that of KL(pi ||
     ref), and with k1 it is 0 on average. direct: in the loss, times the ratio to the policy that
     sampled; with k1 and k3 its gradient is that of KL(pi || ref). In the loss these are of whole
-    answers where there is one ratio an answer; else of each token, where it was chosen."""
+    answers where an answer's ratio is the product of its tokens', of no divergence where it is the
+    product's root (GSPO), and else of each token, where it was chosen."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of a token, with d = log ref - log pi. k1: -d. k2: d^2 / 2. k3: e^d - 1 - d. In the reward,
     k2 and k3 have the gradient of no divergence."""

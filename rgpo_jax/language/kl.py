@@ -13,18 +13,18 @@ GRPO, arXiv 2402.03300, has k3 with the gradient of the reverse KL):
     k3         KL(pi||ref)-KL(ref||pi)  KL(ref || pi)       KL(pi || ref)
     =========  =====================  ====================  =========================
 
-In the reward these are divergences of whole answers. In the loss they are where there is one ratio
-an answer; with a ratio a token they are those of each token's distribution, at the states that were
-visited: what a token does to later states is not in them.
+In the reward k1's is the divergence of whole answers; k3's is one of answers of a single token. In
+the loss they are of whole answers where an answer's ratio is the product of its tokens' (a sum over
+tokens; of GSPO's root of it they are of none); with a ratio a token they are those of each token's
+distribution, at the states that were visited: what a token does to later states is not in them.
 """
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from rgpo_jax import diagnostics
 
-LARGEST = 20.0
-"""Nats beyond which e^d goes on without a slope: it stays finite in float32."""
+Array = jax.Array
 
 
 def k1(log_ratio_ref: Array) -> Array:
@@ -38,9 +38,11 @@ def k2(log_ratio_ref: Array) -> Array:
 
 
 def k3(log_ratio_ref: Array) -> Array:
-    """e^d - 1 - d with d = log pi_ref - log pi [...]; unbiased and never negative."""
-    # expm1 keeps it exact where pi is near pi_ref.
-    return jnp.expm1(jnp.minimum(-log_ratio_ref, LARGEST)) + log_ratio_ref
+    """e^d - 1 - d with d = log pi_ref - log pi [...]; unbiased and never negative.
+
+    Beyond d = 20 it goes on along its tangent, see `diagnostics.k3`.
+    """
+    return diagnostics.k3(-log_ratio_ref)
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

@@ -1,5 +1,7 @@
 """Environments and networks as a user writes them, of every kind that can be named MODULE:NAME."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import gymnasium
 import jax
@@ -130,6 +132,40 @@ class Robot(Sign):
 
 def make_sign(scale=1.0):
     return Sign(scale)
+
+
+class Drawn(Sign):
+    """It draws itself."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return None if self.render_mode is None else np.full((4, 6, 3), 7, np.uint8)
+
+
+def make_drawn(render_mode=None):
+    return Drawn(render_mode)
+
+
+def make_undrawn():
+    return Drawn()
+
+
+class Unlimited:
+    """Wrong: it says nothing of a limit."""
+
+    name, observation_shape, action_space = "Unlimited", (1,), Discrete(2)
+    reset, step = Line.reset, Line.step
+
+
+class Foreign(Line):
+    """Wrong: its actions are of another library."""
+
+    action_space = spaces.Discrete(2)
 
 
 gymnasium.register("own/Sign-v0", entry_point=Sign, max_episode_steps=10)
