@@ -98,7 +98,8 @@ def k3(log_ratio: Array) -> Array:
     """
     bent = jnp.minimum(log_ratio, LARGEST)
     # expm1 keeps it exact near r = 1, where it cancels.
-    return jnp.expm1(bent) - bent + math.expm1(LARGEST) * (log_ratio - bent)
+    beyond = jnp.maximum(log_ratio - LARGEST, 0.0)
+    return jnp.expm1(bent) - bent + math.expm1(LARGEST) * beyond
 
 
 def kl_k3(log_ratio: Array, where: Array | None = None) -> Array:

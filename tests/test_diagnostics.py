@@ -70,10 +70,10 @@ def test_closed_and_open_gates_are_counted():
 
 
 def test_k3_and_its_slope_stay_finite_and_keep_their_sign():
-    value, slope = jax.vmap(jax.value_and_grad(k3))(jnp.array([-1e4, 19.0, 21.0, 89.0, 1e4]))
+    value, slope = jax.vmap(jax.value_and_grad(k3))(jnp.array([-1e4, 0.1, 19.0, 21.0, 89.0, 1e4]))
     assert np.isfinite(value).all() and np.isfinite(slope).all()
     assert (np.diff(value[1:]) > 0).all()
-    np.testing.assert_allclose(slope, np.expm1([-1e4, 19.0, 20.0, 20.0, 20.0]), rtol=1e-6)
+    np.testing.assert_allclose(slope, np.expm1([-1e4, 0.1, 19.0, 20.0, 20.0, 20.0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("clip_high", [None, 0.5])

@@ -221,6 +221,13 @@ def test_what_an_environment_broke_is_told(fails, said, tmp_path, capsys):
     assert f"error: environment own_worlds:Robot: {said}" in capsys.readouterr().out
 
 
+def test_what_a_librarys_own_class_broke_is_told(tmp_path, capsys):
+    args = ["--env", "own_worlds:BrokenBandit", "--agent", "ppo", "--total-steps", "64", *SMALL]
+    assert run.main([*args, "--out", str(tmp_path / "run")]) == 3
+    said = capsys.readouterr().out
+    assert "environment own_worlds:BrokenBandit: reward of step 1 is NaN or infinite" in said
+
+
 def test_a_sweep_goes_through_parameters(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(
@@ -260,7 +267,7 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, capsys):
         (["--env-kwargs", "length=abc"], "length = 'abc': expected a float"),
         (["--env", "own_worlds:Line"], "say --env-kwargs max_episode_steps=STEPS"),
         (["--env", "own_worlds:Nothing"], "AttributeError"),
-        (["--env", "own_worlds:Unlimited"], "max_episode_steps: missing"),
+        (["--env", "own_worlds:Unlimited"], "max_episode_steps is missing"),
         (["--env", "own_worlds:Foreign"], "expected a Discrete, a MultiDiscrete or a Box"),
         (
             ["--env", "own_worlds:short_line", "--env-kwargs", "max_episode_steps=abc"],

@@ -509,7 +509,7 @@ from experiments.cli.terminal import Terminal
 class Seen(BaseException):
     pass
 def spy(self, line, **how):
-    assert line.startswith("trpo on Pendulum-v1"), line
+    assert line.startswith("trpo (gate sapo) on Pendulum-v1"), line
     raise Seen
 Terminal.print = spy
 try:

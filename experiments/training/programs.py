@@ -403,7 +403,9 @@ class CompiledPrograms(EpisodePrograms):
 
     def find_cause(self) -> str | None:
         env: Any = self._agent.env
-        return None if is_known(env) else find_nonfinite(env, jax.random.key(0))
+        # A user's own may stand behind an adapter of ours, which is known.
+        is_ours = is_known(env) and ":" not in env.name
+        return None if is_ours else find_nonfinite(env, jax.random.key(0))
 
     def _run_episodes(
         self, states: AgentState, updates: int, deterministic: bool, whole: bool

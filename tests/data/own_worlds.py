@@ -193,6 +193,14 @@ class Bandit(gymnax_environment.Environment):
         return gymnax_spaces.Box(0, 1, (1,))
 
 
+class BrokenBandit(Bandit):
+    """Its reward is no number."""
+
+    def step_env(self, key, state, action, params):
+        observation, state, reward, *rest = super().step_env(key, state, action, params)
+        return observation, state, reward * jnp.nan, *rest
+
+
 if "OwnBandit-v0" not in registered_envs:
     register("OwnBandit-v0", Bandit)
 
