@@ -1,10 +1,8 @@
 """What pages of docs/ show is run, block after block, in an empty folder."""
 
-import os
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,18 +25,23 @@ def shown_file(code):
     return found and found[1]
 
 
-def shell(line, folder):
+def shell(line, capfd):
+    """Runs a command here: a process of its own, as in test_command, would load JAX each time."""
     name, *args = shlex.split(line)
     assert name == "rgpo"
     short = SHORT if args[0] in ("run", "sweep") and "--resume" not in args else []
-    command = [sys.executable, "-P", "-m", "experiments.command", *args, *short]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
+    program = importlib.import_module(f"experiments.{args[0]}")
+    if not hasattr(program, "main"):  # a package
+        program = importlib.import_module(f"experiments.{args[0]}.__main__")
+    try:
+        status = program.main([*args[1:], *short])
+    except SystemExit as left:
+        status = left.code
+    assert status in (0, None), f"{line}\n{capfd.readouterr()}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_the_page_shows_runs(page, tmp_path, monkeypatch):
+def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {}
@@ -51,4 +54,4 @@ def test_what_the_page_shows_runs(page, tmp_path, monkeypatch):
         else:
             assert language == "sh"
             for line in code.strip().splitlines():
-                shell(line, tmp_path)
+                shell(line, capfd)
