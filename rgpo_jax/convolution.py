@@ -1,8 +1,8 @@
 """A convolution whose gradient is fast on CPUs inside loops, where updates are.
 
 XLA brings a convolution into the form of its fast CPU code only outside loops: within `lax.scan`
-the gradients of the usual one take 4 (3 x 3, 16 channels) to 60 times as long (Atari's first).
-Here they are written in that form. Outside loops the numbers are the same to the bit.
+the gradients of Atari's network take 44 times as long (64 pictures, one core; jax 0.9.2). Here they
+are written in that form. Outside loops the numbers are the same to the bit.
 """
 
 import functools
