@@ -103,7 +103,7 @@ class EnvPoolPool:
         limit: int | None,
         read: Callable[[Any], Observation],
         restarts: bool,
-        lives: bool = False,
+        lives: bool,
     ):
         self._pool = pool
         self._limit = limit

@@ -59,7 +59,7 @@ def _backward(
     strides: tuple[int, ...], precision: Any, saved: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     def of_cpu(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-        convolve = functools.partial(
+        apply = functools.partial(
             lax.conv_general_dilated,
             window_strides=(1, 1),
             dimension_numbers=_LAYOUT,
@@ -73,13 +73,13 @@ def _backward(
                 inputs.shape[1:3], cotangent.shape[1:3], strides, sizes, strict=True
             )
         ]
-        of_kernel = convolve(
+        of_kernel = apply(
             jnp.transpose(inputs, (3, 1, 2, 0)),
             jnp.transpose(cotangent, (1, 2, 0, 3)),
             padding=[(0, -r) for r in rest],
             rhs_dilation=strides,
         )
-        of_inputs = convolve(
+        of_inputs = apply(
             cotangent,
             jnp.transpose(kernel[::-1, ::-1], (0, 1, 3, 2)),
             padding=[(size - 1, size - 1 + r) for size, r in zip(sizes, rest, strict=True)],

@@ -13,7 +13,7 @@ Array = jax.Array
 
 KL_SPIKE_THRESHOLDS = (0.02, 0.04, 0.08, 0.16)
 """KLs of an update, in nats, of which the share of updates beyond is reported."""
-LARGEST = 20.0
+LARGEST_LOG_RATIO = 20.0
 """Log-ratio beyond which e^l goes on otherwise, so that it stays finite in float32."""
 
 
@@ -96,10 +96,10 @@ def k3(log_ratio: Array) -> Array:
     Unbiased and never negative (Schulman 2020, "Approximating KL divergence"). Beyond log r = 20
     it goes on along its tangent: it and its slope stay finite.
     """
-    bent = jnp.minimum(log_ratio, LARGEST)
+    bent = jnp.minimum(log_ratio, LARGEST_LOG_RATIO)
     # expm1 keeps it exact near r = 1, where it cancels.
-    beyond = jnp.maximum(log_ratio - LARGEST, 0.0)
-    return jnp.expm1(bent) - bent + math.expm1(LARGEST) * beyond
+    beyond = jnp.maximum(log_ratio - LARGEST_LOG_RATIO, 0.0)
+    return jnp.expm1(bent) - bent + math.expm1(LARGEST_LOG_RATIO) * beyond
 
 
 def kl_k3(log_ratio: Array, where: Array | None = None) -> Array:

@@ -289,25 +289,33 @@ def _newest_checkpoint(spec: Path) -> int:
     return max((int(path.name) for path in folders if path.name.isdecimal()), default=-1)
 
 
-def _refuse_unmakeable(cells: Sequence[Cell], options: WorkerOptions) -> None:
-    """Raises BadInput if an environment cannot be made, such as one with a mistyped parameter.
-
-    A process of its own finds it, before anything is written: the sweep loads no JAX.
-    """
+def _ask_worker(
+    flag: str, cells: Sequence[Cell], options: WorkerOptions
+) -> subprocess.CompletedProcess[str]:
+    """Lets a worker look at cells, in a process of its own: the sweep loads no JAX."""
     import tempfile
 
-    unsure = [cell for cell in cells if cell.kind.needs_check(cell.plan)]
-    if not unsure:
-        return
     with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "check.json"
-        worker.write_spec(spec, Path(folder), unsure, options)
-        check = subprocess.run(
-            launchers.command(spec, "--check"),
+        spec = Path(folder) / "asked.json"
+        worker.write_spec(spec, Path(folder), cells, options)
+        return subprocess.run(
+            launchers.command(spec, flag),
             env=launchers.environment(),
             capture_output=True,
             text=True,
         )
+
+
+def _refuse_unmakeable(cells: Sequence[Cell], options: WorkerOptions) -> None:
+    """Raises BadInput if an environment cannot be made, such as one with a mistyped parameter."""
+    unsure: dict[str, Cell] = {}  # in their order, each thing once
+    for cell in cells:
+        what = cell.kind.unsure_of(cell.plan)
+        if what is not None:
+            unsure.setdefault(what, cell)
+    if not unsure:
+        return
+    check = _ask_worker("--check", list(unsure.values()), options)
     if check.returncode == EXIT_BAD_INPUT:
         raise BadInput(_why(check.stderr).removeprefix("error: "))
 
@@ -316,34 +324,24 @@ def _estimate(
     programs: Sequence[Program], out: Path, screen: Screen, options: WorkerOptions
 ) -> None:
     """Prints the plan, with what a moment of each program cost."""
-    import tempfile
-
     from rich.progress import track
     from rich.table import Table
 
     unit = _unit(programs)
     table = Table("cells", "seeds", f"{unit.name} a seed", "memory", "time", "program")
     seconds, failed = 0.0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        for program in track(programs, "measuring", console=screen.console, transient=True):
-            spec = Path(folder) / f"{program.name}.json"
-            worker.write_spec(spec, Path(folder), program.cells, options)
-            probe = subprocess.run(
-                launchers.command(spec, "--probe"),
-                env=launchers.environment(),
-                capture_output=True,
-                text=True,
-            )
-            row = [str(len(program.cells)), str(program.members), f"{program.steps:,}"]
-            try:
-                measured = json.loads(probe.stdout.splitlines()[-1])
-            except (ValueError, IndexError):
-                failed += 1
-                table.add_row(*row, "", "fails", f"{program.name}: {_why(probe.stderr)}")
-                continue
-            seconds += measured["seconds"]
-            memory = f"{measured['memory_bytes'] / 2**20:,.0f} MiB"
-            table.add_row(*row, memory, duration(measured["seconds"]), program.name)
+    for program in track(programs, "measuring", console=screen.console, transient=True):
+        probe = _ask_worker("--probe", program.cells, options)
+        row = [str(len(program.cells)), str(program.members), f"{program.steps:,}"]
+        try:
+            measured = json.loads(probe.stdout.splitlines()[-1])
+        except (ValueError, IndexError):
+            failed += 1
+            table.add_row(*row, "", "fails", f"{program.name}: {_why(probe.stderr)}")
+            continue
+        seconds += measured["seconds"]
+        memory = f"{measured['memory_bytes'] / 2**20:,.0f} MiB"
+        table.add_row(*row, memory, duration(measured["seconds"]), program.name)
     screen.say(table)
     screen.say(
         f"{len(programs)} programs, about {duration(seconds)} one after another on this machine"

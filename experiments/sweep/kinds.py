@@ -97,12 +97,12 @@ class Kind(abc.ABC):
         """Makes devices of the cores, for so many members of a plan; before JAX is loaded."""
 
     @abc.abstractmethod
-    def needs_check(self, plan: Any) -> bool:
-        """Whether parts of a plan are known to be right only once `check` has made them."""
+    def unsure_of(self, plan: Any) -> str | None:
+        """What of a plan is known to be right only once `check` has made it; None: nothing."""
 
     @abc.abstractmethod
     def check(self, plans: Sequence[Any]) -> None:
-        """Makes those parts of all plans; BadInput for the first that is refused. Loads JAX."""
+        """Makes that of all plans; BadInput for the first that is refused. Loads JAX."""
 
     @abc.abstractmethod
     def prepare(self, plans: Sequence[Any]) -> Prepared:
@@ -139,14 +139,16 @@ class _Control(Kind):
 
         building.use_all_cores(plan, num_members)
 
-    def needs_check(self, plan: Any) -> bool:
+    def unsure_of(self, plan: Any) -> str | None:
         options = plan.options
-        return bool(options.env_kwargs or options.randomize or ":" in options.env)
+        is_unsure = options.env_kwargs or options.randomize or ":" in options.env
+        return options.where if is_unsure else None
 
     def check(self, plans: Sequence[Any]) -> None:
         from experiments.training import building
 
-        building.check_environments(plans)
+        for plan in plans:
+            building.check_environment(plan)
 
     def prepare(self, plans: Sequence[Any]) -> Prepared:
         from experiments.training import building
@@ -203,8 +205,8 @@ class _Alignment(Kind):
 
         building.use_all_cores(plan, num_members)
 
-    def needs_check(self, plan: Any) -> bool:
-        return False
+    def unsure_of(self, plan: Any) -> str | None:
+        return None
 
     def check(self, plans: Sequence[Any]) -> None:
         """Exact worlds have no parts but those of the suite."""

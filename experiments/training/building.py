@@ -68,11 +68,9 @@ def _make_bounded_environment(plan: Plan) -> "AnyEnvironment":
     return env
 
 
-def check_environments(plans: Sequence[Plan]) -> None:
-    """Makes each environment that the plans name once; BadInput for the first that is refused."""
-    by_flags = {_flags_of_environment(plan.options): plan for plan in plans}
-    for plan in by_flags.values():
-        _make_bounded_environment(plan)
+def check_environment(plan: Plan) -> None:
+    """Makes the environment of a plan; BadInput where it is refused."""
+    _make_bounded_environment(plan)
 
 
 def _own_network(plan: Plan, env: "AnyEnvironment") -> Any:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax.diagnostics import LARGEST
+from rgpo_jax.diagnostics import LARGEST_LOG_RATIO
 from rgpo_jax.gates import Gate
 from rgpo_jax.language import kl
 from rgpo_jax.language.config import SEQUENCE_AGGREGATIONS, Config
@@ -112,7 +112,7 @@ def policy_loss(
     if config.kl != "reward":
         penalty = kl.ESTIMATORS[config.kl_estimator](log_ratio_ref)
         if config.kl == "direct":  # the ratio is not detached: its gradient is the policy's
-            penalty *= jnp.exp(jnp.minimum(log_ratio, LARGEST))
+            penalty *= jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
         value += kl_coefficient * penalty
     if old_kl_coefficient is not None:
         value += old_kl_coefficient * kl.k2(log_ratio)
