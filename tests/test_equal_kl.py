@@ -9,7 +9,7 @@ from agents import language as methods
 from envs.language import bandit, tiny, tree
 from experiments.align import intervals
 from experiments.align.frontier import Frontier, reward_within
-from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates
+from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates, tiny_steps
 from experiments.theory.equal_kl import Paths
 from rgpo_jax import gates
 from rgpo_jax.gates import weight
@@ -160,6 +160,19 @@ def test_a_transformers_row_is_searched_by_some_and_told_of_others(monkeypatch):
     np.testing.assert_allclose(found.path[1, :, 0], origin, atol=1e-5)
     assert np.all(found.path[1, :, -1] > found.path[1, :, 0])
     assert np.all(found.chosen.share < 1.05)
+
+
+def test_where_a_transformers_row_ends_depends_on_its_coefficient(monkeypatch):
+    monkeypatch.setattr(tiny_steps, "COEFFICIENTS", (0.0, 1.0))
+    monkeypatch.setattr(tiny_steps, "RATE", 1e-3)
+    monkeypatch.setattr(tiny_gates, "UPDATES", 6)
+    frontiers, problems = equal_kl.draw(tiny, [7, 8])
+    told = []
+    last = tiny_steps.learn("rloo", frontiers, problems, alignment.keys_of(0, 2), told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+    assert last.kl.shape == last.reward.shape == (2, 2)
+    assert np.all(last.kl[1] < last.kl[0])
+    assert np.all(last.reward > [f.origin for f in frontiers])
 
 
 # Gates near the reference (docs/theory.md, section 5).

@@ -29,6 +29,7 @@ from experiments.theory import (
     page,
     regression,
     tiny_gates,
+    tiny_steps,
     zeroth_order,
 )
 from experiments.theory.options import ALIGNMENT, CONTROL, STUDIES, Options
@@ -391,7 +392,14 @@ def a_transformers_row(row, frontiers, problems, keys, told):
     return tiny_gates.Found(chosen, chosen.share.mean(axis=1), np.stack(paths)[:, 0, 2:])
 
 
+def a_transformers_end(row, frontiers, problems, keys, told):
+    rng = np.random.default_rng(len(row))
+    kl, reward = rising(rng, 0.5, (2, len(tiny_steps.COEFFICIENTS), len(frontiers), 4))
+    return equal_kl.Paths(kl[..., -1], reward[..., -1])
+
+
 SMALL = {
+    "tiny_steps": (tiny_steps, {"learn": a_transformers_end}),
     "tiny_gates": (tiny_gates, {"learn": a_transformers_row, "CHOOSERS": 2}),
     "dual_gates": (
         dual_gates,

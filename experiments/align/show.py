@@ -129,7 +129,10 @@ def _text(answer: Answered | None) -> str:
 
 
 def tables(runs: Sequence[Shown]) -> str:
-    """Rewards and KL at the first evaluation, midway and at the end, then answers, as Markdown."""
+    """Rewards and KL at the first evaluation, midway and at the end, then answers, as Markdown.
+
+    A prompt's answers stand below one another, so that many runs can be read.
+    """
     names = _SHOWN
     lines = [
         table_line(["method", "updates", *names.values()]),
@@ -142,18 +145,16 @@ def tables(runs: Sequence[Shown]) -> str:
             values = [run.curve(name)[i] for name in names]
             cells = ["" if x != x else f"{x:.{n}f}" for x, n in zip(values, digits, strict=True)]
             lines.append(table_line([run.name, str(run.evaluations[i]["updates"]), *cells]))
-    lines += ["", table_line(["prompt", "before", *(f"{run.name}, after" for run in runs)])]
-    lines.append(table_line(["---"] * (2 + len(runs))))
+    lines += ["", table_line(["prompt", "method", "answer (reward)"]), table_line(["---"] * 3)]
 
     def at(run: Shown, updates: int) -> dict[str, Answered]:
         return {row.prompt: row for row in run.answers if row.updates == updates}
 
     before = at(runs[0], runs[0].answers[0].updates)
-    after = [at(run, run.answers[-1].updates) for run in runs]
+    after = [(run.name, at(run, run.answers[-1].updates)) for run in runs]
     for prompt, answer in before.items():
-        lines.append(
-            table_line([_plain(prompt), _text(answer), *(_text(a.get(prompt)) for a in after)])
-        )
+        lines.append(table_line([_plain(prompt), "(before)", _text(answer)]))
+        lines += [table_line(["", name, _text(a.get(prompt))]) for name, a in after]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What a reference in the gate adds: reward at equal KL, in worlds where both are exact."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -342,7 +342,7 @@ def _claims(
         )
 
     reuse = compare({f"{row}, {w}": worn(row, w) - worn("ppo", w) for w in WORLDS for row in DUAL})
-    at_end = _at_equal_steps(found)
+    at_end = at_equal_steps(_ends_of(found))
     near = np.stack([share[:, 0] for share in exact.values()])
     spread = float(np.max(near.max(axis=0) - near.min(axis=0)))
     far = {name: Interval.of(share[:, -1]) for name, share in exact.items()}
@@ -426,20 +426,32 @@ class AtEnd(NamedTuple):
     reward: list[Comparison]
 
 
-def _at_equal_steps(found: dict[tuple[str, Case], Found]) -> AtEnd:
+def at_equal_steps(ends: Mapping[str, Mapping[str, Paths]]) -> AtEnd:
+    """Dual gates against PPO-RLHF and GRPO as published, all worlds' tests together.
+
+    Args:
+      ends: world -> row -> KL and reward after all steps [S].
+    """
+    kl: dict[str, np.ndarray] = {}
+    reward: dict[str, np.ndarray] = {}
+    for world, rows in ends.items():
+        for row in DUAL:
+            for other in ("ppo", "grpo-published"):
+                name = f"{row} against {other}, {world}"
+                kl[name] = np.log(rows[row].kl) - np.log(rows[other].kl)
+                reward[name] = rows[row].reward - rows[other].reward
+    return AtEnd(compare(kl), compare(reward))
+
+
+def _ends_of(found: dict[tuple[str, Case], Found]) -> dict[str, dict[str, Paths]]:
+    """With one coefficient and one rate for all."""
     grid = settings_of()
     same = (grid["kl_coefficient"] == COEFFICIENT) & (grid["learning_rate"] == RATE)
     which = int(np.flatnonzero(same)[0])
-    kl: dict[str, np.ndarray] = {}
-    reward: dict[str, np.ndarray] = {}
-    for case in _cases():
-        for row in DUAL:
-            for other in ("ppo", "grpo-published"):
-                name = f"{row} against {other}, {case.world}"
-                ours, theirs = found[row, case].last, found[other, case].last
-                kl[name] = np.log(ours.kl[which]) - np.log(theirs.kl[which])
-                reward[name] = ours.reward[which] - theirs.reward[which]
-    return AtEnd(compare(kl), compare(reward))
+    return {
+        case.world: {row: Paths(*(x[which] for x in found[row, case].last)) for row in ROWS}
+        for case in _cases()
+    }
 
 
 # What is shown.
@@ -515,11 +527,7 @@ def _ends(found: dict[tuple[str, Case], Found], world: str, frontiers: Sequence[
         kl, reward = (x[at_rate].mean(axis=1) for x in last)
         largest = max(largest, float(kl.max()))
         lines.append(plain(row, kl, reward, style, marker="o"))
-    inverse = np.geomspace(1e-2, 1e3, 400)
-    curves = [f.at(inverse) for f in frontiers]
-    kl, reward = (np.mean([curve[i] for curve in curves], axis=0) for i in (0, 1))
-    inside = kl <= 1.05 * largest
-    lines.append(plain("frontier", kl[inside], reward[inside], None, "--"))
+    lines.append(equal_kl.frontier_line(frontiers, 1.05 * largest))
     return Panel(world, "KL(pi || ref), nats", "reward", lines)
 
 

@@ -18,7 +18,8 @@ from agents import language as methods
 from experiments.align import compare
 from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment
-from experiments.theory.alignment import Setup
+from experiments.theory.alignment import Setup, plain
+from experiments.theory.study import Line
 from rgpo_jax.language.agent import Agent
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import World
@@ -207,3 +208,12 @@ def learn(
 
     updates = settings["num_updates"]
     return alignment.train(of_problem, problems, keys, updates, points or updates, numbers, told)
+
+
+def frontier_line(frontiers: Sequence[Frontier], largest: float) -> Line:
+    """The mean of frontiers at each b, as far as this KL."""
+    inverse = np.geomspace(1e-2, 1e4, 600)
+    known = [f.at(inverse) for f in frontiers]
+    kl, reward = (np.mean([x[i] for x in known], axis=0) for i in (0, 1))
+    inside = kl <= largest
+    return plain("frontier", kl[inside], reward[inside], None, "--")

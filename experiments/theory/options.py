@@ -18,6 +18,7 @@ Alignment = Literal[
     "regression",
     "dual_gates",
     "tiny_gates",
+    "tiny_steps",
 ]
 StudyName = Literal[Control, Alignment]
 CONTROL: tuple[Control, ...] = get_args(Control)  # of the paper's claims; made by default

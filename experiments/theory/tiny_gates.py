@@ -74,7 +74,7 @@ def _make(problem: Any) -> tuple[World, float]:
     return tiny.of(*problem), 0.0
 
 
-def _paths(
+def follow(
     row: str,
     frontiers: Sequence[Frontier],
     problems: Any,
@@ -83,6 +83,7 @@ def _paths(
     updates: int,
     told: Callable[[float], None],
 ) -> equal_kl.Paths:
+    """A row's runs with these settings [C], of each seed [S]."""
     settings = {
         "num_updates": updates,
         "num_prompts": PROMPTS,
@@ -123,7 +124,7 @@ def learn(
         def tell(share: float) -> None:
             told(after + share / 2)
 
-        paths = _paths(row, known, some, keys[chosen], numbers, updates, tell)
+        paths = follow(row, known, some, keys[chosen], numbers, updates, tell)
         return paths, equal_kl.gains_of(paths, known, LEVELS)
 
     _, searched = part(slice(CHOOSERS), grid, 0.0)
@@ -247,11 +248,7 @@ def _figure(found: dict[str, Found], frontiers: Sequence[Frontier], seeds: int) 
         kl, reward = found[row].path.mean(axis=1)
         paths.append(alignment.plain(row, kl, reward, style))
     largest = max(float(found[row].path[0].mean(axis=0).max()) for row in ALL)
-    inverse = np.geomspace(1e-2, 1e4, 600)
-    known = [f.at(inverse) for f in frontiers]
-    kl, reward = (np.mean([x[i] for x in known], axis=0) for i in (0, 1))
-    inside = kl <= 1.05 * largest
-    paths.append(alignment.plain("frontier", kl[inside], reward[inside], None, "--"))
+    paths.append(equal_kl.frontier_line(frontiers, 1.05 * largest))
     nats = "KL(pi || ref), nats"
     return Figure(
         "tiny_gates",
