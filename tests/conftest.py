@@ -1,5 +1,6 @@
 """What all tests share: a program is compiled once, for all tests, workers and subprocesses."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -73,26 +74,35 @@ def forgotten_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def programs_are_kept() -> Iterator[None]:
-    """Runs of a module that have the same settings are traced and compiled once.
+    """Runs of a module that need the same programs trace and compile them once.
 
     For modules whose tests are of what surrounds training. What a program computes does not depend
     on what ran before: its first states are made anew for each run.
     """
-    from experiments.cli import flags
     from experiments.training import building
     from experiments.training.programs import CompiledPrograms
 
     make, kept = building.make_programs, dict[str, Any]()
 
     def make_or_find(agent: Any, layout: Any, plans: Any) -> Any:
-        settings = [flags.as_settings(plan.options, plan.config) for plan in plans]
-        key = json.dumps([settings, str(layout)])
-        if key not in kept:
-            programs = make(agent, layout, plans)
-            if not isinstance(programs, CompiledPrograms):
-                return programs
+        plan = plans[0]
+        names = (plan.options.env, plan.options.agent, str(plan.options.gate), plan.config.network)
+        if any(":" in name for name in names):  # a module of this name may be another one's
+            return make(agent, layout, plans)
+        # Numbers are arguments of programs; so is how long a run is.
+        left_out = {*plan.config.traced(), "total_steps", "warmup_steps"}
+        config = {k: v for k, v in dataclasses.asdict(plan.config).items() if k not in left_out}
+        options = dataclasses.asdict(plan.options)
+        made_of = [options[name] for name in ("env_kwargs", "randomize", "backend")]
+        members = building.members_of(plans)
+        shape = [building.episodes_of(plan, agent), len(members.seeds), str(layout)]
+        key = json.dumps([names, config, made_of, shape])
+        if key in kept:
+            return kept[key].of(members)
+        programs = make(agent, layout, plans)
+        if isinstance(programs, CompiledPrograms):
             kept[key] = programs
-        return kept[key]
+        return programs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "make_programs", make_or_find)

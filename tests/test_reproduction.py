@@ -22,6 +22,7 @@ from experiments.cli.flags import BadInput
 from experiments.plan import families, reading
 from experiments.plan import own as users
 from experiments.record import colors
+from experiments.report import paper
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search, tables
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
@@ -764,7 +765,9 @@ def test_brax_has_the_settings_of_mujoco():
         assert_run_as_written(cells, row, content)
 
 
-def test_the_page_is_that_of_the_data(tmp_path):
+def test_the_page_is_that_of_the_data(tmp_path, monkeypatch):
+    # Pictures of runs are drawn in another test; of all there are they take a minute.
+    monkeypatch.setattr(paper, "draw", lambda charts, **_: {".png": b""})
     assert program.main(["--data", str(RESULTS / "data"), "--out", str(tmp_path / "page")]) == 0
 
     def without_intervals(text):  # whose last digit may depend on the libraries

@@ -107,14 +107,18 @@ def learning_curves(collection: Collection) -> dict[str, dict[str, Chart]]:
     return found
 
 
+def beside(collection: Collection, env: str, metric: str) -> Chart:
+    """A metric of what the gate did over training, to stand beside others."""
+    title, unit, log = _DIAGNOSTICS[metric]
+    key = f"{metric}-beside-{env}"
+    return _over_training(collection, env, metric, key, title, unit, log=log)
+
+
 def diagnostics(collection: Collection) -> dict[str, list[Chart]]:
     """Environment -> what the gate did over training, the returns first, KL spikes last."""
     found: dict[str, list[Chart]] = {}
     for env in collection.envs:
-        charts = [
-            _over_training(collection, env, metric, f"{metric}-beside-{env}", title, unit, log=log)
-            for metric, (title, unit, log) in _DIAGNOSTICS.items()
-        ]
+        charts = [beside(collection, env, metric) for metric in _DIAGNOSTICS]
         charts.append(_spikes(collection, env))
         if any(chart.series for chart in charts[1:]):
             found[env] = [chart for chart in charts if chart.series]

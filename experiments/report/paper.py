@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogFormatter, PercentFormatter
 
+from experiments.record import curve
 from experiments.record.colors import DASHES, Look
 from experiments.report.charts import Chart, Series
 
@@ -25,11 +26,13 @@ _PANEL = (3.4, 2.6)  # inches: two of them fill the width of a page
 _STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "pdf.fonttype": 42, "axes.linewidth": 0.6}
 
 
-def draw(charts: Sequence[Chart], columns: int = 2) -> dict[str, bytes]:
+def draw(
+    charts: Sequence[Chart], columns: int = 2, suffixes: Sequence[str] = (".png", ".pdf")
+) -> dict[str, bytes]:
     """Draws charts side by side, with one legend for all.
 
     Returns:
-      Suffix -> content, for ".png" and ".pdf".
+      Suffix -> content.
     """
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
@@ -64,10 +67,16 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> dict[str, bytes]:
         if handles:  # many of them are higher than a panel
             needed = legend.get_window_extent().height / figure.dpi + 0.1
             figure.set_size_inches(size[0], size[1] - 0.4 + max(0.4, needed))
-        png, pdf = io.BytesIO(), io.BytesIO()
-        canvas.print_png(png)
-        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
-    return {".png": png.getvalue(), ".pdf": pdf.getvalue()}
+        return {suffix: _WRITERS[suffix](figure) for suffix in suffixes}
+
+
+def _pdf(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+_WRITERS = {".png": curve.png, ".pdf": _pdf}
 
 
 def _linestyle(look: Look) -> Any:

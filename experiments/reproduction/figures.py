@@ -1,7 +1,6 @@
 """The figures of the reproduction, drawn as those of a report are."""
 
 import dataclasses
-import io
 import itertools
 import math
 import textwrap
@@ -9,12 +8,11 @@ from collections.abc import Callable
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from experiments.record import colors
+from experiments.record import colors, curve
 from experiments.record.colors import Look
 from experiments.report import charts, paper, scores
 from experiments.report.runs import FINISHED, Cell, Collection
@@ -76,7 +74,7 @@ def returns(cells: Cells) -> bytes | None:
         figure.legend(
             handles=legend, title=title, loc="outside lower center", ncols=3, frameon=False
         )
-        return _png(figure)
+        return curve.png(figure)
 
 
 def _draw_returns(axes: Axes, cell: Cell, place: float, color: str) -> None:
@@ -101,18 +99,18 @@ def looks() -> dict[str, Look]:
 def curves(collection: Collection) -> dict[str, bytes]:
     """Task -> return, KL, effective sample size and weights over training; PNG."""
     drawn = {}
-    for task, group in charts.diagnostics(collection).items():
-        wanted = [
+    for task in collection.envs:
+        found = [charts.beside(collection, task, metric) for metric in _SHOWN]
+        shown = [
             dataclasses.replace(
                 chart,
                 series=[dataclasses.replace(s, look=looks()[s.label]) for s in chart.series],
             )
-            for metric in _SHOWN
-            for chart in group
-            if chart.key.startswith(f"{metric}-beside")
+            for chart in found
+            if chart.series
         ]
-        if wanted:
-            drawn[task] = paper.draw(wanted)[".png"]
+        if any(chart.series for chart in found[1:]):
+            drawn[task] = paper.draw(shown, suffixes=(".png",))[".png"]
     return drawn
 
 
@@ -178,10 +176,4 @@ def over_setting(collection: Collection, setting: str, symbol: str, switch: str)
         panels[2].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panels[2].yaxis.set_minor_formatter("")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
-        return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+        return curve.png(figure)

@@ -18,7 +18,7 @@ from experiments.training.subject import Planned
 from rgpo_jax.config import Config, is_own_network
 
 if TYPE_CHECKING:
-    from experiments.training.programs import EpisodePrograms, Members
+    from experiments.training.programs import EpisodePrograms, Episodes, Members
     from rgpo_jax.agent import Agent
     from rgpo_jax.callback import Callback
     from rgpo_jax.environment import AnyEnvironment
@@ -193,21 +193,26 @@ def members_of(plans: Sequence[Planned]) -> "Members":
     )
 
 
-def make_programs(
-    agent: "Agent", layout: devices.Layout, plans: Sequence[Plan]
-) -> "EpisodePrograms":
-    """The programs that train plans side by side, wherever the agent's environment lives."""
-    from experiments.training.host_programs import HostPrograms
-    from experiments.training.programs import CompiledPrograms, Episodes
-    from rgpo_jax.environment import HostEnvironment
+def episodes_of(plan: Plan, agent: "Agent") -> "Episodes":
+    """How many episodes an evaluation of a plan's run has."""
+    from experiments.training.programs import Episodes
 
-    plan = plans[0]
     evaluations = Every.make(plan.eval_every, 10, plan)
-    episodes = Episodes.within(
+    return Episodes.within(
         plan.options.eval_share,
         plan.options.eval_episodes,
         agent.env.max_episode_steps,
         evaluations.interval * plan.batch_size,
     )
+
+
+def make_programs(
+    agent: "Agent", layout: devices.Layout, plans: Sequence[Plan]
+) -> "EpisodePrograms":
+    """The programs that train plans side by side, wherever the agent's environment lives."""
+    from experiments.training.host_programs import HostPrograms
+    from experiments.training.programs import CompiledPrograms
+    from rgpo_jax.environment import HostEnvironment
+
     kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
-    return kind(agent, layout, members_of(plans), episodes)
+    return kind(agent, layout, members_of(plans), episodes_of(plans[0], agent))
