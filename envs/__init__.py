@@ -204,19 +204,38 @@ def is_on_mjx(name: str, **params: Any) -> bool:
 
 
 def names(prefix: str = "") -> list[str]:
-    """Names that are known by now, with their prefix; without one, those that are compiled.
+    """Names that are known by now and begin so; without a prefix, those that are compiled.
+
+    Args:
+      prefix: a library, such as "gymnax" or "brax/", or the first letters of a name or of a task,
+        such as "brax/h" or "cartpole", which is looked for in all libraries that are installed.
 
     Raises:
-      ValueError: there is no such prefix, or its library is missing.
+      ValueError: no name begins so, or the library is missing.
     """
-    prefix = prefix.rstrip("/")
     if not prefix:
         return list(NAMES)
-    if prefix not in ADAPTERS:
-        raise ValueError(f"{prefix}: expected one of {', '.join(ADAPTERS)}, or nothing")
-    if prefix in ON_HOST:
-        return [f"{prefix}/{task}" for task in _adapter(prefix).names()]
-    return [*GYMNAX, *MASKED] if prefix == "gymnax" else [n for n in NAMES if split(n)[0] == prefix]
+    library, _, task = prefix.partition("/")
+    if library in ADAPTERS:
+        found = [n for n in _names_of(library) if split(n)[1].lower().startswith(task.lower())]
+    else:
+        installed = (x for x in ADAPTERS if importlib.util.find_spec(ADAPTERS[x].library))
+        of_all = dict.fromkeys(n for x in installed for n in _names_of(x))
+        found = [n for n in of_all if split(n)[1].lower().startswith(prefix.lower())]
+    if not found:
+        raise ValueError(
+            f"{prefix}: expected one of {', '.join(ADAPTERS)}, the beginning of a name, or nothing"
+        )
+    return found
+
+
+def _names_of(library: str) -> list[str]:
+    """All names of a library, with their prefix."""
+    if library in ON_HOST:
+        return [f"{library}/{task}" for task in _adapter(library).names()]
+    if library == "gymnax":
+        return [*GYMNAX, *MASKED]
+    return [n for n in NAMES if split(n)[0] == library]
 
 
 def _require(prefix: str) -> None:

@@ -82,12 +82,31 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
     if reserved:
         raise ValueError(f"{name}: {', '.join(sorted(reserved))} cannot be chosen")
     try:
-        known = list(envpool.make_spec(task)._config_keys)
-        parameters.check(name, params, known)
+        plain = _settings(envpool.make_spec(task))
+        parameters.check(name, params, list(plain))
         spec = envpool.make_spec(task, **params)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
-    return dict(zip(spec._config_keys, spec._config_values, strict=True)), spec
+    except TypeError as error:
+        # EnvPool then says the types of all that it takes, and not whose was wrong.
+        for key, value in params.items():
+            try:
+                envpool.make_spec(task, **{key: value})
+            except TypeError:
+                raise ValueError(
+                    f"{name}: {key} = {value!r}: expected such a value as {plain[key]!r}, "
+                    "the default"
+                ) from None
+        raise ValueError(f"{name}: {_one_line(error)}") from None
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {_one_line(error)}") from None
+    return _settings(spec), spec
+
+
+def _settings(spec: Any) -> dict[str, Any]:
+    return dict(zip(spec._config_keys, spec._config_values, strict=True))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class EnvPoolPool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ _DERIVED: dict[str, dict[str, Callable[[Any], Any]]] = {
     },
     "BernoulliBandit": {"t_max": lambda p: math.ceil(p.max_steps_in_episode)},
 }
+
+# Masses, lengths and steps of time: without them, or with negative ones, there is no physics.
+_POSITIVE = re.compile("mass|length|^(l|m|dt|tau)$")
 
 
 def _action_space(space: Any) -> ActionSpace:
@@ -81,6 +85,10 @@ class GymnaxEnvironment:
         self._params = dataclasses.replace(
             defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
         )
+        for param in filter(_POSITIVE.search, params):
+            value = getattr(self._params, param)
+            if isinstance(value, float) and value <= 0:
+                raise ValueError(f"{name}: {param} = {value:g}: expected more than 0")
         if params:
             following = {param: follow(self._params) for param, follow in derived.items()}
             self._params = dataclasses.replace(self._params, **following)

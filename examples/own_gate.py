@@ -31,10 +31,11 @@ if __name__ == "__main__":
     evaluate = train.make_evaluation(agent, num_episodes=16, deterministic=True)
 
     def run(key, width):
+        key, eval_key = jax.random.split(key)
         state = agent.init(key, width=width)  # a traced number: all widths are one program
         num_updates = CONFIG.total_steps // (CONFIG.num_envs * CONFIG.num_steps)
         state, metrics = jax.lax.scan(agent.step, state, length=num_updates)
-        returns, _ = evaluate(state.learner, key)
+        returns, _ = evaluate(state.learner, eval_key)
         return returns.mean(), metrics["approx_kl"].mean()
 
     seeds = jax.vmap(run, (0, None))  # the same four for every width

@@ -131,7 +131,7 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
 
 
 def _list_environments(args: Sequence[str]) -> None:
-    """Prints the names that are known, or those of a prefix; raises BadInput for another."""
+    """Prints the names that are known, or those that begin so; raises BadInput for none."""
     prefix = args[args.index(LIST_ENVS) + 1 :][:1]
     try:
         known = envs.names(*prefix)

@@ -47,11 +47,17 @@ class MultiDiscrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Arrays of a shape. Bounds are per element, in the environment's units."""
+    """Arrays of a shape. Bounds are per element, in the environment's units; arrays are taken."""
 
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):  # as numbers they can be compared, hashed and saved
+            bounds: Any = getattr(self, name)
+            if isinstance(bounds, np.ndarray | jax.Array):
+                object.__setattr__(self, name, tuple(map(float, np.ravel(bounds))))
 
 
 ActionSpace: TypeAlias = Discrete | MultiDiscrete | Box

@@ -75,6 +75,7 @@ class Network(NamedTuple):
         network (critic params, Sequence) -> float32 [B, T].
       recurrence: None where the network has no memory.
       config: of which `make` has built it; None: a network of your own.
+      torso: "module:Class" of the torso of your own that is in it; None: there is none.
     """
 
     observation_shape: ObservationShape
@@ -83,6 +84,7 @@ class Network(NamedTuple):
     value: Callable[[Params, Any], Array]
     recurrence: Recurrence | None = None
     config: Config | None = None
+    torso: str | None = None
 
     @property
     def num_weights(self) -> int:
@@ -403,15 +405,19 @@ def make(
     if recurrent:
         memory = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
         network = _with_memory(network, memory, observation_shape)
-    return network._replace(config=config)
+    name = None if torso is None else _name_of(torso)
+    return network._replace(config=config, torso=name)
+
+
+def _name_of(torso: nn.Module) -> str:
+    return f"{type(torso).__module__}:{type(torso).__qualname__}"
 
 
 def _named_after(torso: nn.Module, config: Config) -> Config:
     """A config that says whose torso it is, so that none other is built in its place."""
     if config.network == "gru" or is_own_network(config.network):
         return config
-    kind = type(torso)
-    return dataclasses.replace(config, network=f"{kind.__module__}:{kind.__qualname__}")
+    return dataclasses.replace(config, network=_name_of(torso))
 
 
 def _with_memory(

@@ -151,6 +151,10 @@ class Policy:
             seed = about.seeds[0]
         if seed not in about.seeds:
             raise PolicyError(f"seed {seed}: it has {', '.join(map(str, about.seeds))}")
+        if about.torso is not None and network is None:
+            raise PolicyError(
+                f"its torso is {about.torso}: expected the module itself, as network="
+            )
         try:
             space = policy_file.space_of_json(about.action_space, _SPACES)
             shape, dtype = about.observation_shape, of_each(np.dtype, about.observation_dtype)
@@ -245,6 +249,7 @@ def describe(
         agent.learner.network.config,
         tuple(seeds),
         updates,
+        agent.learner.network.torso,
     )
 
 

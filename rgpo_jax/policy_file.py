@@ -39,6 +39,7 @@ class About:
       config: of which the network is built (`networks.make`); None: it was one of its own.
       seeds: of the policies, in their order.
       updates: after which they were saved.
+      torso: "module:Class" of a torso of its own that is in the network; None: there is none.
     """
 
     env: str
@@ -48,6 +49,7 @@ class About:
     config: Config | None
     seeds: tuple[int, ...]
     updates: int
+    torso: str | None = None  # it is missing from files of earlier versions
 
     def to_json(self) -> str:
         """The text that stands among the arrays of the file."""
@@ -63,7 +65,7 @@ class About:
         content = json.loads(text)
         if content.pop("format") != _FORMAT:
             raise ValueError("it is of another version of this suite")
-        config = content.pop("config")
+        config, torso = content.pop("config"), content.pop("torso", None)
         return cls(
             env=str(content.pop("env")),
             observation_shape=of_each(_shape_of_json, content.pop("observation_shape")),
@@ -71,6 +73,7 @@ class About:
             seeds=tuple(map(int, content.pop("seeds"))),
             updates=int(content.pop("updates")),
             config=None if config is None else Config(**_with_tuples(config)),
+            torso=None if torso is None else str(torso),
             **_exactly(content, "action_space"),
         )
 

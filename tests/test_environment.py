@@ -155,3 +155,10 @@ def test_an_element_with_one_bound_is_clipped_to_it():
     space = Box((2,), (0.0, -inf), (inf, 2.0))
     result = to_environment_units(space, jnp.array([[-3.0, -3.0], [5.0, 5.0]]))
     np.testing.assert_array_equal(result, [[0.0, -3.0], [5.0, 2.0]])
+
+
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_bounds_that_are_arrays_are_numbers(array):
+    space = Box((2, 1), array([[-1.0], [-2.0]]), array([[1.0], [math.inf]]))
+    assert space == Box((2, 1), (-1.0, -2.0), (1.0, math.inf))
+    assert hash(space) == hash(Box((2, 1), (-1.0, -2.0), (1.0, math.inf)))

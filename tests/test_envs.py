@@ -471,6 +471,8 @@ def test_drawn_parameters_are_those_of_their_episode():
         ("Pendulum-v1", {"max_torque": (1.0, 2.0)}, {}, "its action_space depends on max_torque"),
         ("brax/ant", {"mass": (1.0, 2.0)}, {}, "its parameters cannot be drawn"),
         ("CartPole-v1", {"max_steps_in_episode": (5.0, 9.0)}, {}, "depends on max_steps_in_epis"),
+        ("CartPole-v1", {"length": (-1.0, 1.0)}, {}, "length = -1: expected more than 0"),
+        ("Pendulum-v1", {"g": (1.0, 2.0)}, {"m": 0.0}, "m = 0: expected more than 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(name, ranges, params, message):

@@ -406,6 +406,8 @@ def test_names_without_a_prefix_load_no_library():
 
 def test_a_task_has_its_familys_settings_under_every_prefix():
     assert families.for_environment("envpool/Walker2d-v4") == families.FAMILIES["MuJoCo"]
+    for name in ("envpool/Pong-v5", "gymnasium/ale_py:ALE/Pong-v5"):
+        assert families.for_environment(name) == families.FAMILIES["Atari"]
     assert families.for_environment("gymnasium/Hopper-v5") == families.FAMILIES["MuJoCo"]
     assert families.for_environment("gymnasium/CartPole-v1") == families.FAMILIES["CartPole-v1"]
     assert families.for_environment("Swimmer-misc") == {}  # gymnax's own, another task

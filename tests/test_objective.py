@@ -153,6 +153,9 @@ def test_trpo_has_no_penalty(name):
 def test_optimiser_and_network_may_be_your_own():
     env, config = Tabular(TABLES["action"]), ppo.Config(**SETTINGS, anneal_learning_rate=False)
 
+    with pytest.raises(ValueError, match=r"optimizer: a Gradient.*expected a function"):
+        agent.make(env, config, gates.ppo(), optimizer=optax.adam(1e-3))
+
     def still(hyperparameters, step_size):
         return optax.sgd(0.0 * step_size)
 

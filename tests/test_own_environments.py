@@ -276,6 +276,11 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, capsys):
         (["--env", "gymnasium/ALE/Pong-v5"], "ale_py brings it: gymnasium/ale_py:ALE/Pong-v5"),
         (["--env", "gymnasium/Mine-v0"], "one that a module registers is gymnasium/MODULE:NAME"),
         (["--list-envs", "xyz"], "--list-envs xyz: expected one of gymnax, brax"),
+        (["--list-envs", "brax/xyz"], "--list-envs brax/xyz: expected one of gymnax, brax"),
+        (
+            ["--env", "envpool/Pong-v5", "--env-kwargs", "stack_num=two"],
+            "envpool/Pong-v5: stack_num = 'two': expected such a value as 4, the default",
+        ),
     ],
 )
 def test_bad_input_is_one_line(args, message, tmp_path, capsys):
@@ -292,3 +297,8 @@ def test_names_are_listed(capsys):
     assert capsys.readouterr().out.split() == list(envs.NAMES)
     assert run.main(["--list-envs", "gymnasium"]) == 0
     assert "gymnasium/CartPole-v1" in capsys.readouterr().out.split()
+    assert run.main(["--list-envs", "brax/h"]) == 0
+    assert capsys.readouterr().out.split() == [n for n in envs.NAMES if n.startswith("brax/h")]
+    assert run.main(["--list-envs", "cartpole-v1"]) == 0
+    found = capsys.readouterr().out.split()
+    assert found[0] == "CartPole-v1" and "gymnasium/CartPole-v1" in found

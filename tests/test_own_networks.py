@@ -80,6 +80,32 @@ def test_a_torso_with_a_memory_behind_it():
     assert after["actor"].shape == (5, 3) and jnp.abs(after["actor"]).max() > 0
 
 
+class Cosines(nn.Module):
+    """A torso whose parameters have the names and shapes of the suite's."""
+
+    @nn.compact
+    def __call__(self, observation):
+        return jnp.cos(nn.Dense(8)(observation))
+
+
+@pytest.mark.parametrize("network", ["auto", "gru"])
+def test_a_torso_of_ones_own_is_not_taken_for_the_suites(network, tmp_path):
+    small = ppo.Config(
+        network=network, hidden_sizes=(8,), recurrent_size=3, num_envs=4, num_minibatches=1
+    )
+    agent = ppo.make(envs.make("CartPole-v1"), small, network=Cosines())
+    state = agent.init(jax.random.key(0))
+    rgpo_jax.save(tmp_path, agent, state)
+    with pytest.raises(ValueError, match=r"its torso is .*Cosines: expected the module itself"):
+        rgpo_jax.load(tmp_path)
+    policy = rgpo_jax.load(tmp_path, network=Cosines())
+    assert policy.is_recurrent == (network == "gru")
+    seen = np.ones((6, 4), np.float32)
+    memory = policy.initial_memory(6)
+    found = policy.act(seen, memory=memory)
+    assert np.shape(found[0] if network == "gru" else found) == (6,)
+
+
 def test_the_critic_may_have_widths_of_its_own():
     config = ppo.Config(hidden_sizes=(8, 4), critic_hidden_sizes=(32,))
     network = networks.make((3,), Box((2,), (-1.0, -1.0), (1.0, 1.0)), config)
@@ -159,6 +185,14 @@ def test_a_sweeps_or_a_searchs_file_does_not_run_code_unasked(tmp_path, capsys):
         assert exit_.value.code == 2
         assert "in a module own_worlds that would be imported" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_refuses_a_wrong_network_before_it_begins(tmp_path, capsys):
+    (tmp_path / "file.yaml").write_text("network: [mlp, 'own_worlds:no_net']\n")
+    with pytest.raises(SystemExit) as exit_:
+        sweep_main(["--file", "file.yaml", "--trust-code", "--out", "out", *SMALL[:-2]])
+    assert exit_.value.code == 2 and not (tmp_path / "out").exists()
+    assert "--network own_worlds:no_net: a dict; expected a module" in capsys.readouterr().err
 
 
 def test_what_is_no_network_is_refused_by_the_library_too():

@@ -131,6 +131,8 @@ def _family(env: str) -> str | None:
         return "MuJoCo"
     if prefix == "envpool" and suffix == "v5":  # of EnvPool's tasks those of MuJoCo and Atari
         return "Atari"
+    if prefix.endswith(":ALE"):  # gymnasium/ale_py:ALE/Pong-v5
+        return "Atari"
     return next((key for key in (prefix, task, suffix) if key in FAMILIES), None)
 
 

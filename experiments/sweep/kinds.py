@@ -141,14 +141,15 @@ class _Control(Kind):
 
     def unsure_of(self, plan: Any) -> str | None:
         options = plan.options
-        is_unsure = options.env_kwargs or options.randomize or ":" in options.env
-        return options.where if is_unsure else None
+        names = (options.env, options.agent, options.gate or "", plan.config.network)
+        is_unsure = options.env_kwargs or options.randomize or any(":" in name for name in names)
+        return " ".join((options.where, *names[1:])) if is_unsure else None
 
     def check(self, plans: Sequence[Any]) -> None:
         from experiments.training import building
 
         for plan in plans:
-            building.check_environment(plan)
+            building.make_spread_agent(plan, len(plan.seeds))
 
     def prepare(self, plans: Sequence[Any]) -> Prepared:
         from experiments.training import building

@@ -68,11 +68,6 @@ def _make_bounded_environment(plan: Plan) -> "AnyEnvironment":
     return env
 
 
-def check_environment(plan: Plan) -> None:
-    """Makes the environment of a plan; BadInput where it is refused."""
-    _make_bounded_environment(plan)
-
-
 def _own_network(plan: Plan, env: "AnyEnvironment") -> Any:
     """What --network MODULE:NAME makes for an environment; None where the suite's is meant."""
     name = plan.config.network
