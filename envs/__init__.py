@@ -242,7 +242,7 @@ def _require(prefix: str) -> None:
     """Raises ValueError, which names the extra, where the library of a prefix is missing."""
     if prefix and importlib.util.find_spec(ADAPTERS[prefix].library) is None:
         _, library, extra = ADAPTERS[prefix]
-        raise ValueError(f"{library} is not installed: pip install 'rgpo-jax[{extra}]'")
+        raise ValueError(f"{library} is not installed: pip install -e '.[{extra}]'")
 
 
 def _adapter(prefix: str) -> Any:

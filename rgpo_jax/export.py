@@ -103,4 +103,4 @@ def _mode(policy: Policy) -> tuple[Callable[..., Any], list[Any]]:
 
 
 def _needs_extra(format_name: str, error: ImportError) -> ImportError:
-    return ImportError(f"{format_name} needs an extra: pip install 'rgpo-jax[export]' ({error})")
+    return ImportError(f"{format_name} needs an extra: pip install -e '.[export]' ({error})")

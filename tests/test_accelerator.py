@@ -90,7 +90,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_run():
 
 def test_an_environment_that_is_missing_fails_in_one_line(tmp_path, monkeypatch, capsys):
     def missing(prefix):
-        raise ValueError("brax is not installed: pip install 'rgpo-jax[brax]'")
+        raise ValueError("brax is not installed: pip install -e '.[brax]'")
 
     monkeypatch.setattr("envs._require", missing)
     run = accelerator.parts_of(accelerator.SIZES["cpu"])

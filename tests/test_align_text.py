@@ -545,7 +545,7 @@ def test_sentiments_come_with_the_extra(name, module, package, tmp_path, monkeyp
     monkeypatch.setattr(importlib, "import_module", missing)
     args = [*SMALL, *LAST, "--reward", name, "--out", str(tmp_path / "run")]
     message = f"--reward {name}: {package} is not installed; it comes with the extra: "
-    assert_refused(align.main, args, message + "pip install 'rgpo-jax[align]'", capsys)
+    assert_refused(align.main, args, message + "pip install -e '.[align]'", capsys)
 
 
 # Prompts and models.
@@ -607,5 +607,5 @@ def test_a_model_that_does_not_fit_is_refused(args, message, tmp_path, capsys):
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    message = "tokenizers is not installed: pip install 'rgpo-jax[align]'"
+    message = "tokenizers is not installed: pip install -e '.[align]'"
     assert_refused(align.main, [*SMALL, *LAST, "--out", str(tmp_path / "run")], message, capsys)

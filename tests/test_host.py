@@ -361,7 +361,7 @@ def test_a_missing_library_is_one_line(monkeypatch, capsys):
         run.main(["--env", "envpool/Hopper-v4"])
     assert refused.value.code == 2
     message = capsys.readouterr().err
-    assert "pip install 'rgpo-jax[envpool]'" in message
+    assert "pip install -e '.[envpool]'" in message
     assert message.count("\n") == 1
 
 

@@ -347,7 +347,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, capsys):
     assert refused.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "mujoco_playground is not installed: pip install 'rgpo-jax[playground]'" in error
+    assert "mujoco_playground is not installed: pip install -e '.[playground]'" in error
 
 
 def test_the_family_is_found_by_prefix():

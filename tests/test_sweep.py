@@ -562,7 +562,7 @@ def test_without_ray_one_line_names_the_extra(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as refused:
         sweep.main(["--launcher", "ray", "--out", str(tmp_path / "out"), *TINY])
     assert refused.value.code == 2
-    assert "pip install 'rgpo-jax[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,7 @@ def _need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{package} is not installed; it comes with the extra: pip install 'rgpo-jax[align]'"
+            f"{package} is not installed; it comes with the extra: pip install -e '.[align]'"
         ) from error
 
 

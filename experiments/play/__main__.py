@@ -170,7 +170,7 @@ def _choose_file(options: Options, env: str) -> Path:
         if not film.mp4_is_possible():
             raise BadInput(
                 f"--out {given}: MP4 needs FFmpeg, which an extra brings: "
-                "pip install 'rgpo-jax[play]'; a .gif does not"
+                "pip install -e '.[play]'; a .gif does not"
             )
     if path.exists() and not (options.overwrite and path.is_file()):
         raise BadInput(f"--out {given}: is there already; choose another, or say --overwrite")

@@ -78,7 +78,7 @@ def require(names: Sequence[LoggerName]) -> None:
         importlib.metadata.distribution("wandb")
     except importlib.metadata.PackageNotFoundError:
         raise BadInput(
-            "--loggers wandb: needs the extra `wandb`: pip install 'rgpo-jax[wandb]'"
+            "--loggers wandb: needs the extra `wandb`: pip install -e '.[wandb]'"
         ) from None
     import wandb
 

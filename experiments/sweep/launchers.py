@@ -116,7 +116,7 @@ class Ray:
         try:
             import ray
         except ModuleNotFoundError:
-            raise BadInput("--launcher ray: not installed: pip install 'rgpo-jax[ray]'") from None
+            raise BadInput("--launcher ray: not installed: pip install -e '.[ray]'") from None
         self._ray = ray
         try:
             if not ray.is_initialized():

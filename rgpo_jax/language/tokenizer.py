@@ -27,7 +27,7 @@ def need(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module.partition('.')[0]} is not installed: pip install 'rgpo-jax[{extra}]'"
+            f"{module.partition('.')[0]} is not installed: pip install -e '.[{extra}]'"
         ) from error
 
 
