@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_it_lists_its_programs_and_refuses_others(folder):
     refused = rgpo(folder, "rn")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: rgpo rn: did you mean run? expected one of run, sweep")
+
+
+def test_packages_say_that_they_have_types():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in ("agents", "envs", "experiments", "rgpo_jax"):
+        assert (ROOT / package / "py.typed").exists()
+    assert "py.typed" in settings["package-data"]["*"]
 
 
 def test_every_program_is_there():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +94,38 @@ def test_what_a_library_has_once_a_module_is_imported():
     env = envs.make("gymnax/own_worlds:OwnBandit-v0", max_episode_steps=6)
     assert env.max_episode_steps == 6
     assert envs.make("own_worlds:Bandit").max_episode_steps == 5
+
+
+def test_a_class_of_the_host_protocol_is_trained(tmp_path):
+    assert envs.is_on_host("own_worlds:Pooled", steps=3)
+    args = ["--env", "own_worlds:Pooled", "--env-kwargs", "steps=5", "--agent", "ppo", *SMALL]
+    assert run.main([*args, "--total-steps", "2000", "--out", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["final_return"]["mean"] > 4.0  # of 5; 2.5 by chance
+    again = ["--resume", "--trust-code", "--out", str(tmp_path / "run")]
+    assert run.main(again) == 0
+
+
+def test_a_class_of_brax(folder):
+    pytest.importorskip("brax")
+    (folder / "own_fast.py").write_text(
+        "from brax.envs.fast import Fast\n"
+        "class Faster(Fast):\n"
+        "    def __init__(self, bonus=0.0):\n"
+        "        super().__init__()\n"
+        "        self.bonus = bonus\n"
+        "    def step(self, state, action):\n"
+        "        state = super().step(state, action)\n"
+        "        return state.replace(reward=state.reward + self.bonus)\n"
+    )
+    rewards = []
+    for bonus in (0.0, 2.0):
+        env = envs.make("own_fast:Faster", bonus=bonus, max_episode_steps=12)
+        assert env.max_episode_steps == 12 and not envs.is_on_host("own_fast:Faster")
+        state, _ = env.reset(jax.random.key(0))
+        _, timestep = env.step(jax.random.key(1), state, jnp.zeros(env.action_space.shape))
+        rewards.append(float(timestep.reward))
+    assert rewards[1] == rewards[0] + 2.0
 
 
 def test_a_task_registered_with_brax(monkeypatch, folder):

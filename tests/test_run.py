@@ -558,6 +558,9 @@ def test_help_states_meaning_and_default(capsys):
     assert (
         "--clip FLOAT Clip range epsilon of the ratio, on both sides of 1. (default: 0.2)" in text
     )
+    # The agent's own, then what all agents have, then the run's.
+    own, common, of_the_run = (text.index(f) for f in ("--clip ", "--total-steps ", "--env "))
+    assert own < common < of_the_run
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

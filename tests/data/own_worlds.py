@@ -76,6 +76,44 @@ class Whole(Line):
         return state, timestep._replace(observation=whole, final_observation=whole)
 
 
+class Pooled:
+    """`Line` of the host protocol, with episodes of a few steps."""
+
+    name = "Pooled"
+    observation_shape = (1,)
+    observation_dtype = np.float32
+    action_space = Discrete(2)
+
+    def __init__(self, steps=4):
+        self.max_episode_steps = steps
+
+    def make_pool(self, seeds):
+        return _Pool(seeds, self.max_episode_steps)
+
+
+class _Pool:
+    def __init__(self, seeds, steps):
+        self.draws = [np.random.default_rng(seed) for seed in seeds]
+        self.steps = steps
+
+    def draw(self):
+        self.place = np.array([[draw.uniform(-1, 1)] for draw in self.draws], np.float32)
+        return self.place
+
+    def reset(self):
+        self.done = 0
+        return self.draw()
+
+    def send(self, action):
+        self.reward = ((self.place[:, 0] > 0) == (action == 1)).astype(np.float32)
+
+    def receive(self):
+        self.done += 1
+        cut = np.full(len(self.draws), self.done % self.steps == 0)
+        observation = self.draw()
+        return TimeStep(observation, self.reward, np.zeros_like(cut), cut, observation)
+
+
 class Sign(gymnasium.Env):
     """The same of Gymnasium, in NumPy."""
 
