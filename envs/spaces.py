@@ -1,5 +1,6 @@
 """Gymnasium's spaces as those of `rgpo_jax.environment`."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -80,10 +81,11 @@ def observation(name: str, space: Any) -> Reading:
     - Discrete, MultiDiscrete: one-hot vectors, one after another.
     - Dict, Tuple: all that is no image is flattened into one vector, in the order of the space. If
       there is an image beside it, or another image, an observation is a dict: "vector", and each
-      image by the keys that lead to it, as in "arm/camera"; those of a Tuple are 0, 1, ...
+      image by the keys that lead to it, as in "arm/camera"; those of a Tuple are 0, 1, ... A text,
+      such as MiniGrid's mission, is left out, with a warning.
 
     Raises:
-      ValueError: there is something else, such as a text, a graph or a sequence, which it names.
+      ValueError: there is something else, such as a graph or a sequence, which it names.
     """
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return Reading(*_array(space, f"{name}: observations"))
@@ -91,6 +93,10 @@ def observation(name: str, space: Any) -> Reading:
     vectors: list[_Part] = []
     for path, leaf in _leaves(space):
         key = "/".join(map(str, path))
+        if _is_words(leaf):
+            what = type(leaf).__name__
+            warnings.warn(f"{name}: the policy does not see {key!r}, a {what}", stacklevel=2)
+            continue
         array = _array(leaf, f"{name}: observations with a part {key!r}")
         part = array._replace(read=_behind(path, array.read))
         if not _is_image(leaf):
@@ -179,6 +185,12 @@ def _one_hot(nvec: Any, start: Any) -> _Part:
         return (np.repeat(numbers, nvec, axis=1) == values).astype(np.float32)
 
     return _Part((len(values),), np.float32, read)
+
+
+def _is_words(space: Any) -> bool:
+    """Whether its values are no numbers: a text, or of a class that Gymnasium does not know."""
+    is_gymnasiums = type(space).__module__.partition(".")[0] == "gymnasium"
+    return isinstance(space, spaces.Text) or (space.shape is None and not is_gymnasiums)
 
 
 def _is_image(space: Any) -> bool:

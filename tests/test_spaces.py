@@ -218,7 +218,12 @@ TEXT = spaces.Text(5)
         (ours.observation, TEXT, "observations of kind Text"),
         (ours.observation, spaces.Sequence(PICTURE), "observations of kind Sequence"),
         (ours.observation, spaces.Graph(BOX, None), "observations of kind Graph"),
-        (ours.observation, spaces.Dict(a=BOX, b=spaces.Tuple([TEXT])), "a part 'b/0' of kind Text"),
+        (
+            ours.observation,
+            spaces.Dict(a=BOX, b=spaces.Tuple([spaces.Sequence(BOX)])),
+            "a part 'b/0' of kind Sequence",
+        ),
+        (ours.observation, spaces.Dict(a=spaces.OneOf([BOX])), "a part 'a' of kind OneOf"),
         (ours.observation, spaces.Dict(), "observations of kind Dict()"),
         (ours.action_space, TEXT, "actions of kind Text"),
         (ours.action_space, spaces.Dict(a=BOX), "actions of kind Dict"),
@@ -230,6 +235,22 @@ def test_what_is_not_supported_is_named(read, space, named):
         read("gymnasium/X-v0", space)
     assert str(refused.value).startswith("gymnasium/X-v0: ") and named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+class Mission(spaces.Space):
+    """What a library of others has, as MiniGrid does."""
+
+
+@pytest.mark.parametrize("words", [TEXT, Mission()])
+def test_words_beside_numbers_are_left_out_and_told(words):
+    kind = type(words).__name__
+    with pytest.warns(UserWarning, match=f"X: the policy does not see 'mission', a {kind}"):
+        reading = ours.observation("X", spaces.Dict(mission=words, place=BOX))
+    assert reading.shape == (4,)
+    batch = {"mission": ("go",), "place": np.ones((1, 2, 2), np.float32)}
+    np.testing.assert_array_equal(reading.read(batch), np.ones((1, 4)))
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="are not supported"):
+        ours.observation("X", spaces.Dict(mission=words))
 
 
 # Environments on the host.
