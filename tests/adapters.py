@@ -1,5 +1,6 @@
 """What the tests of adapters share."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,13 @@ def check_types(env):
 
 
 def in_a_fresh_interpreter(program, cwd):
+    # It compiles physics to run it for a few steps.
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
         capture_output=True,
         text=True,
         timeout=300,
         cwd=cwd,
+        env=env,
     )
