@@ -82,6 +82,8 @@ class GymnaxEnvironment:
         known = [field.name for field in dataclasses.fields(defaults) if field.name not in derived]
         parameters.check(name, params, known)
         self._env = env
+        if not type(env).__module__.startswith("gymnax."):
+            self.wraps = env  # a user's own
         self._params = dataclasses.replace(
             defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
         )

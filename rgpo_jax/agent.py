@@ -218,6 +218,9 @@ def make(
             key,
         )
 
+    # One of another's may truncate earlier than it says: then all final observations are looked at.
+    least_episode = env.max_episode_steps if inspection.is_known(env) else None
+
     @jax.jit  # traced once, wherever it is used: in a loop, under vmap, for its shapes alone
     def step(state: AgentState, _: Any = None) -> tuple[AgentState, Metrics]:
         key, rollout_key = jax.random.split(state.key)
@@ -230,7 +233,7 @@ def make(
             config.reset_pool_size,
             parallel,
         )
-        learner_state, metrics = learner.update(state.learner, trajectory, env.max_episode_steps)
+        learner_state, metrics = learner.update(state.learner, trajectory, least_episode)
         return AgentState(learner_state, rollout_state, key), metrics | episode_metrics(totals)
 
     return Agent(init, step, act, learner, env, config)

@@ -1,5 +1,6 @@
 """Environments of a user's own, by name, with parameters: run, resume, sweep, play, report."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_what_a_library_has_once_a_module_is_imported():
     env = envs.make("gymnax/own_worlds:OwnBandit-v0", max_episode_steps=6)
     assert env.max_episode_steps == 6
     assert envs.make("own_worlds:Bandit").max_episode_steps == 5
+
+
+def test_one_that_truncates_before_its_limit_is_bootstrapped_all_the_same(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    own_worlds = importlib.import_module("own_worlds")
+    config = ppo.Config(num_envs=2, num_steps=16, num_minibatches=1, hidden_sizes=(8,))
+    learnt = []
+    for said in (3, 10, None):
+        agent = ppo.make(own_worlds.Short(steps=3, said=said), config)
+        state, _ = agent.step(agent.init(jax.random.key(0)))
+        learnt.append(jax.tree.leaves(state.learner.params))
+    for other in learnt[1:]:
+        jax.tree.map(np.testing.assert_array_equal, learnt[0], other)
 
 
 def test_a_class_of_the_host_protocol_is_trained(tmp_path):
