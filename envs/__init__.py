@@ -215,7 +215,7 @@ def names(prefix: str = "") -> list[str]:
     """
     if not prefix:
         return list(NAMES)
-    library, _, task = prefix.partition("/")
+    library, _, task = prefix.rstrip("/").partition("/")
     if library in ADAPTERS:
         found = [n for n in _names_of(library) if split(n)[1].lower().startswith(task.lower())]
     else:
@@ -242,7 +242,7 @@ def _require(prefix: str) -> None:
     """Raises ValueError, which names the extra, where the library of a prefix is missing."""
     if prefix and importlib.util.find_spec(ADAPTERS[prefix].library) is None:
         _, library, extra = ADAPTERS[prefix]
-        raise ValueError(f"{library} is not installed: pip install -e '.[{extra}]'")
+        raise ValueError(f"{library} is not installed: {importing.install_hint(extra)}")
 
 
 def _adapter(prefix: str) -> Any:

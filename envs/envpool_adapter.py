@@ -90,7 +90,7 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
         for key, value in params.items():
             try:
                 envpool.make_spec(task, **{key: value})
-            except TypeError:
+            except (TypeError, RuntimeError):
                 raise ValueError(
                     f"{name}: {key} = {value!r}: expected such a value as {plain[key]!r}, "
                     "the default"

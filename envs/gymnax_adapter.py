@@ -36,6 +36,14 @@ _DERIVED: dict[str, dict[str, Callable[[Any], Any]]] = {
 _POSITIVE = re.compile("mass|length|^(l|m|dt|tau)$")
 
 
+def _derived(env: Any) -> dict[str, Callable[[Any], Any]]:
+    """What follows from parameters, as of gymnax's class that an environment is or extends."""
+    for kind in type(env).__mro__:
+        if kind.__module__.startswith("gymnax.") and kind.__name__ in _DERIVED:
+            return _DERIVED[kind.__name__]
+    return {}
+
+
 def _action_space(space: Any) -> ActionSpace:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n))
@@ -73,21 +81,22 @@ class GymnaxEnvironment:
     """
 
     def __init__(self, name: str, env: Any, params: Mapping[str, Any]):
+        is_gymnaxs = type(env).__module__.startswith("gymnax.")
         defaults = env.default_params
         params = parameters.with_limit(name, params, GYMNAX_LIMIT)
-        derived = _DERIVED.get(type(env).__name__, {})
+        derived = _derived(env)
         for param in derived:
             if param in params:
                 raise ValueError(f"{name}: {param} = {params[param]}: it follows from the others")
         known = [field.name for field in dataclasses.fields(defaults) if field.name not in derived]
         parameters.check(name, params, known)
         self._env = env
-        if not type(env).__module__.startswith("gymnax."):
+        if not is_gymnaxs:
             self.wraps = env  # a user's own
         self._params = dataclasses.replace(
             defaults, **{k: _like(getattr(defaults, k), k, v) for k, v in params.items()}
         )
-        for param in filter(_POSITIVE.search, params):
+        for param in filter(_POSITIVE.search, params) if is_gymnaxs else ():
             value = getattr(self._params, param)
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"{name}: {param} = {value:g}: expected more than 0")

@@ -14,6 +14,8 @@ _EXPECTED = (
     "gymnax, Brax or Playground"
 )
 
+_GYMNAX = "gymnax.environments.environment", "Environment"
+
 
 def make(name: str, params: Mapping[str, Any]) -> AnyEnvironment:
     """Imports MODULE:NAME, and adapts what it finds.
@@ -47,6 +49,9 @@ def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
         params = dict(params)
         own, takes_all = parameters.taken_by(found)
         limit = None if LIMIT in own else params.pop(LIMIT, None)
+        theirs: dict[str, Any] = {}
+        if isinstance(found, type) and _is_of(*_GYMNAX, found):  # what it simulates is apart
+            theirs = {k: params.pop(k) for k in list(params) if k not in own}
         if not takes_all:
             parameters.check(name, params, (*own, LIMIT))
         make = found
@@ -61,7 +66,7 @@ def adapt(found: Any, name: str, params: Mapping[str, Any]) -> AnyEnvironment:
         if _is_of("gymnasium", "Env", found):
             found.close()
             return _of_gymnasium(again, name, {} if limit is None else {LIMIT: limit})
-        return _limited(_behind_protocol(found, name, limit), name, limit)
+        return _limited(_behind_protocol(found, name, limit, theirs), name, limit)
     if _is_of("gymnasium", "Env", found):
         raise ValueError(
             f"{name} is one environment of Gymnasium, and training needs many: expected its class, "
@@ -92,12 +97,18 @@ def _of_gymnasium(make: Callable[..., Any], name: str, params: Mapping[str, Any]
     return gymnasium_adapter.of_callable(make, name, params)
 
 
-def _behind_protocol(env: Any, name: str, limit: int | None) -> AnyEnvironment:
-    """An environment as one of our protocols, with a library's adapter where it is one of its."""
-    if _is_of("gymnax.environments.environment", "Environment", env):
+def _behind_protocol(
+    env: Any, name: str, limit: int | None, params: Mapping[str, Any] | None = None
+) -> AnyEnvironment:
+    """An environment as one of our protocols, with a library's adapter where it is one of its.
+
+    `params` are gymnax's, of one of its kind.
+    """
+    if _is_of(*_GYMNAX, env):
         from envs import gymnax_adapter
 
-        return gymnax_adapter.of_environment(env, name, {} if limit is None else {LIMIT: limit})
+        limits = {} if limit is None else {LIMIT: limit}
+        return gymnax_adapter.of_environment(env, name, {**(params or {}), **limits})
     if _is_of("brax.envs.base", "Env", env):
         from envs import brax_adapter
 

@@ -189,8 +189,10 @@ def _one_hot(nvec: Any, start: Any) -> _Part:
 
 def _is_words(space: Any) -> bool:
     """Whether its values are no numbers: a text, or of a class that Gymnasium does not know."""
-    is_gymnasiums = type(space).__module__.partition(".")[0] == "gymnasium"
-    return isinstance(space, spaces.Text) or (space.shape is None and not is_gymnasiums)
+    if type(space).__module__.partition(".")[0] == "gymnasium":
+        return isinstance(space, spaces.Text)
+    structures = spaces.Graph | spaces.Sequence | spaces.OneOf
+    return space.shape is None and not isinstance(space, structures)
 
 
 def _is_image(space: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import envs
-from experiments.cli import frame
+from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.plan.reading import PROG, Plan, read_plan
@@ -59,7 +59,7 @@ class _Opened(NamedTuple):
 
 def _prepare(args: Sequence[str]) -> _Prepared | None:
     """Reads flags, chooses the folder and says what will run; None where there is nothing to do."""
-    if LIST_ENVS in args:
+    if any(arg.partition("=")[0] == LIST_ENVS for arg in args):
         _list_environments(args)
         return None
     plan = read_plan(args)
@@ -132,9 +132,9 @@ def _train(prepared: _Prepared, opened: _Opened, interrupts: Interrupts) -> int:
 
 def _list_environments(args: Sequence[str]) -> None:
     """Prints the names that are known, or those that begin so; raises BadInput for none."""
-    prefix = args[args.index(LIST_ENVS) + 1 :][:1]
+    prefix = flags.peek(LIST_ENVS, args) or ""
     try:
-        known = envs.names(*prefix)
+        known = envs.names("" if prefix.startswith("-") else prefix)
     except ValueError as error:
         raise BadInput(f"{LIST_ENVS} {error}") from None
     print("\n".join(known))

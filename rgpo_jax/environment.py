@@ -56,7 +56,9 @@ class Box:
     def __post_init__(self) -> None:
         for name in ("low", "high"):  # as numbers they can be compared, hashed and saved
             bounds: Any = getattr(self, name)
-            if isinstance(bounds, np.ndarray | jax.Array):
+            if isinstance(bounds, jax.core.Tracer):
+                continue  # of an environment that is made while tracing; who needs a number says so
+            if isinstance(bounds, np.ndarray | jax.Array | list):
                 object.__setattr__(self, name, tuple(map(float, np.ravel(bounds))))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rgpo_jax.importing import install_hint
 from rgpo_jax.policy import Policy
 from rgpo_jax.policy_file import PolicyError
 
@@ -103,4 +104,4 @@ def _mode(policy: Policy) -> tuple[Callable[..., Any], list[Any]]:
 
 
 def _needs_extra(format_name: str, error: ImportError) -> ImportError:
-    return ImportError(f"{format_name} needs an extra: pip install -e '.[export]' ({error})")
+    return ImportError(f"{format_name} needs an extra: {install_hint('export')} ({error})")

@@ -8,7 +8,15 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+
+def install_hint(extra: str) -> str:
+    """The command that brings an extra, with the suite's own folder where it is a checkout."""
+    checkout = Path(__file__).resolve().parents[1]
+    folder = checkout if (checkout / "pyproject.toml").exists() else "FOLDER_OF_RGPO_JAX"
+    return f"pip install -e '{folder}[{extra}]'"
 
 
 @contextlib.contextmanager

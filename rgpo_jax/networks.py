@@ -405,11 +405,12 @@ def make(
     if recurrent:
         memory = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
         network = _with_memory(network, memory, observation_shape)
-    name = None if torso is None else _name_of(torso)
+    name = None if torso is None else name_of(torso)
     return network._replace(config=config, torso=name)
 
 
-def _name_of(torso: nn.Module) -> str:
+def name_of(torso: nn.Module) -> str:
+    """ "module:Class" of a torso."""
     return f"{type(torso).__module__}:{type(torso).__qualname__}"
 
 
@@ -417,7 +418,7 @@ def _named_after(torso: nn.Module, config: Config) -> Config:
     """A config that says whose torso it is, so that none other is built in its place."""
     if config.network == "gru" or is_own_network(config.network):
         return config
-    return dataclasses.replace(config, network=_name_of(torso))
+    return dataclasses.replace(config, network=name_of(torso))
 
 
 def _with_memory(

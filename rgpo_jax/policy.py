@@ -8,6 +8,7 @@ your own.
 """
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -155,6 +156,10 @@ class Policy:
             raise PolicyError(
                 f"its torso is {about.torso}: expected the module itself, as network="
             )
+        if about.torso is not None and isinstance(network, nn.Module):
+            given = networks.name_of(network)
+            if given != about.torso:
+                warnings.warn(f"its torso is {about.torso}; the one given is {given}", stacklevel=3)
         try:
             space = policy_file.space_of_json(about.action_space, _SPACES)
             shape, dtype = about.observation_shape, of_each(np.dtype, about.observation_dtype)

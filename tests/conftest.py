@@ -99,16 +99,17 @@ def programs_are_kept() -> Iterator[None]:
         names = (plan.options.env, plan.options.agent, str(plan.options.gate), plan.config.network)
         if any(":" in name for name in names):  # a module of this name may be another one's
             return make(agent, layout, plans)
-        # Numbers are arguments of programs; so is how long a run is.
-        left_out = {*plan.config.traced(), "total_steps", "warmup_steps"}
-        config = {k: v for k, v in dataclasses.asdict(plan.config).items() if k not in left_out}
+        numbers = plan.config.traced()  # they are arguments of programs
+        config = {k: v for k, v in dataclasses.asdict(plan.config).items() if k not in numbers}
         options = dataclasses.asdict(plan.options)
         made_of = [options[name] for name in ("env_kwargs", "randomize", "backend")]
         members = building.members_of(plans)
         shape = [building.episodes_of(plan, agent), len(members.seeds), str(layout)]
         key = json.dumps([names, config, made_of, shape])
         if key in kept:
-            return kept[key].of(members)
+            programs = kept[key].of(members)
+            programs._agent = agent  # its Config is kept beside policies
+            return programs
         programs = make(agent, layout, plans)
         if isinstance(programs, CompiledPrograms):
             kept[key] = programs

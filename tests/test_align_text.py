@@ -22,6 +22,7 @@ from experiments.align.answer_log import Answered
 from experiments.play import __main__ as play
 from experiments.training import compiling, loop
 from rgpo_jax.checkpoint import Checkpoints
+from rgpo_jax.importing import install_hint
 from rgpo_jax.language import decoder, weights
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
@@ -545,7 +546,7 @@ def test_sentiments_come_with_the_extra(name, module, package, tmp_path, monkeyp
     monkeypatch.setattr(importlib, "import_module", missing)
     args = [*SMALL, *LAST, "--reward", name, "--out", str(tmp_path / "run")]
     message = f"--reward {name}: {package} is not installed; it comes with the extra: "
-    assert_refused(align.main, args, message + "pip install -e '.[align]'", capsys)
+    assert_refused(align.main, args, message + install_hint("align"), capsys)
 
 
 # Prompts and models.
@@ -607,5 +608,5 @@ def test_a_model_that_does_not_fit_is_refused(args, message, tmp_path, capsys):
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    message = "tokenizers is not installed: pip install -e '.[align]'"
+    message = f"tokenizers is not installed: {install_hint('align')}"
     assert_refused(align.main, [*SMALL, *LAST, "--out", str(tmp_path / "run")], message, capsys)

@@ -110,6 +110,43 @@ def test_one_that_truncates_before_its_limit_is_bootstrapped_all_the_same(folder
         jax.tree.map(np.testing.assert_array_equal, learnt[0], other)
 
 
+def test_a_class_of_gymnax_has_its_parameters_and_what_follows_from_them():
+    heavy = {"masscart": 5.0, "max_episode_steps": 50}
+    ours, theirs = envs.make("own_worlds:Pole", **heavy), envs.make("CartPole-v1", **heavy)
+    assert ours.max_episode_steps == 50
+    for env in (ours, theirs):
+        state, _ = env.reset(jax.random.key(0))
+        _, timestep = env.step(jax.random.key(1), state, jnp.int32(1))
+        if env is ours:
+            found = timestep.observation
+    np.testing.assert_array_equal(found, timestep.observation)
+    with pytest.raises(ValueError, match="no parameter 'lenght'; did you mean length"):
+        envs.make("own_worlds:Pole", lenght=1.0)
+    drawn = envs.randomize("own_worlds:Pole", {"length": (0.5, 2.0)})
+    assert drawn.max_episode_steps == 500
+
+
+def test_a_name_that_gymnax_has_too_is_no_class_of_gymnax(folder):
+    (folder / "own_pole.py").write_text(
+        "from own_worlds import Bandit\nclass CartPole(Bandit):\n    pass\n"
+    )
+    assert envs.make("own_pole:CartPole", max_episode_steps=3).max_episode_steps == 3
+
+
+def test_bounds_may_be_arrays_where_parameters_are_drawn(folder):
+    (folder / "own_boxes.py").write_text(
+        "import jax.numpy as jnp\n"
+        "from own_worlds import Line\n"
+        "from rgpo_jax.environment import Box\n"
+        "class Boxed(Line):\n"
+        "    def __init__(self, width=1.0):\n"
+        "        super().__init__(width)\n"
+        "        self.action_space = Box((1,), jnp.array([-2.0]), jnp.array([2.0]))\n"
+    )
+    env = envs.randomize("own_boxes:Boxed", {"width": (0.5, 2.0)}, max_episode_steps=4)
+    assert env.action_space.low == (-2.0,)
+
+
 def test_a_class_of_the_host_protocol_is_trained(tmp_path):
     assert envs.is_on_host("own_worlds:Pooled", steps=3)
     args = ["--env", "own_worlds:Pooled", "--env-kwargs", "steps=5", "--agent", "ppo", *SMALL]
@@ -273,6 +310,10 @@ def test_what_a_librarys_own_class_broke_is_told(tmp_path, capsys):
     assert run.main([*args, "--out", str(tmp_path / "run")]) == 3
     said = capsys.readouterr().out
     assert "environment own_worlds:BrokenBandit: reward of step 1 is NaN or infinite" in said
+    args = ["--env", "Pendulum-v1", "--env-kwargs", "max_torque=1e20", "--agent", "ppo", *SMALL]
+    assert run.main([*args, "--total-steps", "64", "--out", str(tmp_path / "torque")]) == 3
+    said = capsys.readouterr().out
+    assert "environment Pendulum-v1: reward of step 1 is NaN or infinite" in said
 
 
 def test_a_sweep_goes_through_parameters(tmp_path):
@@ -300,6 +341,11 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "--env-kwargs lenght=0.5: CartPole-v1 has no parameter 'lenght'" in said
     assert said.startswith("error: --env") and said.count("\n") == 1
+    file.write_text("network: [mlp, atari]\n")  # of pictures
+    with pytest.raises(SystemExit) as exit_:
+        sweep_main(["--file", str(file), "--out", str(out), *SMALL])
+    assert exit_.value.code == 2 and not out.exists()
+    assert "a CNN needs observations [height, width, channels]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -346,6 +392,11 @@ def test_names_are_listed(capsys):
     assert "gymnasium/CartPole-v1" in capsys.readouterr().out.split()
     assert run.main(["--list-envs", "brax/h"]) == 0
     assert capsys.readouterr().out.split() == [n for n in envs.NAMES if n.startswith("brax/h")]
+    for args in (["--list-envs=brax/h"], ["--list-envs", "brax/h/"]):
+        assert run.main(args) == 0
+        assert "brax/halfcheetah" in capsys.readouterr().out
+    assert run.main(["--list-envs", "--agent", "ppo"]) == 0
+    assert capsys.readouterr().out.split() == list(envs.NAMES)
     assert run.main(["--list-envs", "cartpole-v1"]) == 0
     found = capsys.readouterr().out.split()
     assert found[0] == "CartPole-v1" and "gymnasium/CartPole-v1" in found

@@ -88,6 +88,10 @@ class Cosines(nn.Module):
         return jnp.cos(nn.Dense(8)(observation))
 
 
+class Twice(Cosines):
+    """Another, whose parameters are the same."""
+
+
 @pytest.mark.parametrize("network", ["auto", "gru"])
 def test_a_torso_of_ones_own_is_not_taken_for_the_suites(network, tmp_path):
     small = ppo.Config(
@@ -98,6 +102,8 @@ def test_a_torso_of_ones_own_is_not_taken_for_the_suites(network, tmp_path):
     rgpo_jax.save(tmp_path, agent, state)
     with pytest.raises(ValueError, match=r"its torso is .*Cosines: expected the module itself"):
         rgpo_jax.load(tmp_path)
+    with pytest.warns(UserWarning, match="the one given is test_own_networks:Twice"):
+        rgpo_jax.load(tmp_path, network=Twice())
     policy = rgpo_jax.load(tmp_path, network=Cosines())
     assert policy.is_recurrent == (network == "gru")
     seen = np.ones((6, 4), np.float32)

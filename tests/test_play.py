@@ -258,7 +258,7 @@ def test_mp4(cartpole, tmp_path, capsys, monkeypatch):
     out = tmp_path / "x.mp4"
     with monkeypatch.context() as patch:
         patch.setattr(film, "mp4_is_possible", lambda: False)
-        assert ".[play]" in refusal(capsys, "--run", cartpole, "--out", out)
+        assert "[play]" in refusal(capsys, "--run", cartpole, "--out", out)
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     played(cartpole, "--out", out, "--max-steps", 4, "--fps", 10, "--size", 160)
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(out))

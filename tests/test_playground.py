@@ -21,6 +21,7 @@ from agents import rgpo
 from experiments import run
 from experiments.plan import families
 from rgpo_jax import rollout
+from rgpo_jax.importing import install_hint
 
 pytest.importorskip("mujoco_playground", reason="needs the extra `playground`")
 
@@ -347,7 +348,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, capsys):
     assert refused.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "mujoco_playground is not installed: pip install -e '.[playground]'" in error
+    assert f"mujoco_playground is not installed: {install_hint('playground')}" in error
 
 
 def test_the_family_is_found_by_prefix():

@@ -19,6 +19,7 @@ from experiments.report import __main__ as program
 from experiments.report import episodes, paper, runs, scores
 from experiments.report.page import Report, number, render
 from rgpo_jax import statistics
+from rgpo_jax.importing import install_hint
 from tests import report_folders, run_folders
 
 ROOT = Path(__file__).parents[1]
@@ -473,7 +474,7 @@ def test_a_missing_extra_is_named(sweep, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         program.main([str(sweep)])
     assert exit_.value.code == 2
-    assert "pip install -e '.[report]'" in capsys.readouterr().err
+    assert install_hint("report") in capsys.readouterr().err
 
 
 def test_flags_are_read_before_anything_heavy_is_loaded():

@@ -212,6 +212,10 @@ def test_actions_are_those_of_gymnasium(space, expected):
 TEXT = spaces.Text(5)
 
 
+class Sequences(spaces.Sequence):
+    """Of a class of others."""
+
+
 @pytest.mark.parametrize(
     ("read", "space", "named"),
     [
@@ -224,6 +228,7 @@ TEXT = spaces.Text(5)
             "a part 'b/0' of kind Sequence",
         ),
         (ours.observation, spaces.Dict(a=spaces.OneOf([BOX])), "a part 'a' of kind OneOf"),
+        (ours.observation, spaces.Dict(a=Sequences(BOX)), "a part 'a' of kind Sequence"),
         (ours.observation, spaces.Dict(), "observations of kind Dict()"),
         (ours.action_space, TEXT, "actions of kind Text"),
         (ours.action_space, spaces.Dict(a=BOX), "actions of kind Dict"),

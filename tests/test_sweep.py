@@ -20,6 +20,7 @@ from experiments.record.run_folder import is_finished
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import grid, launchers
 from experiments.training import loop
+from rgpo_jax.importing import install_hint
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -562,7 +563,7 @@ def test_without_ray_one_line_names_the_extra(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as refused:
         sweep.main(["--launcher", "ray", "--out", str(tmp_path / "out"), *TINY])
     assert refused.value.code == 2
-    assert "pip install -e '.[ray]'" in capsys.readouterr().err
+    assert install_hint("ray") in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from rgpo_jax.importing import install_hint
+
 TextReward = Callable[[Sequence[str], Sequence[str]], Any]
 """(prompts, answers), lists of n texts -> n scores."""
 TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
@@ -20,7 +22,7 @@ def _need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{package} is not installed; it comes with the extra: pip install -e '.[align]'"
+            f"{package} is not installed; it comes with the extra: {install_hint('align')}"
         ) from error
 
 

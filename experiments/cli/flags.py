@@ -18,6 +18,7 @@ import tyro
 
 from experiments.cli.exits import EXIT_BAD_INPUT
 from rgpo_jax.config import ConfigError
+from rgpo_jax.importing import install_hint
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def report_extra(program: str) -> Iterator[None]:
         if error.name not in _REPORT_PACKAGES:
             raise
         raise BadInput(
-            f"{error.name} is not installed; {program} needs the extra: pip install -e '.[report]'"
+            f"{error.name} is not installed; {program} needs the extra: {install_hint('report')}"
         ) from None
 
 

@@ -24,6 +24,7 @@ from experiments.record.files import write_atomically
 from experiments.record.run_folder import EPISODE
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.importing import install_hint
 from rgpo_jax.ranges import Count, CountOrZero, Positive
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _choose_file(options: Options, env: str) -> Path:
         if not film.mp4_is_possible():
             raise BadInput(
                 f"--out {given}: MP4 needs FFmpeg, which an extra brings: "
-                "pip install -e '.[play]'; a .gif does not"
+                f"{install_hint('play')}; a .gif does not"
             )
     if path.exists() and not (options.overwrite and path.is_file()):
         raise BadInput(f"--out {given}: is there already; choose another, or say --overwrite")

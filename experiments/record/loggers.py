@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from experiments.cli.flags import BadInput
 from experiments.record.headline import Headline
+from rgpo_jax.importing import install_hint
 
 LoggerName = Literal["tensorboard", "wandb"]
 DEFAULT_LOGGERS: tuple[LoggerName, ...] = ("tensorboard",)
@@ -77,9 +78,8 @@ def require(names: Sequence[LoggerName]) -> None:
     try:  # looking for a module would find the folder wandb/ that its runs leave behind
         importlib.metadata.distribution("wandb")
     except importlib.metadata.PackageNotFoundError:
-        raise BadInput(
-            "--loggers wandb: needs the extra `wandb`: pip install -e '.[wandb]'"
-        ) from None
+        hint = install_hint("wandb")
+        raise BadInput(f"--loggers wandb: needs the extra `wandb`: {hint}") from None
     import wandb
 
     online = wandb.setup().settings.mode in ("online", "shared")

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -10,7 +11,7 @@ from experiments.align import plan as align_plan
 from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS
 from experiments.align.options import Options as AlignOptions
 from experiments.cli.flags import BadInput
-from experiments.plan import reading
+from experiments.plan import families, reading
 from experiments.plan.options import Options as RunOptions
 from experiments.record.headline import CONTROL, Headline
 from experiments.training.subject import Planned
@@ -140,10 +141,18 @@ class _Control(Kind):
         building.use_all_cores(plan, num_members)
 
     def unsure_of(self, plan: Any) -> str | None:
-        options = plan.options
-        names = (options.env, options.agent, options.gate or "", plan.config.network)
-        is_unsure = options.env_kwargs or options.randomize or any(":" in name for name in names)
-        return " ".join((options.where, *names[1:])) if is_unsure else None
+        options, config = plan.options, plan.config
+        names = (options.env, options.agent, options.gate or "", config.network)
+        usual = families.defaults(type(config), options.env, options.gate)
+        is_unsure = (
+            any(":" in name for name in names)
+            or options.env_kwargs
+            or options.randomize
+            or (config.network, config.policy) != (usual.network, usual.policy)
+        )
+        numbers = config.traced()
+        static = {k: v for k, v in dataclasses.asdict(config).items() if k not in numbers}
+        return json.dumps([options.where, names, static], default=str) if is_unsure else None
 
     def check(self, plans: Sequence[Any]) -> None:
         from experiments.training import building

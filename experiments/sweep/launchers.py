@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from experiments.cli.exits import EXIT_LOST
 from experiments.cli.flags import BadInput
 from experiments.record.files import append_plain
+from rgpo_jax.importing import install_hint
 
 LOG = "worker.log"
 
@@ -116,7 +117,7 @@ class Ray:
         try:
             import ray
         except ModuleNotFoundError:
-            raise BadInput("--launcher ray: not installed: pip install -e '.[ray]'") from None
+            raise BadInput(f"--launcher ray: not installed: {install_hint('ray')}") from None
         self._ray = ray
         try:
             if not ray.is_initialized():

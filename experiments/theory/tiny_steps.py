@@ -70,9 +70,10 @@ def run(options: Options, progress: Progress) -> Study:
         (
             f"Where runs end, by coefficient: {options.seeds} transformers and all settings as in "
             f"the study at equal KL, but for one rate ({RATE:g}) and one {Greek.beta} for all "
-            "rows; nothing is searched. Where a run stands at one step depends on how fast its "
-            "method goes and how strongly it is held, so that this tells methods' speed, and not "
-            "which is nearer to the frontier.",
+            "rows: those that most of RGPO's and GRPO's chose there at 1 nat, and PPO-RLHF (0.1, "
+            "1e-4) did not. Where a run stands at one step depends on how fast its method goes and "
+            "how strongly it is held, so that this tells methods' speed, and not which is nearer "
+            "to the frontier.",
             f"Compared with {Greek.beta} = {COEFFICIENT:g}, each of the four dual gates against "
             "PPO-RLHF and against GRPO as published, KL and reward: each claim's tests are paired "
             "by transformer, by Student's t, and corrected together by Holm's method.",

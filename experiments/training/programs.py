@@ -21,7 +21,7 @@ from rgpo_jax import train as library
 from rgpo_jax.acting import PolicyState
 from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.callback import make_act
-from rgpo_jax.inspection import find_nonfinite, is_known
+from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
 from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
@@ -403,9 +403,7 @@ class CompiledPrograms(EpisodePrograms):
 
     def find_cause(self) -> str | None:
         env: Any = self._agent.env
-        # A user's own may stand behind an adapter of ours, which is known.
-        is_ours = is_known(env) and ":" not in env.name
-        return None if is_ours else find_nonfinite(env, jax.random.key(0))
+        return find_nonfinite(env, jax.random.key(0))
 
     def _run_episodes(
         self, states: AgentState, updates: int, deterministic: bool, whole: bool

@@ -28,6 +28,7 @@ from experiments.training import building, compiling
 from experiments.tune import space as spaces
 from experiments.tune.space import Space
 from rgpo_jax.config import Checked
+from rgpo_jax.importing import install_hint
 from rgpo_jax.ranges import Count, CountOrZero
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _require_optuna() -> None:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
         raise BadInput(
-            "optuna is not installed; a search needs the extra: pip install -e '.[tune]'"
+            f"optuna is not installed; a search needs the extra: {install_hint('tune')}"
         ) from None
 
 

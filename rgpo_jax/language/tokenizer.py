@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rgpo_jax.importing import install_hint
+
 Message = Mapping[str, str]
 """A turn of a conversation: its `role` and its `content`."""
 
@@ -27,7 +29,7 @@ def need(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module.partition('.')[0]} is not installed: pip install -e '.[{extra}]'"
+            f"{module.partition('.')[0]} is not installed: {install_hint(extra)}"
         ) from error
 
 

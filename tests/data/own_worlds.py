@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
+from gymnax.environments import CartPole
 from gymnax.environments import environment as gymnax_environment
 from gymnax.environments import spaces as gymnax_spaces
 from gymnax.registration import register, registered_envs
@@ -239,6 +240,10 @@ if "OwnBandit-v0" not in registered_envs:
 
 ONE_SIGN = Sign()
 NUMBER = 3
+
+
+class Pole(CartPole):
+    """gymnax's, named otherwise."""
 
 
 def fails():
