@@ -219,7 +219,7 @@ def names(prefix: str = "") -> list[str]:
     if library in ADAPTERS:
         found = [n for n in _names_of(library) if split(n)[1].lower().startswith(task.lower())]
     else:
-        installed = (x for x in ADAPTERS if importlib.util.find_spec(ADAPTERS[x].library))
+        installed = filter(_is_installed, ADAPTERS)
         of_all = dict.fromkeys(n for x in installed for n in _names_of(x))
         found = [n for n in of_all if split(n)[1].lower().startswith(prefix.lower())]
     if not found:
@@ -238,9 +238,14 @@ def _names_of(library: str) -> list[str]:
     return [n for n in NAMES if split(n)[0] == library]
 
 
+def _is_installed(prefix: str) -> bool:
+    """Whether the library of a prefix is there; it is not imported."""
+    return importlib.util.find_spec(ADAPTERS[prefix].library) is not None
+
+
 def _require(prefix: str) -> None:
     """Raises ValueError, which names the extra, where the library of a prefix is missing."""
-    if prefix and importlib.util.find_spec(ADAPTERS[prefix].library) is None:
+    if prefix and not _is_installed(prefix):
         _, library, extra = ADAPTERS[prefix]
         raise ValueError(f"{library} is not installed: {importing.install_hint(extra)}")
 

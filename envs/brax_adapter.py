@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from envs import BRAX, BRAX_BACKENDS, parameters, physics
+from envs.words import one_line
 
 with physics.quietly():  # tells of optional packages that are not there
     from brax import envs as brax_envs
@@ -73,7 +74,7 @@ def _build(name: str, make: Callable[..., Any], params: Mapping[str, Any]) -> An
         try:
             return make(**params)
         except (TypeError, ValueError, AssertionError, OSError) as error:
-            raise ValueError(f"{name} does not load: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{name} does not load: {one_line(error)}") from None
 
 
 def of_environment(env: Any, name: str, limit: int | None) -> BraxEnvironment:

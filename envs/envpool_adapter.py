@@ -15,6 +15,8 @@ with contextlib.suppress(OSError):  # only MuJoCo's pictures need it
     ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
 import envpool
 
+from envs.words import one_line
+
 _NO_LIMIT = 2**31 - 1  # what EnvPool says where a task has none
 # What changes rewards or ends of training alone: off where the true score is wanted.
 _TRAINING_ALONE = {"reward_clip": False, "episodic_life": False}
@@ -95,18 +97,14 @@ def _inspect(name: str, task: str, params: Mapping[str, Any]) -> tuple[dict[str,
                     f"{name}: {key} = {value!r}: expected such a value as {plain[key]!r}, "
                     "the default"
                 ) from None
-        raise ValueError(f"{name}: {_one_line(error)}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     except RuntimeError as error:
-        raise ValueError(f"{name}: {_one_line(error)}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     return _settings(spec), spec
 
 
 def _settings(spec: Any) -> dict[str, Any]:
     return dict(zip(spec._config_keys, spec._config_values, strict=True))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 class EnvPoolPool:

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from envs import parameters, spaces
+from envs.words import one_line
 from rgpo_jax.environment import Observation, TimeStep
 
 
@@ -36,7 +37,7 @@ class GymnasiumEnvironment:
         try:
             env = gymnasium.make(task, **params)
         except (Exception, SystemExit) as error:  # it may be anybody's
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = one_line(error) or type(error).__name__
             raise ValueError(f"{name}: {said}") from error
         self.name = name
         self.max_episode_steps = None if env.spec is None else env.spec.max_episode_steps
@@ -119,7 +120,7 @@ class GymnasiumPool:
         try:
             pictures = self._envs.render()
         except (gymnasium.error.Error, ImportError, AttributeError) as error:
-            raise RuntimeError(" ".join(str(error).split())) from None
+            raise RuntimeError(one_line(error)) from None
         if not pictures or pictures[0] is None:
             raise RuntimeError("it does not draw itself")
         return np.asarray(pictures[0])

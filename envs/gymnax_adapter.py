@@ -36,10 +36,14 @@ _DERIVED: dict[str, dict[str, Callable[[Any], Any]]] = {
 _POSITIVE = re.compile("mass|length|^(l|m|dt|tau)$")
 
 
+def _is_gymnaxs(kind: type) -> bool:
+    return kind.__module__.startswith("gymnax.")
+
+
 def _derived(env: Any) -> dict[str, Callable[[Any], Any]]:
     """What follows from parameters, as of gymnax's class that an environment is or extends."""
     for kind in type(env).__mro__:
-        if kind.__module__.startswith("gymnax.") and kind.__name__ in _DERIVED:
+        if _is_gymnaxs(kind) and kind.__name__ in _DERIVED:
             return _DERIVED[kind.__name__]
     return {}
 
@@ -81,7 +85,7 @@ class GymnaxEnvironment:
     """
 
     def __init__(self, name: str, env: Any, params: Mapping[str, Any]):
-        is_gymnaxs = type(env).__module__.startswith("gymnax.")
+        is_gymnaxs = _is_gymnaxs(type(env))
         defaults = env.default_params
         params = parameters.with_limit(name, params, GYMNAX_LIMIT)
         derived = _derived(env)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from envs import parameters, physics
+from envs.words import one_line
 
 with physics.quietly():  # tells of optional packages that are not there
     from mujoco_playground import locomotion, registry
@@ -74,7 +75,7 @@ def make(name: str, task: str, params: Mapping[str, Any]) -> PlaygroundEnvironme
         try:
             env = registry.load(task, config, {**overrides, "impl": "jax"})
         except (TypeError, ValueError, OSError) as error:
-            raise ValueError(f"{name} does not load: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{name} does not load: {one_line(error)}") from None
         return PlaygroundEnvironment(name, env, limit)
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
+from envs.words import one_line
 from rgpo_jax.environment import (
     ActionSpace,
     Box,
@@ -19,10 +20,6 @@ from rgpo_jax.environment import (
 
 _MOST_VALUES = 2**16  # of a whole number that is chosen, and not an amount
 _VECTOR = "vector"  # the part of an observation in which all that is no image is joined
-
-
-def _in_words(space: Any) -> str:
-    return " ".join(str(space).split())  # numbers of large ones are on several lines
 
 
 def action_space(name: str, space: Any) -> ActionSpace:
@@ -48,7 +45,7 @@ def action_space(name: str, space: Any) -> ActionSpace:
         if nvec.max() <= _MOST_VALUES:
             start = tuple(map(int, space.low.flat))
             return MultiDiscrete(tuple(map(int, nvec.flat)), start, tuple(space.shape))
-    raise ValueError(f"{name}: actions of kind {_in_words(space)} are not supported")
+    raise ValueError(f"{name}: actions of kind {one_line(space)} are not supported")
 
 
 class Reading(NamedTuple):
@@ -108,7 +105,7 @@ def observation(name: str, space: Any) -> Reading:
     if vectors:
         parts[_VECTOR] = _joined(vectors)
     if not parts:
-        raise ValueError(f"{name}: observations of kind {_in_words(space)} are not supported")
+        raise ValueError(f"{name}: observations of kind {one_line(space)} are not supported")
     if len(parts) == 1:
         return Reading(*next(iter(parts.values())))
     return Reading(
@@ -168,7 +165,7 @@ def _array(space: Any, what: str) -> _Part:
     if isinstance(space, spaces.MultiDiscrete):
         return _one_hot(space.nvec.ravel(), space.start.ravel())
     if not isinstance(space, spaces.Box | spaces.MultiBinary):
-        raise ValueError(f"{what} of kind {_in_words(space)} are not supported")
+        raise ValueError(f"{what} of kind {one_line(space)} are not supported")
     if _is_image(space):
         return _image(tuple(space.shape), np.uint8 if space.dtype == np.uint8 else np.float32)
     return _Part(tuple(space.shape), np.float32, lambda batch: batch.astype(np.float32, copy=False))

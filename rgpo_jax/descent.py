@@ -35,6 +35,15 @@ class GradientSteps(NamedTuple):
     taken: Array
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError for what is no function (hyper-parameters, step size) -> transformation."""
+    if not callable(optimizer):
+        raise ValueError(
+            f"optimizer: a {type(optimizer).__name__}; expected a function (hyper-parameters, step "
+            "size) -> optax's transformation, such as lambda _, size: optax.adam(size)"
+        )
+
+
 def init(optimizer: optax.GradientTransformation, params: Any, flatten: bool = True) -> Any:
     """The optimiser's first state for `descend`."""
     return optimizer.init(ravel_pytree(params)[0] if flatten else params)

@@ -410,7 +410,7 @@ def make(
 
 
 def name_of(torso: nn.Module) -> str:
-    """ "module:Class" of a torso."""
+    """Module and class of a torso, as in "my_module:MyNet"."""
     return f"{type(torso).__module__}:{type(torso).__qualname__}"
 
 

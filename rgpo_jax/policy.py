@@ -152,14 +152,7 @@ class Policy:
             seed = about.seeds[0]
         if seed not in about.seeds:
             raise PolicyError(f"seed {seed}: it has {', '.join(map(str, about.seeds))}")
-        if about.torso is not None and network is None:
-            raise PolicyError(
-                f"its torso is {about.torso}: expected the module itself, as network="
-            )
-        if about.torso is not None and isinstance(network, nn.Module):
-            given = networks.name_of(network)
-            if given != about.torso:
-                warnings.warn(f"its torso is {about.torso}; the one given is {given}", stacklevel=3)
+        _check_torso(about.torso, network)
         try:
             space = policy_file.space_of_json(about.action_space, _SPACES)
             shape, dtype = about.observation_shape, of_each(np.dtype, about.observation_dtype)
@@ -184,6 +177,17 @@ class Policy:
         leaves = [arrays[name][index] for name in _named(like)]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return cls(network, space, about, state, seed)
+
+
+def _check_torso(expected: str | None, network: Network | nn.Module | None) -> None:
+    """Raises PolicyError where a torso of its own is not given; warns where another one is."""
+    if expected is None or isinstance(network, Network):
+        return
+    if network is None:
+        raise PolicyError(f"its torso is {expected}: expected the module itself, as network=")
+    given = networks.name_of(network)
+    if given != expected:
+        warnings.warn(f"its torso is {expected}; the one given is {given}", stacklevel=4)
 
 
 def _as_array(

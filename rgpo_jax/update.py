@@ -159,11 +159,7 @@ def make(
       ValueError: a `policy_step` excludes the config's `target_kl`, and penalties; a `penalty`
         excludes those of the config; or the optimizer is no function.
     """
-    if not callable(optimizer):
-        raise ValueError(
-            f"optimizer: a {type(optimizer).__name__}; expected a function (hyper-parameters, step "
-            "size) -> optax's transformation, such as lambda _, size: optax.adam(size)"
-        )
+    descent.check_optimizer(optimizer)
 
     def refuse_early_stopping(target_kl: Any) -> None:
         if policy_step is not None and target_kl is not None:

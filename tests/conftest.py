@@ -35,17 +35,8 @@ _SLOW_FIRST = (
     *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
     *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_models"),
-    *(
-        "own_environments",
-        "own_networks",
-        "report",
-        "report_drawn",
-        "run",
-        "policy",
-        "tune",
-        "kills",
-        "play",
-    ),
+    *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
+    *("kills", "play"),
 )
 
 

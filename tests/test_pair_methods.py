@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from language_probes import plain_descent, quick_jit
 
@@ -96,6 +97,8 @@ def test_pairs_are_the_best_and_the_worst_and_ties_are_counted():
     module = methods.load("online_dpo")
     config = module.Config(labels="reward", num_prompts=4, group_size=3, learning_rate=0.1)
     agent = module.make(world, config, optimizer=plain_descent)
+    with pytest.raises(ValueError, match=r"optimizer: a Gradient.*expected a function"):
+        module.make(world, config, optimizer=optax.sgd(0.1))
     state, batch = batch_of(world, agent)
     tied = batch._replace(reward=jnp.array([3, 1, 2] + [0, 0, 0] * 3, jnp.float32))
     after, metrics = quick_jit(agent.update)(state, world.frozen, tied)

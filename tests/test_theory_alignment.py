@@ -42,7 +42,7 @@ from rgpo_jax.language.world import all_log_probs
 def test_the_studies_of_alignment_are_made_where_they_are_named():
     assert Options().studies == CONTROL
     assert (*CONTROL, *ALIGNMENT) == STUDIES
-    assert len(CONTROL) == 6 and len(ALIGNMENT) == 7
+    assert len(CONTROL) == 6 and len(ALIGNMENT) == 8
 
 
 # Exact fits.

@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from envs.language import ngram_reward
+from envs.words import one_line
 from rgpo_jax.language import decoder_policy, reward_model, weights
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder import Architecture
@@ -429,7 +430,7 @@ def _load_decoder(
         if not (known and whole and _is_finite(training.alpha)):
             raise ValueError("unknown values")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{recipe.path}: training: {_one_line(error)}") from None
+        raise ValueError(f"{recipe.path}: training: {one_line(error)}") from None
     base = recipe.part("base")
     named = base.of("name", str)
     model = _load_base(folder, named, base.of("path", str), dtype)
@@ -467,11 +468,7 @@ def _load_base(folder: Path, name: str, path: str, dtype: Any) -> Model:
             where = find_base(name)
         return weights.load(where, dtype)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: the model that it was made on: {_one_line(error)}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        raise ValueError(f"{folder}: the model that it was made on: {one_line(error)}") from None
 
 
 def _is_finite(value: Any) -> bool:
@@ -490,7 +487,7 @@ class _Content:
             except OSError as error:
                 raise ValueError(f"{path}: {error.strerror or error}") from None
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: not JSON: {_one_line(error)}") from None
+                raise ValueError(f"{path}: not JSON: {one_line(error)}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a JSON object")
         self.content: dict[str, Any] = content
@@ -565,5 +562,5 @@ def _read_arrays(
         *(ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError),
         *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError),
     ) as error:
-        raise ValueError(f"{path}: damaged: {_one_line(error)}") from None
+        raise ValueError(f"{path}: damaged: {one_line(error)}") from None
     return arrays

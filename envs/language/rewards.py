@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.words import one_line
 from rgpo_jax.importing import install_hint
 
 TextReward = Callable[[Sequence[str], Sequence[str]], Any]
@@ -69,7 +70,7 @@ def score(
     try:
         scores = np.asarray(reward(list(prompts), list(answers)), np.float32)
     except Exception as error:
-        reason = " ".join(str(error).split())  # of one line
+        reason = one_line(error)
         raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error
     if scores.shape != (len(answers),) or not np.all(np.isfinite(scores)):
         shape = f"shape {scores.shape}" if scores.shape != (len(answers),) else "NaN or infinity"
@@ -111,7 +112,7 @@ def of_preference(
     try:
         found = np.asarray(preference(asked, *texts), np.float64)
     except Exception as error:
-        reason = " ".join(str(error).split())  # of one line
+        reason = one_line(error)
         raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error
     if found.shape != first.shape or not np.all((found >= 0) & (found <= 1)):
         got = f"shape {found.shape}" if found.shape != first.shape else "others"

@@ -98,13 +98,13 @@ def looks() -> dict[str, Look]:
 
 def curves(collection: Collection) -> dict[str, bytes]:
     """Task -> return, KL, effective sample size and weights over training; PNG."""
-    drawn = {}
+    drawn, look_of = {}, looks()
     for task in collection.envs:
         found = [charts.beside(collection, task, metric) for metric in _SHOWN]
         shown = [
             dataclasses.replace(
                 chart,
-                series=[dataclasses.replace(s, look=looks()[s.label]) for s in chart.series],
+                series=[dataclasses.replace(s, look=look_of[s.label]) for s in chart.series],
             )
             for chart in found
             if chart.series

@@ -306,13 +306,12 @@ def _ask_worker(
         )
 
 
-def _refuse_unmakeable(cells: Sequence[Cell], options: WorkerOptions) -> None:
-    """Raises BadInput if an environment cannot be made, such as one with a mistyped parameter."""
-    unsure: dict[str, Cell] = {}  # in their order, each thing once
-    for cell in cells:
-        what = cell.kind.unsure_of(cell.plan)
-        if what is not None:
-            unsure.setdefault(what, cell)
+def _refuse_unmakeable(programs: Sequence[Program], options: WorkerOptions) -> None:
+    """Raises BadInput if a part cannot be made, as an environment with a mistyped parameter."""
+    unsure: dict[str, Cell] = {}  # in their order, of equal ones the first
+    for cell in (program.cells[0] for program in programs):
+        if cell.kind.is_unsure(cell.plan):
+            unsure.setdefault(grid.static_settings(cell), cell)
     if not unsure:
         return
     check = _ask_worker("--check", list(unsure.values()), options)
@@ -496,7 +495,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     worker_options = WorkerOptions(options.compilation_cache, options.trust_code)
     programs = plan_programs(cells, out, options.max_members, options.trust_code)
     if options.launcher == "local":  # a cluster's nodes may have what this machine lacks
-        _refuse_unmakeable([c for p in programs for c in p.cells], worker_options)
+        _refuse_unmakeable(programs, worker_options)
     if options.dry_run:
         _estimate(programs, out, Screen(None), worker_options)
         return 0

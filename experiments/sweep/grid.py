@@ -229,6 +229,13 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def static_settings(cell: Cell) -> str:
+    """All that is not traced and no seed, as JSON: what is compiled depends on nothing else."""
+    settings = flags.as_settings(cell.plan.options, cell.plan.config)
+    traced = ("seed", *cell.plan.config.traced())
+    return json.dumps({k: v for k, v in settings.items() if k not in traced}, sort_keys=True)
+
+
 def programs(cells: Sequence[Cell], max_members: int) -> list[list[Cell]]:
     """Groups cells that one program can train side by side: all but traced numbers and seeds agree.
 
@@ -244,11 +251,7 @@ def programs(cells: Sequence[Cell], max_members: int) -> list[list[Cell]]:
         size = cell.plan.options.num_seeds
         if size > max_members:
             raise ConfigError("max_members", f"{max_members}: {cell.name} has {size} seeds")
-        settings = flags.as_settings(cell.plan.options, cell.plan.config)
-        static = {
-            k: v for k, v in settings.items() if k not in ("seed", *cell.plan.config.traced())
-        }
-        alike = groups.setdefault(json.dumps(static, sort_keys=True), [[]])
+        alike = groups.setdefault(static_settings(cell), [[]])
         if sum(c.plan.options.num_seeds for c in alike[-1]) + size > max_members:
             alike.append([])
         alike[-1].append(cell)

@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -98,8 +97,8 @@ class Kind(abc.ABC):
         """Makes devices of the cores, for so many members of a plan; before JAX is loaded."""
 
     @abc.abstractmethod
-    def unsure_of(self, plan: Any) -> str | None:
-        """What of a plan is known to be right only once `check` has made it; None: nothing."""
+    def is_unsure(self, plan: Any) -> bool:
+        """Whether a part of a plan is known to be right only once `check` has made it."""
 
     @abc.abstractmethod
     def check(self, plans: Sequence[Any]) -> None:
@@ -140,19 +139,15 @@ class _Control(Kind):
 
         building.use_all_cores(plan, num_members)
 
-    def unsure_of(self, plan: Any) -> str | None:
+    def is_unsure(self, plan: Any) -> bool:
         options, config = plan.options, plan.config
         names = (options.env, options.agent, options.gate or "", config.network)
         usual = families.defaults(type(config), options.env, options.gate)
-        is_unsure = (
+        return (
             any(":" in name for name in names)
-            or options.env_kwargs
-            or options.randomize
+            or bool(options.env_kwargs or options.randomize)
             or (config.network, config.policy) != (usual.network, usual.policy)
         )
-        numbers = config.traced()
-        static = {k: v for k, v in dataclasses.asdict(config).items() if k not in numbers}
-        return json.dumps([options.where, names, static], default=str) if is_unsure else None
 
     def check(self, plans: Sequence[Any]) -> None:
         from experiments.training import building
@@ -215,8 +210,8 @@ class _Alignment(Kind):
 
         building.use_all_cores(plan, num_members)
 
-    def unsure_of(self, plan: Any) -> str | None:
-        return None
+    def is_unsure(self, plan: Any) -> bool:
+        return False
 
     def check(self, plans: Sequence[Any]) -> None:
         """Exact worlds have no parts but those of the suite."""

@@ -5,6 +5,7 @@ and less reward. So what is compared is the most reward that a run has while its
 large, with settings that were chosen for that KL, for each row out of equally many, on other seeds.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -19,7 +20,7 @@ from experiments.align import compare
 from experiments.align.frontier import Frontier, reward_within
 from experiments.theory import alignment
 from experiments.theory.alignment import Setup, plain
-from experiments.theory.study import Line
+from experiments.theory.study import Arrays, Line, Progress
 from rgpo_jax.language.agent import Agent
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import World
@@ -217,3 +218,26 @@ def frontier_line(frontiers: Sequence[Frontier], largest: float) -> Line:
     kl, reward = (np.mean([x[i] for x in known], axis=0) for i in (0, 1))
     inside = kl <= largest
     return plain("frontier", kl[inside], reward[inside], None, "--")
+
+
+def each(
+    rows: Sequence[str],
+    progress: Progress,
+    learn: Callable[[str, Callable[[float], None]], Arrays],
+) -> dict[str, Arrays]:
+    """What is learnt of rows, one after another; those that were kept are not learnt anew.
+
+    Args:
+      rows: their names.
+      progress: of the study.
+      learn: (row, told) -> what is kept of it; told is called with the share that is done.
+    """
+    found = {}
+    for done, row in enumerate(rows):
+
+        def told(share: float, done: int = done) -> None:
+            progress((done + share) / len(rows))
+
+        found[row] = progress.remember(row, functools.partial(learn, row, told))
+        told(1.0)
+    return found

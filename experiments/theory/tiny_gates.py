@@ -145,17 +145,12 @@ def run(options: Options, progress: Progress) -> Study:
     numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
     frontiers, problems = equal_kl.draw(tiny, [options.seed + number for number in numbers])
     keys = jnp.concatenate([alignment.keys_of(options.seed + number, 1) for number in numbers])
-    found: dict[str, Found] = {}
-    for done, row in enumerate(ALL):
 
-        def told(share: float, done: int = done) -> None:
-            progress((done + share) / len(ALL))
+    def arrays(row: str, told: Callable[[float], None]) -> Arrays:
+        return learn(row, frontiers, problems, keys, told).arrays()
 
-        def compute(row: str = row, told: Callable[[float], None] = told) -> Arrays:
-            return learn(row, frontiers, problems, keys, told).arrays()
-
-        found[row] = Found.of(progress.remember(row, compute))
-        told(1.0)
+    kept = equal_kl.each(ALL, progress, arrays)
+    found = {row: Found.of(x) for row, x in kept.items()}
     answers, searched = UPDATES * PROMPTS * GROUP, len(settings_of()["learning_rate"])
     return Study(
         "Dual gates at equal KL: transformers",

@@ -54,17 +54,12 @@ def run(options: Options, progress: Progress) -> Study:
     seeds = [options.seed + number for number in range(options.seeds)]
     frontiers, problems = equal_kl.draw(tiny, seeds)
     keys = jnp.concatenate([alignment.keys_of(seed, 1) for seed in seeds])  # as in tiny_gates
-    found: dict[str, Paths] = {}
-    for done, row in enumerate(ALL):
 
-        def told(share: float, done: int = done) -> None:
-            progress((done + share) / len(ALL))
+    def arrays(row: str, told: Callable[[float], None]) -> Arrays:
+        return learn(row, frontiers, problems, keys, told)._asdict()
 
-        def compute(row: str = row, told: Callable[[float], None] = told) -> Arrays:
-            return learn(row, frontiers, problems, keys, told)._asdict()
-
-        found[row] = Paths(**progress.remember(row, compute))
-        told(1.0)
+    kept = equal_kl.each(ALL, progress, arrays)
+    found = {row: Paths(**x) for row, x in kept.items()}
     return Study(
         "Dual gates at equal steps: transformers",
         (

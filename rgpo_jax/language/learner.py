@@ -55,7 +55,8 @@ def is_broken(metrics: Metrics) -> Array:
 def initializer(
     policy: Policy, optimizer: Callable[[Any, Any], optax.GradientTransformation], critic: bool
 ) -> Callable[[Array, Any, Any], LearnerState]:
-    """`Learner.init` of a policy, with a critic or without."""
+    """`Learner.init` of a policy, with a critic or without; ValueError for no such optimizer."""
+    descent.check_optimizer(optimizer)
 
     def init(key: Array, frozen: Any, hyperparameters: Any) -> LearnerState:
         params_key, key = jax.random.split(key)
