@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -19,6 +20,7 @@ from experiments.cli.flags import BadInput
 from experiments.plan import families
 from experiments.plan.reading import read_plan
 from rgpo_jax import rollout
+from rgpo_jax.importing import install_hint
 
 pytest.importorskip("brax", reason="needs the extra `brax`")
 
@@ -256,7 +258,9 @@ def test_importing_envs_leaves_brax_alone(tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "brax", None)
-    with pytest.raises(ValueError, match=r"brax is not installed: pip install 'rgpo-jax\[brax\]'"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"brax is not installed: {install_hint('brax')}")
+    ):
         envs.make("brax/ant")
     for program in (run, benchmark):
         with pytest.raises(SystemExit) as refused:

