@@ -28,6 +28,8 @@ class Config(BaseConfig):
         super().__post_init__()
         if self.target_kl is not None:
             raise ConfigError("target_kl", f"{self.target_kl}: TRPO has max_kl; expected None")
+        if self.shared_torso:  # the critic's gradient steps would move the policy
+            raise ConfigError("shared_torso", "True: expected False with TRPO")
         for name in ("kl_coefficient", "value_clip"):
             if getattr(self, name) is not None:
                 raise ConfigError(name, f"{getattr(self, name)}: expected None with TRPO")

@@ -205,6 +205,9 @@ class Config(Scheduled):
     and the others are behind all of them."""
     critic_hidden_sizes: Counts | None = None
     """Those of the critic, where they differ from the actor's hidden_sizes."""
+    shared_torso: bool = False
+    """One torso under both heads, the actor's and the critic's, which both losses train; else each
+    has its own. Half the work where the torso is most of it, as with images."""
     recurrent_size: Count = 64
     """Units of a GRU: how much it can remember."""
     channels: Counts = (16,)
@@ -244,6 +247,10 @@ class Config(Scheduled):
             self._check_sequences()
             if self.critic_hidden_sizes is not None:
                 raise ConfigError("critic_hidden_sizes", "expected None with network gru")
+            if self.shared_torso:
+                raise ConfigError("shared_torso", "True: expected False with network gru")
+        if self.shared_torso and self.critic_hidden_sizes is not None:
+            raise ConfigError("critic_hidden_sizes", "expected None with a shared torso")
         if self.target_kl is not None and self.num_epochs * self.num_minibatches == 1:
             raise ConfigError(
                 "target_kl",

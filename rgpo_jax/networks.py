@@ -64,18 +64,20 @@ class Recurrence(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A policy and a value function with separate parameters.
+    """A policy and a value function, with separate parameters but for a torso that they may share.
 
     Attributes:
       observation_shape: of one observation, an array or a dict of arrays.
       init: key -> {"actor": params, "critic": params}.
       policy: (actor params, observation [..., *observation_shape]) -> Distribution [...]; of a
         recurrent network (actor params, Sequence) -> Distribution [B, T].
-      value: (critic params, observation [..., *observation_shape]) -> float32 [...]; of a recurrent
-        network (critic params, Sequence) -> float32 [B, T].
+      value: (`critic` of params, observation [..., *observation_shape]) -> float32 [...]; of a
+        recurrent network (critic params, Sequence) -> float32 [B, T].
       recurrence: None where the network has no memory.
       config: of which `make` has built it; None: a network of your own.
       torso: "module:Class" of the torso of your own that is in it; None: there is none.
+      joint: (params, observation) -> what `policy` and `value` say of it, by one pass through the
+        torso that they share, whose parameters are in params["actor"]; None: they share none.
     """
 
     observation_shape: ObservationShape
@@ -85,6 +87,21 @@ class Network(NamedTuple):
     recurrence: Recurrence | None = None
     config: Config | None = None
     torso: str | None = None
+    joint: Callable[[Params, Observation], tuple[Distribution, Array]] | None = None
+
+    def critic(self, params: Params) -> Params:
+        """What the value function needs of {"actor": ..., "critic": ...}: all with a shared torso.
+
+        A gradient through it moves a shared torso, and with it the policy.
+        """
+        return params["critic"] if self.joint is None else params
+
+    def policy_and_value(self, params: Params, observation: Any) -> tuple[Distribution, Array]:
+        """Both of one observation or Sequence, as a loss needs them."""
+        if self.joint is not None:
+            return self.joint(params, observation)
+        policy = self.policy(params["actor"], observation)
+        return policy, self.value(params["critic"], observation)
 
     @property
     def num_weights(self) -> int:
@@ -336,7 +353,7 @@ def make(
 
     A torso of your own is a module of flax.linen, observation [..., *observation_shape] -> features
     [..., n], in the place of the config's. Actor and critic have one each, with parameters of their
-    own, and the policy's head and the critic's behind it.
+    own, or one for both with `config.shared_torso`, and the policy's head and the critic's behind.
 
     Where an observation is a dict of arrays, each has an encoder of its own, which ends in the
     first of `config.hidden_sizes`, and the other layers are behind all of them together. With
@@ -358,8 +375,9 @@ def make(
         return _make_torso(observation_shape, config) if torso is None else torso
 
     def head(features: int, scale: float, config: Config = config) -> Head:
-        # A recurrent network's heads read its memory, and that as it is.
-        return Head((lambda memory: memory) if recurrent else make_torso(config), features, scale)
+        # Heads behind a memory, or behind one torso for both, read what that says as it is.
+        behind = recurrent or config.shared_torso
+        return Head((lambda seen: seen) if behind else make_torso(config), features, scale)
 
     of_critic = config
     if config.critic_hidden_sizes is not None:
@@ -378,7 +396,11 @@ def make(
             actor = NormalHead(head(size, 0.01), config.initial_std)
     continuous = TanhNormal if config.policy == "tanh_normal" else Normal
 
-    seen_shape: ObservationShape = (config.recurrent_size,) if recurrent else observation_shape
+    seen_shape = observation_shape
+    if recurrent:
+        seen_shape = (config.recurrent_size,)
+    elif config.shared_torso:
+        seen_shape = _features_shape(make_torso(), observation_shape)
 
     def init(key: Array) -> Params:
         actor_key, critic_key = jax.random.split(key)
@@ -405,6 +427,8 @@ def make(
     if recurrent:
         memory = RecurrentTorso(make_torso(), config.recurrent_size, jnp.dtype(config.dtype))
         network = _with_memory(network, memory, observation_shape)
+    elif config.shared_torso:
+        network = _with_torso(network, make_torso(), observation_shape)
     name = None if torso is None else name_of(torso)
     return network._replace(config=config, torso=name)
 
@@ -419,6 +443,41 @@ def _named_after(torso: nn.Module, config: Config) -> Config:
     if config.network == "gru" or is_own_network(config.network):
         return config
     return dataclasses.replace(config, network=name_of(torso))
+
+
+def _features_shape(torso: nn.Module, observation_shape: ObservationShape) -> tuple[int, ...]:
+    """Of what a torso says of one observation."""
+    observation = zeros(observation_shape)
+    features, _ = jax.eval_shape(torso.init_with_output, jax.random.key(0), observation)
+    shape: tuple[int, ...] = features.shape
+    return shape
+
+
+def _with_torso(heads: Network, torso: nn.Module, observation_shape: ObservationShape) -> Network:
+    """A network of heads whose observation is what one torso says, for both of them."""
+
+    def init(key: Array) -> Params:
+        heads_key, torso_key = jax.random.split(key)
+        params = heads.init(heads_key)
+        of_torso = torso.init(torso_key, zeros(observation_shape))
+        return params | {"actor": {"torso": of_torso, "head": params["actor"]}}
+
+    def features(actor_params: Params, observation: Observation) -> Array:
+        result: Any = torso.apply(actor_params["torso"], observation)
+        return result
+
+    def policy(params: Params, observation: Observation) -> Distribution:
+        return heads.policy(params["head"], features(params, observation))
+
+    def value(params: Params, observation: Observation) -> Array:
+        return heads.value(params["critic"], features(params["actor"], observation))
+
+    def joint(params: Params, observation: Observation) -> tuple[Distribution, Array]:
+        seen = features(params["actor"], observation)
+        policy = heads.policy(params["actor"]["head"], seen)
+        return policy, heads.value(params["critic"], seen)
+
+    return Network(observation_shape, init, policy, value, joint=joint)
 
 
 def _with_memory(

@@ -99,9 +99,8 @@ def loss(
       (V - target)^2, and "penalty" if there is one; to be reduced once per update, and not per
       minibatch.
     """
-    policy = network.policy(params["actor"], batch.observation)
+    policy, value = network.policy_and_value(params, batch.observation)
     log_ratio = policy.log_prob(batch.action) - batch.log_prob
-    value = network.value(params["critic"], batch.observation)
     terms = {"log_ratio": log_ratio, "squared_error": jnp.square(value - batch.target)}
     total = (
         -surrogate(gate, log_ratio, batch.advantage)

@@ -115,7 +115,7 @@ def prepare(
         final_observation=observe(state, trajectory.final_observation),
     )
     value, next_value = bootstrap_values(
-        network, state.params["critic"], observed, max_episode_steps
+        network, network.critic(state.params), observed, max_episode_steps
     )
     # From here on every device has the whole batch: minibatches are shuffled over all of it.
     trajectory, value, next_value = parallel.gather((trajectory, value, next_value), axis=1)

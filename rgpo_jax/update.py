@@ -156,10 +156,13 @@ def make(
       An (init, update) pair, with the default hyper-parameters.
 
     Raises:
-      ValueError: a `policy_step` excludes the config's `target_kl`, and penalties; a `penalty`
-        excludes those of the config; or the optimizer is no function.
+      ValueError: a `policy_step` excludes the config's `target_kl`, penalties, and a torso that
+        the critic shares; a `penalty` excludes those of the config; or the optimizer is no
+        function.
     """
     descent.check_optimizer(optimizer)
+    if policy_step is not None and network.joint is not None:
+        raise ValueError("shared_torso: the critic's gradient steps would move the policy too")
 
     def refuse_early_stopping(target_kl: Any) -> None:
         if policy_step is not None and target_kl is not None:

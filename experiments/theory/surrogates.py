@@ -164,9 +164,9 @@ def draw(
         state, _ = jax.lax.scan(agent.step, agent.init(key), length=num_updates)
         _, trajectory = measure.collect(agent, state)
         learner = state.learner
-        numbers = learner.hyperparameters
+        numbers, network = learner.hyperparameters, agent.learner.network
         value, next_value = samples.bootstrap_values(
-            agent.learner.network, learner.params["critic"], trajectory, None
+            network, network.critic(learner.params), trajectory, None
         )
         advantage = advantages.generalized_advantages(
             numbers.reward_scale * trajectory.reward,
