@@ -278,6 +278,9 @@ def test_control_has_the_units_of_files_written_before_there_were_any():
     assert Headline.of_run({"headline": json.loads(json.dumps(entry))}) == CONTROL
     assert Headline.of_run({}) == CONTROL
     assert CONTROL.unit.a_second(12_345) == "12k steps/s"
+    assert CONTROL.unit.a_second(9_951) == "10k steps/s"
+    assert CONTROL.unit.a_second(9_234) == "9,234 steps/s"
+    assert CONTROL.unit.a_second(290.7) == "291 steps/s"
     assert _ALIGNMENT.unit.a_second(12_345) == "12,345 answers/s"
 
 

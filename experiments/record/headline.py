@@ -36,7 +36,7 @@ class Unit:
       counter: under which name lines of metrics have how many there were so far.
       total: the same of a summary.
       rate: under which name a summary has how many there were a second, of all seeds.
-      in_thousands: whether a terminal shows thousands of them a second.
+      in_thousands: whether a terminal shows thousands of them a second, where there are many.
     """
 
     name: str = "steps"
@@ -47,8 +47,8 @@ class Unit:
     in_thousands: bool = True
 
     def a_second(self, rate: float) -> str:
-        """A rate in words, such as "12k steps/s"."""
-        if self.in_thousands:
+        """A rate in words, such as "12k steps/s" or "290 steps/s"."""
+        if self.in_thousands and rate >= 9_950:
             return f"{rate / 1e3:,.0f}k {self.name}/s"
         return f"{rate:,.{0 if rate >= 10 else 1}f} {self.name}/s"
 
