@@ -16,6 +16,14 @@ import pytest
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
 
+_QUICK_TO_COMPILE = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
+
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
     "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
@@ -24,7 +32,7 @@ for _name, _value in {
     # Small ones too: each module forgets what is in memory.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+    "XLA_FLAGS": _QUICK_TO_COMPILE,
 }.items():
     os.environ.setdefault(_name, _value)
 
