@@ -19,7 +19,7 @@ from experiments.theory.study import Arrays, Claim, Figure, Panel, Progress, Stu
 
 ALL = ("ppo", "grpo-published", "rgpo-none", *DUAL)
 COEFFICIENTS = tiny_gates.COEFFICIENTS
-# For all rows: what most of them choose at the primary comparison of `tiny_gates`.
+# For all rows: what GRPO as published and three of five RGPO choose at 1 nat in `tiny_gates`.
 COEFFICIENT, RATE = 0.3, 3e-4
 
 
@@ -65,8 +65,9 @@ def run(options: Options, progress: Progress) -> Study:
         (
             f"Where runs end, by coefficient: {options.seeds} transformers and all settings as in "
             f"the study at equal KL, but for one rate ({RATE:g}) and one {Greek.beta} for all "
-            "rows: those that most of RGPO's and GRPO's chose there at 1 nat, and PPO-RLHF (0.1, "
-            "1e-4) did not. Where a run stands at one step depends on how fast its method goes and "
+            "rows: those of GRPO as published, RGPO without a reference, product and min there at "
+            "1 nat; geometric and two-sided chose another rate (1e-4), PPO-RLHF both (0.1, 1e-4). "
+            "Where a run stands at one step depends on how fast its method goes and "
             "how strongly it is held, so that this tells methods' speed, and not which is nearer "
             "to the frontier.",
             f"Compared with {Greek.beta} = {COEFFICIENT:g}, each of the four dual gates against "
