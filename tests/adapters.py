@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from xla_flags import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,8 +30,7 @@ def check_types(env):
 
 
 def in_a_fresh_interpreter(program, cwd):
-    # It compiles physics to run it for a few steps.
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
         capture_output=True,

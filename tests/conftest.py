@@ -12,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xla_flags import QUICK_TO_COMPILE
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
-
-_QUICK_TO_COMPILE = " ".join(
-    (
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    )
-)
 
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
@@ -32,7 +25,7 @@ for _name, _value in {
     # Small ones too: each module forgets what is in memory.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    "XLA_FLAGS": _QUICK_TO_COMPILE,
+    "XLA_FLAGS": QUICK_TO_COMPILE,
 }.items():
     os.environ.setdefault(_name, _value)
 

@@ -23,7 +23,6 @@ from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import World, all_log_probs
 
 # Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def plain_descent(hyperparameters, step_size):
@@ -75,7 +74,7 @@ def _update(init, update):
 
 @functools.cache
 def _update_of_one(init, update):
-    return quick_jit(_update(init, update))
+    return jax.jit(_update(init, update))
 
 
 def ascent(learner: learners.Learner, world: World, params: Any, batch: Batch, **numbers) -> Any:
@@ -137,7 +136,7 @@ def _token_log_probs(world, params, prompt, answers, hyperparameters):
 
 @functools.cache
 def _jitted_expected(*arguments):
-    return quick_jit(_expected(*arguments))
+    return jax.jit(_expected(*arguments))
 
 
 def expected_ascent(
@@ -181,7 +180,7 @@ def _objective(policy):
         value = enumeration.reward - beta * (log_prob - log_ref)
         return jnp.mean(jnp.sum(jnp.exp(log_prob) * value, axis=-1))
 
-    return quick_jit(jax.grad(objective))
+    return jax.jit(jax.grad(objective))
 
 
 def exact_ascent(world: World, params: Any, beta: float) -> Any:

@@ -1,6 +1,5 @@
 """Environments whose values and best actions are known: each can be failed in one way only."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from rgpo_jax.environment import Box, Discrete, TimeStep
 Array = jax.Array
 
 # Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def check_share(share: float) -> None:

@@ -16,7 +16,6 @@ from probes import (
     Tabular,
     Target,
     Targets,
-    quick_jit,
 )
 
 import agents
@@ -66,7 +65,7 @@ def trainer(name):
             "broken_at": report.broken_at,
         }
 
-    return quick_jit(jax.vmap(run, in_axes=(0, 0, None, 0)))
+    return jax.jit(jax.vmap(run, in_axes=(0, 0, None, 0)))
 
 
 # Two seeds of each probe, side by side.
@@ -180,7 +179,7 @@ def alone():
     def run(key, overrides):
         return train.make_chunk(agent)(agent.init(key, **overrides), 3)[0].learner.params
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def test_a_vmapped_sweep_is_its_separate_runs():
@@ -245,7 +244,7 @@ def many_seeds():
     """The agent and 256 seeds of it after 2 scanned steps."""
     agent = make("rgpo", Tabular(ACTION), num_steps=4, num_minibatches=1)
 
-    @quick_jit
+    @jax.jit
     def run(keys):
         states = jax.vmap(agent.init)(keys)
         return jax.vmap(lambda state: jax.lax.scan(agent.step, state, length=2))(states)
@@ -269,7 +268,7 @@ def test_act_is_the_mode_or_a_sample():
     state = jax.tree.map(lambda leaf: leaf[0], states)
     network, actor = agent.learner.network, state.learner.params["actor"]
     observation = jnp.broadcast_to(OBSERVATIONS, (500, 2, 2))
-    act = quick_jit(agent.act)
+    act = jax.jit(agent.act)
     policy = network.policy(actor, OBSERVATIONS)
     best = act(state, observation)
     assert best.shape == (500, 2)
@@ -286,7 +285,7 @@ def archer():
     """RGPO's state after 100 updates with a continuous action, and the metrics of each."""
     agent = make("rgpo", Target(), entropy_coefficient=0.0)
 
-    @quick_jit
+    @jax.jit
     def run(key):
         return jax.lax.scan(agent.step, agent.init(key), length=NUM_UPDATES)
 
@@ -310,7 +309,7 @@ def test_continuous_samples_stay_within_the_bounds():
     wide = jax.tree.map(lambda leaf: leaf, state.learner.params)
     wide["actor"]["params"]["log_std"] = jnp.full(1, 3.0)
     state = state._replace(learner=state.learner._replace(params=wide))
-    samples = quick_jit(agent.act)(state, jnp.ones((1000, 1)), jax.random.key(0))
+    samples = jax.jit(agent.act)(state, jnp.ones((1000, 1)), jax.random.key(0))
     assert samples.shape == (1000, 1)
     assert (samples.min(), samples.max()) == (0.0, 4.0)
 
@@ -333,7 +332,7 @@ def archers(kind, name="ppo"):
     steady = {"normalize_advantages": False, "entropy_coefficient": 0.01}
     agent = make(name, Targets(), initial_std=0.5, **steady, **CONTINUOUS[kind])
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def run(key):
         return jax.lax.scan(agent.step, agent.init(key), length=NUM_UPDATES)
@@ -372,8 +371,8 @@ def test_trpo_learns_a_tanh_normal_of_state_dependent_std():
 def test_bfloat16_keeps_the_first_ratio_of_a_tanh_normal():
     kind = CONTINUOUS["tanh_normal-state-dependent"]
     agent = make("ppo", Targets(), dtype="bfloat16", **kind)
-    state = quick_jit(agent.init)(KEYS[0])
-    state, metrics = quick_jit(agent.step)(state)
+    state = jax.jit(agent.init)(KEYS[0])
+    state, metrics = jax.jit(agent.step)(state)
     assert metrics["first_ratio_deviation"] < 1e-5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
 
@@ -381,7 +380,7 @@ def test_bfloat16_keeps_the_first_ratio_of_a_tanh_normal():
 def test_a_tanh_normal_is_evaluated_as_it_acts():
     agent, states, _ = archers("tanh_normal")
     state = jax.tree.map(lambda leaf: leaf[0], states)
-    evaluate = quick_jit(train.make_evaluation(agent, 4, deterministic=True))
+    evaluate = jax.jit(train.make_evaluation(agent, 4, deterministic=True))
     returns, _ = evaluate(state.learner, jax.random.key(0))
     action = agent.act(state, jnp.ones(1))
     expected = Targets.reward(action)
@@ -393,7 +392,7 @@ def experience():
     """A state and a trajectory that agents share: until they learn, they are the same."""
     agent = make("rgpo", Tabular(ACTION), num_steps=4)
 
-    @quick_jit
+    @jax.jit
     def collect(key):
         state = agent.init(key)
         policy = functools.partial(agent.learner.policy, state.learner)
@@ -409,7 +408,7 @@ def one_step(agent):
     own = jax.eval_shape(agent.init, KEYS[0])
     assert jax.tree.structure(own.learner) == jax.tree.structure(before)
     assert jax.tree.structure(jax.eval_shape(agent.step, own)[0]) == jax.tree.structure(own)
-    after, metrics = quick_jit(agent.learner.update)(before, trajectory)
+    after, metrics = jax.jit(agent.learner.update)(before, trajectory)
     for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
         assert np.isfinite(new).all()
         assert np.any(old != new)

@@ -12,7 +12,7 @@ from experiments.align import building
 from experiments.align.plan import read_plan
 from experiments.cli import flags
 from experiments.report import __main__ as report
-from experiments.training import compiling, loop
+from experiments.training import loop
 from rgpo_jax.checkpoint import Checkpoints
 from tests import browser
 
@@ -46,7 +46,6 @@ def programs_are_ready_soon():
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling, "options", lambda often: {"xla_backend_optimization_level": 0})
         patch.setattr(building, "make_programs", make_or_find)
         yield
 

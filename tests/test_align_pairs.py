@@ -14,7 +14,7 @@ from envs.language import learnt_reward, preferences, rewards
 from experiments.align import __main__ as align
 from experiments.align import make_pairs, reward, text_building
 from experiments.cli.interrupts import Interrupted
-from experiments.training import compiling, loop
+from experiments.training import loop
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.language import decoder, weights
 
@@ -79,7 +79,6 @@ def programs_are_ready_soon():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_building.Prepared, "make_programs", make_or_find)
-        patch.setattr(compiling, "options", lambda often: {"xla_backend_optimization_level": 0})
         yield
 
 

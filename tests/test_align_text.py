@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from language_models import write_tokenizer
 from probes import RUN_FILES, assert_refused
+from xla_flags import QUICK_TO_COMPILE
 
 from envs.language import prompts as prompt_files
 from envs.language import rewards
@@ -20,7 +21,7 @@ from experiments.align import __main__ as align
 from experiments.align import answer_log, export, page, text_building, text_programs
 from experiments.align.answer_log import Answered
 from experiments.play import __main__ as play
-from experiments.training import compiling, loop
+from experiments.training import loop
 from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.importing import install_hint
 from rgpo_jax.language import decoder, weights
@@ -109,7 +110,6 @@ def programs_are_ready_soon():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_building.Prepared, "make_programs", make_or_find)
-        patch.setattr(compiling, "options", lambda often: {"xla_backend_optimization_level": 0})
         yield
 
 
@@ -377,10 +377,8 @@ SPREAD = """
 import sys
 from experiments.align import __main__ as align
 from experiments.align.text_programs import TextPrograms
-from experiments.training import compiling
 from rgpo_jax.checkpoint import Checkpoints
 
-compiling.options = lambda often: {"xla_backend_optimization_level": 0}
 advance, save = TextPrograms.advance, Checkpoints.save
 
 
@@ -414,7 +412,8 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
     folder = tmp_path / "spread"
     args = [*TRAINED, "--fsdp", "2", "--tp", "2", "--out", str(folder)]
     root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = QUICK_TO_COMPILE
     run = subprocess.run(
         [sys.executable, "-c", SPREAD, *args],
         cwd=place,

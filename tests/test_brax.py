@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import check_types, in_a_fresh_interpreter
-from probes import quick_jit
 
 import envs
 from agents import rgpo
@@ -40,7 +39,7 @@ def walk_program(name):
     """(reset keys [B], steps already taken, actions [T, B, d]) -> first observation, steps."""
     env = make(name)
 
-    @quick_jit
+    @jax.jit
     def walk(keys, time, actions):
         state, observation = jax.vmap(env.reset)(keys)
         state = state._replace(time=state.time + time)
@@ -91,7 +90,7 @@ def test_an_agent_steps_on_every_backend(name, backend):
     check_types(env)
     config = rgpo.Config(num_envs=2, num_steps=2 * LIMIT, reset_pool_size=2, hidden_sizes=(16,))
     agent = rgpo.make(env, config)
-    state, metrics = quick_jit(lambda key: agent.step(agent.init(key)))(jax.random.key(0))
+    state, metrics = jax.jit(lambda key: agent.step(agent.init(key)))(jax.random.key(0))
     assert np.all(np.isfinite(state.rollout.observation))
     assert metrics["first_ratio_deviation"] < 1e-5
     assert metrics["episodes"] >= 2 * 2
@@ -102,7 +101,7 @@ def test_an_agent_steps_on_every_backend(name, backend):
 def test_follows_brax_step_by_step(name):
     # Under vmap and scan on our side, one instance and a Python loop on the other.
     env = make(name)._env
-    reset, step = quick_jit(env.reset), quick_jit(env.step)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
     actions = random_actions(name)
     first, timestep = walk(name, actions)
     key = jax.random.split(jax.random.key(3), WALKERS)[1]
@@ -163,7 +162,7 @@ def collected():
         return rollout.collect(env, policy, state.rollout, key, num_steps, LIMIT)[1]
 
     return jax.tree.map(
-        np.asarray, quick_jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
+        np.asarray, jax.jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import OBSERVATION_ACTION, Tabular, quick_jit
+from probes import OBSERVATION_ACTION, Tabular
 
 import agents
 from rgpo_jax.agent import AgentState
@@ -37,14 +37,14 @@ def trained(name, devices, **settings):
         return jax.lax.scan(agent.step, agent.init(jax.random.key(0)), length=UPDATES)
 
     # A vmapped axis of virtual devices: collectives mean the same there as on real ones.
-    return quick_jit(jax.vmap(run, axis_name="env"))(jnp.zeros(devices))
+    return jax.jit(jax.vmap(run, axis_name="env"))(jnp.zeros(devices))
 
 
 @functools.cache
 def on_one_device(name):
     module = agents.load(name)
     agent = module.make(Tabular(OBSERVATION_ACTION), module.Config(**SETTINGS))
-    return quick_jit(lambda key: jax.lax.scan(agent.step, agent.init(key), length=UPDATES))(
+    return jax.jit(lambda key: jax.lax.scan(agent.step, agent.init(key), length=UPDATES))(
         jax.random.key(0)
     )
 

@@ -1,6 +1,5 @@
 """gymnax behind the protocol: all of its environments that run offline."""
 
-import functools
 import re
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from rgpo_jax.environment import Box, Discrete, Environment, TimeStep, to_enviro
 LIMIT = 6  # below every environment's own, so that short runs meet the time limit
 WALKERS = 3
 # Nearly all of the time here is spent in compiling programs that run once.
-jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 all_environments = pytest.mark.parametrize("name", envs.GYMNAX)
 
 
@@ -65,7 +63,7 @@ def test_an_agent_steps(name):
     )
     agent = rgpo.make(envs.make(name, max_steps_in_episode=LIMIT), config)
 
-    @jit_once
+    @jax.jit
     def run(key):
         before = agent.init(key)
         return before, *agent.step(before)
@@ -120,7 +118,7 @@ def walk(request):
     action = random_actions(env.action_space, action_key, (LIMIT, WALKERS))
     action = to_environment_units(env.action_space, action)
 
-    @jit_once
+    @jax.jit
     def run():
         state, observation = jax.vmap(env.reset)(reset_keys)
 
@@ -141,7 +139,7 @@ def test_follows_the_dynamics_of_gymnax_key_by_key(walk):
     params = params.replace(max_steps_in_episode=type(params.max_steps_in_episode)(LIMIT))
     if hasattr(params, "t_max"):  # by which a bandit's time is normalised
         params = params.replace(t_max=LIMIT)
-    reset, step = jit_once(env.reset_env), jit_once(env.step_env)
+    reset, step = jax.jit(env.reset_env), jax.jit(env.step_env)
 
     def as_ours(observation):
         return np.eye(16)[observation] if walk.env.name == "FrozenLake-misc" else observation
@@ -206,7 +204,7 @@ def run_episode(env, action, num_steps):
         state, _ = env.reset(key)
         return jax.lax.scan(step, state, jax.random.split(key, num_steps))[1]
 
-    return jit_once(run)(jax.random.key(3))
+    return jax.jit(run)(jax.random.key(3))
 
 
 def test_pendulum_is_cut_after_200_steps_and_never_terminates():

@@ -1,5 +1,6 @@
 """The examples run as they stand, learn, and are as short as they say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_flags import QUICK_TO_RUN
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -23,6 +25,7 @@ def printed(tmp_path_factory):
             capture_output=True,
             text=True,
             timeout=300,
+            env={**os.environ, "XLA_FLAGS": QUICK_TO_RUN},
         )
         assert found.returncode == 0, found.stderr
         return [

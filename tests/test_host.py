@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import RUN_FILES, quick_jit
+from probes import RUN_FILES
 
 import envs
 from agents import ppo
@@ -126,7 +126,7 @@ def agent():
 
 def learners(agent, seeds=SEEDS):
     keys = jax.vmap(jax.random.key)(jnp.array(seeds))
-    init = quick_jit(jax.vmap(agent.learner.init, (0, None)))
+    init = jax.jit(jax.vmap(agent.learner.init, (0, None)))
     return init(keys, agent.learner.hyperparameters), keys
 
 
@@ -234,7 +234,7 @@ def test_evaluation_runs_whole_episodes_on_environments_of_its_own(agent):
     evaluator = host.Evaluator(agent, SEEDS, 3)
     returns, lengths = evaluator.run(state, keys, deterministic=True)
     assert returns.shape == lengths.shape == (2, 3)
-    act = quick_jit(agent.act)
+    act = jax.jit(agent.act)
     for s, seed in enumerate(SEEDS):
         own = jax.tree.map(lambda x, s=s: x[s], state)
         env_seeds = host.environment_seeds(seed, 1, 3)
@@ -292,7 +292,7 @@ def test_atari_is_played_from_pixels():
     agent = ppo.make(env, config)
     state, keys = learners(agent, (0,))
     collector = host.Collector(agent, (0,))
-    learn = quick_jit(jax.vmap(agent.learner.update))
+    learn = jax.jit(jax.vmap(agent.learner.update))
     for _ in range(2):
         trajectory, _ = collector.collect(state, keys)
         assert trajectory.observation.dtype == np.uint8

@@ -14,7 +14,6 @@ from language_probes import (
     in_float64,
     largest,
     one_step,
-    quick_jit,
 )
 
 from agents.language import grpo, ppo, rloo
@@ -379,7 +378,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, share):
     log_prob = world.policy.predict(state.params, world.frozen, jnp.zeros(2, int), answers, 1.0)
     answers = answers._replace(log_prob=log_prob.log_prob)
     batch = Batch(jnp.zeros(2, int), answers, jnp.array([1.0, 2.0]))
-    after, metrics = quick_jit(learner.update)(state, world.frozen, batch)
+    after, metrics = jax.jit(learner.update)(state, world.frozen, batch)
     assert float(metrics["nonfinite_step_rate"]) == share
     assert float(metrics["gradient_step_rate"]) == 1.0 - share
     assert bool(learners.is_broken(metrics)) == (share == 1.0)
@@ -440,7 +439,7 @@ def adapting():
     )
     agent = rloo.make(world, config)
 
-    @quick_jit
+    @jax.jit
     def train(state):
         def step(state, _):
             state, metrics = agent.step(state, world.frozen, world.prompts)
@@ -473,7 +472,7 @@ def test_the_coefficient_brings_the_kl_to_its_target():
 # Going on
 
 
-@functools.partial(quick_jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _order_of(key, start, updates, num_prompts, num_all):
     of = jax.vmap(lambda i: agents.prompts_of_update(key, i, num_prompts, num_all))
     return of(start + jnp.arange(updates, dtype=jnp.int32))

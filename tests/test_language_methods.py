@@ -23,7 +23,6 @@ from language_probes import (
     largest,
     logits_of,
     one_step,
-    quick_jit,
 )
 
 from agents.language import GATED, dapo, gspo, load, rgpo
@@ -383,7 +382,7 @@ def exact_training(dual):
     learner = one_step("rgpo", world, group_size=2, dual=dual)
     groups = every_group(5, 2)
 
-    @quick_jit
+    @jax.jit
     def train(params, beta):
         def step(params, _):
             change = expected_ascent(
@@ -438,7 +437,7 @@ def of_tokens(policy):
     def total(params, frozen, prompts, answers, token_weights):
         return jnp.sum(token_weights * log_probs(params, frozen, prompts, answers)[0])
 
-    return quick_jit(log_probs), quick_jit(jax.grad(total))
+    return jax.jit(log_probs), jax.jit(jax.grad(total))
 
 
 class Met:

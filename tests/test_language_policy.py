@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from language_probes import largest, quick_jit
+from language_probes import largest
 
 from agents.language import load
 from envs.language import tiny
@@ -56,7 +56,7 @@ def compiled(policy):
         predicted = policy.predict(params, frozen, encoded, answers, temperature)
         return answers, predicted, policy.reference(frozen, encoded, answers, temperature)
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def first_params(policy, critic=False, frozen=REFERENCE):
@@ -108,7 +108,7 @@ def test_beginnings_say_of_all_answers_what_reading_each_says(part):
     assert len(world.enumeration.beginnings.answers.tokens) == 7**3  # where there are 2,801 answers
     for chosen in (params, None):
         found, expected = (
-            quick_jit(functools.partial(all_log_probs, w))(chosen, world.frozen, 0.6)
+            jax.jit(functools.partial(all_log_probs, w))(chosen, world.frozen, 0.6)
             for w in (world, each)
         )
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
@@ -133,7 +133,7 @@ def test_padding_on_the_left_is_not_seen(part):
     params = moved(first_params(policy))
     answers, predicted, _ = compiled(policy)(params, REFERENCE, PROMPTS, jax.random.key(4), 1.0)
 
-    @quick_jit
+    @jax.jit
     def say(prompts, answers):
         encoded = policy.encode(REFERENCE, prompts, answers)
         return policy.predict(params, REFERENCE, encoded, answers, 1.0).log_prob
@@ -174,7 +174,7 @@ def test_gradients_of_last_layers_are_those_of_full_training():
             total = weight * (said.log_prob + 0.3 * said.entropy)
             return jnp.sum(jnp.where(answers.mask, total, 0.0))
 
-        return quick_jit(jax.grad(loss))(actor)
+        return jax.jit(jax.grad(loss))(actor)
 
     of_all = gradient("full", model)
     of_last = gradient("last_layers", first_params(policy_of("last_layers"), frozen=model)["actor"])
@@ -209,7 +209,7 @@ def agent_of(part, method="reinforce", **settings):
 
 @functools.cache
 def step_of(part, **settings):
-    return quick_jit(agent_of(part, **settings)[1].step)
+    return jax.jit(agent_of(part, **settings)[1].step)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -241,7 +241,7 @@ def test_seeds_side_by_side_are_those_alone():
     world, agent = agent_of("full")
     keys = jax.random.split(jax.random.key(9), 2)
     states = jax.vmap(lambda key: agent.init(key, world.frozen))(keys)
-    beside = quick_jit(jax.vmap(agent.step, in_axes=(0, None, None)))
+    beside = jax.jit(jax.vmap(agent.step, in_axes=(0, None, None)))
     after, metrics = beside(states, world.frozen, world.prompts)
     for i, key in enumerate(keys):
         state = agent.init(key, world.frozen)
@@ -284,7 +284,7 @@ def test_half_precision_says_almost_the_same(part):
 
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), REFERENCE)
     policies = policy_of(part), policy_of(part, dtype="bfloat16")
-    exact, rough = quick_jit(
+    exact, rough = jax.jit(
         lambda params, frozen: [
             say(policy, params, x) for policy, x in zip(policies, frozen, strict=True)
         ]
@@ -310,7 +310,7 @@ def test_a_critic_teaches_the_model_whose_states_it_reads(part, critic):
         value = policy.predict(params, REFERENCE, encoded, answers, 1.0).value
         return jnp.sum(jnp.where(answers.mask, value, 0.0)), value
 
-    teach = quick_jit(jax.grad(total, has_aux=True))
+    teach = jax.jit(jax.grad(total, has_aux=True))
     _, value = teach(params)
     assert value.shape == answers.mask.shape
     assert value.dtype == jnp.float32
@@ -369,7 +369,7 @@ def _reference_of_all():
     world = tiny.make(num_prompts=1)
     answers = world.enumeration.answers
 
-    @quick_jit
+    @jax.jit
     def say(frozen, prompts, answers):
         number = len(answers.tokens)
         prompts = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape[1:])), prompts)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import quick_jit
 
 from rgpo_jax import networks
 from rgpo_jax.config import Config
@@ -30,7 +29,7 @@ def build(shape=VECTOR, space=DISCRETE, **settings):
 @functools.cache
 def initialise(shape, space):
     """Two sets of parameters, from keys 0 and 1."""
-    init = quick_jit(build(shape, space).init)
+    init = jax.jit(build(shape, space).init)
     return [init(jax.random.key(seed)) for seed in (0, 1)]
 
 
@@ -38,7 +37,7 @@ def initialise(shape, space):
 def forward(shape, space, **settings):
     """(value, policy), compiled for one shape of observations."""
     network = build(shape, space, **settings)
-    return quick_jit(lambda p, o: (network.value(p["critic"], o), network.policy(p["actor"], o)))
+    return jax.jit(lambda p, o: (network.value(p["critic"], o), network.policy(p["actor"], o)))
 
 
 def trace(network):
@@ -156,8 +155,8 @@ def test_the_policy_of_a_box_is_the_one_that_was_asked_for(policy, state_depende
     network = build(
         space=BOX, policy=policy, state_dependent_std=state_dependent_std, initial_std=0.5
     )
-    params = quick_jit(network.init)(jax.random.key(0))
-    distribution = quick_jit(network.policy)(params["actor"], observations(3, 4, *VECTOR))
+    params = jax.jit(network.init)(jax.random.key(0))
+    distribution = jax.jit(network.policy)(params["actor"], observations(3, 4, *VECTOR))
     assert type(distribution) is (TanhNormal if policy == "tanh_normal" else Normal)
     assert distribution.mean.shape == (3, 4, 2)
     assert distribution.log_std.shape == ((3, 4, 2) if state_dependent_std else (2,))
@@ -170,7 +169,7 @@ def test_the_policy_of_a_box_is_the_one_that_was_asked_for(policy, state_depende
 @functools.cache
 def state_dependent():
     network = build(space=BOX, state_dependent_std=True)
-    return network, quick_jit(network.init)(jax.random.key(0))["actor"]
+    return network, jax.jit(network.init)(jax.random.key(0))["actor"]
 
 
 def test_a_state_dependent_std_depends_on_the_state_and_is_learnt():
@@ -239,9 +238,7 @@ def test_the_activation_is_the_one_that_was_asked_for():
     critic = initialise(VECTOR, DISCRETE)[0]["critic"]
     names = ("tanh", "relu", "silu", "gelu")
     networks = [build(activation=name) for name in names]
-    values = quick_jit(lambda o: [network.value(critic, o) for network in networks])(
-        jnp.ones(VECTOR)
-    )
+    values = jax.jit(lambda o: [network.value(critic, o) for network in networks])(jnp.ones(VECTOR))
     assert np.unique(np.asarray(values)).size == 4
 
 

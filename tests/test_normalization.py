@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import OBSERVATION_ACTION, Tabular, quick_jit
+from probes import OBSERVATION_ACTION, Tabular
 
 import envs
 from agents import ppo, trpo
@@ -119,8 +119,8 @@ def trained(module, env="Pendulum-v1"):
         following, metrics = agent.step(state)
         return following, (following, metrics)
 
-    start = quick_jit(agent.init)(jax.random.key(0))
-    _, (states, metrics) = quick_jit(lambda s: jax.lax.scan(body, s, length=UPDATES))(start)
+    start = jax.jit(agent.init)(jax.random.key(0))
+    _, (states, metrics) = jax.jit(lambda s: jax.lax.scan(body, s, length=UPDATES))(start)
     following = [jax.tree.map(lambda x: x[i], states) for i in range(UPDATES)]  # noqa: B023
     return agent, [start, *following], metrics
 
@@ -147,7 +147,7 @@ def test_every_observation_and_return_counts_once():
             truncated=np.zeros((16, 3), bool),
             final_observation=observation[1:],
         )
-        state, _ = quick_jit(learner.update)(state, jax.tree.map(jnp.asarray, trajectory))
+        state, _ = jax.jit(learner.update)(state, jax.tree.map(jnp.asarray, trajectory))
         seen.append(observation[:-1].reshape(-1, 3))
         rewards.append(trajectory.reward)
     exact = np.concatenate(seen).astype(np.float64)
@@ -196,7 +196,7 @@ def test_what_is_learnt_does_not_depend_on_the_units():
 
     settings = SETTINGS | {"num_envs": 16, "total_steps": 16 * 16 * 40, "normalize_rewards": False}
 
-    @quick_jit
+    @jax.jit
     def final_return(key):
         agent = ppo.make(InOtherUnits(OBSERVATION_ACTION), ppo.Config(**settings))
         _, metrics = jax.lax.scan(agent.step, agent.init(key), length=40)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from language_probes import plain_descent, quick_jit
+from language_probes import plain_descent
 
 from agents import language as methods
 from envs.language import bandit, tree
@@ -101,7 +101,7 @@ def test_pairs_are_the_best_and_the_worst_and_ties_are_counted():
         module.make(world, config, optimizer=optax.sgd(0.1))
     state, batch = batch_of(world, agent)
     tied = batch._replace(reward=jnp.array([3, 1, 2] + [0, 0, 0] * 3, jnp.float32))
-    after, metrics = quick_jit(agent.update)(state, world.frozen, tied)
+    after, metrics = jax.jit(agent.update)(state, world.frozen, tied)
     assert metrics["tied_pairs"] == 0.75
     change = after.learner.params["actor"] - state.learner.params["actor"]
     # Only the first prompt's pair counts, and a mean over the pairs that count is taken.
@@ -160,7 +160,7 @@ def test_an_update_without_any_pair_that_counts_changes_nothing():
     agent = module.make(world, module.Config(labels="reward", num_prompts=4, learning_rate=0.1))
     state, batch = batch_of(world, agent)
     equal = batch._replace(reward=jnp.zeros_like(batch.reward))
-    after, metrics = quick_jit(agent.update)(state, world.frozen, equal)
+    after, metrics = jax.jit(agent.update)(state, world.frozen, equal)
     assert metrics["tied_pairs"] == 1.0
     assert metrics.weights["margin"] == 0
     np.testing.assert_array_equal(after.learner.params["actor"], state.learner.params["actor"])
@@ -197,7 +197,7 @@ def test_microbatches_give_the_gradient_of_all(method):
         config = module.Config(num_prompts=8, num_epochs=1, microbatch_size=size)
         agent = module.make(world, config, optimizer=plain_descent)
         state = agent.init(jax.random.key(2), world.frozen)
-        after, _ = quick_jit(agent.step)(state, world.frozen, world.prompts)
+        after, _ = jax.jit(agent.step)(state, world.frozen, world.prompts)
         changes.append(after.learner.params["actor"] - state.learner.params["actor"])
     assert np.abs(changes[0]).max() > 1e-3
     np.testing.assert_allclose(changes[0], changes[1], atol=1e-7)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import quick_jit
 
 from experiments import plain_ppo
 from experiments.plain_ppo import Settings
@@ -38,7 +37,7 @@ def test_the_first_ratio_is_one(env):
     settings = Settings(env=env, num_envs=2, num_steps=8, total_steps=64)
     env, network = parts(settings)
 
-    @quick_jit
+    @jax.jit
     def first(key):
         runner = plain_ppo.initial_runner(env, network, settings, key)
         _, steps = plain_ppo.collect(env, network, settings, runner)
@@ -65,7 +64,7 @@ def test_entropy_is_the_mean_surprise_of_samples(kind, numbers):
 
 
 def test_every_step_is_logged_and_every_update_made():
-    result = quick_jit(plain_ppo.make_train(SMALL))(jax.random.key(0))
+    result = jax.jit(plain_ppo.make_train(SMALL))(jax.random.key(0))
     metrics = jax.device_get(result["metrics"])
     assert SMALL.num_updates == 4
     assert int(result["runner"].train_state.step) == 4 * 4 * 4

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import check_types, in_a_fresh_interpreter
-from probes import quick_jit
 
 import envs
 from agents import rgpo
@@ -71,7 +70,7 @@ def programs(name):
     def step(state, action):
         return jax.vmap(env.step, (None, 0, 0))(jax.random.key(0), state, action)
 
-    return quick_jit(jax.vmap(env.reset)), quick_jit(functools.partial(jax.lax.scan, step))
+    return jax.jit(jax.vmap(env.reset)), jax.jit(functools.partial(jax.lax.scan, step))
 
 
 KEYS = jax.random.split(jax.random.key(3), SWINGERS)
@@ -131,7 +130,7 @@ def test_follows_playground_step_by_step(name):
     start, first = reset(KEYS)
     _, timestep = scan(start, actions)
     env = make(name)._env
-    reset, step = quick_jit(env.reset), quick_jit(env.step)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
     state = reset(jax.random.key_data(KEYS[1]))
     # CheetahRun's reset settles for 200 steps: rounding of velocities shows.
     np.testing.assert_allclose(first[1], state.obs, rtol=1e-5, atol=1e-5)
@@ -172,7 +171,7 @@ def test_an_agent_steps_over_seeds(name):
         num_envs=2, num_steps=2 * LIMIT, num_minibatches=2, hidden_sizes=(8,), reset_pool_size=2
     )
     agent = rgpo.make(make(name), config)
-    step = quick_jit(jax.vmap(lambda key: agent.step(agent.init(key))))
+    step = jax.jit(jax.vmap(lambda key: agent.step(agent.init(key))))
     state, metrics = step(jax.random.split(jax.random.key(0), 2))
     assert np.all(np.isfinite(state.rollout.observation))
     assert np.all(metrics["first_ratio_deviation"] < 1e-5)
@@ -189,7 +188,7 @@ def test_every_episode_starts_afresh_and_its_final_observation_survives():
         policy = functools.partial(agent.learner.policy, state.learner)
         return rollout.collect(env, policy, state.rollout, key, num_steps, 3)[1]
 
-    collected = quick_jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
+    collected = jax.jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
     trajectory = jax.tree.map(np.asarray, collected)
     done = (trajectory.terminated | trajectory.truncated)[:, :-1]
     final, following = trajectory.final_observation[:, :-1], trajectory.observation[:, 1:]
@@ -217,8 +216,8 @@ def test_a_robot_that_lies_on_its_back_terminates(robots):
     state, first = reset(KEYS)
     actions = random_actions(GO1)
     env = make(GO1)._env
-    step = quick_jit(env.step)
-    theirs = quick_jit(env.reset)(jax.random.key_data(KEYS[1]))
+    step = jax.jit(env.step)
+    theirs = jax.jit(env.reset)(jax.random.key_data(KEYS[1]))
     np.testing.assert_allclose(first[1], theirs.obs["state"], rtol=1e-4, atol=1e-4)
     # Contacts are stiff: rounding grows fast, hence few steps.
     _, timestep = scan(state, actions[:4])

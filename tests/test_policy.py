@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
-from probes import Recall, assert_refused, quick_jit
+from probes import Recall, assert_refused
 
 import rgpo_jax
 from agents import ppo
@@ -149,7 +149,7 @@ def test_a_recurrent_one_carries_its_memory(recurrent, tmp_path):
     call = jax.export.deserialize((tmp_path / "policy.stablehlo").read_bytes()).call
     state = jax.tree.map(lambda x: x[1], states)
     theirs, memory = agent.initial_memory(BATCH), policy.initial_memory(BATCH)
-    act = quick_jit(agent.act)
+    act = jax.jit(agent.act)
     for key in jax.random.split(jax.random.key(0), 4):
         seen = np.asarray(jax.random.normal(key, (BATCH, 1)))
         given = {"observation": seen, "memory": memory}
@@ -367,7 +367,7 @@ def test_a_loop_of_ones_own_has_what_a_rollout_has(recurrent):
         3,
         4,
     )
-    memory, sample = rolled.memory, quick_jit(agent.sample)
+    memory, sample = rolled.memory, jax.jit(agent.sample)
     for t, seen in enumerate(trajectory.observation):
         acted = sample(learner, seen, jax.random.key(t), memory)
         distribution, memory = agent.learner.policy(learner, seen, memory)

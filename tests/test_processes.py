@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from probes import assert_same_numbers
+from xla_flags import QUICK_TO_COMPILE
 
 import rgpo_jax
 from experiments import run
@@ -65,8 +66,7 @@ class Pair:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1"
-            " --xla_backend_optimization_level=0",  # tests compile longer than they run
+            "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=1",
         }
         command = [sys.executable, *start, *TINY, *args, "--out", str(folder)]
         command += ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from probes import Recall, quick_jit
+from probes import Recall
 
 import agents
 import envs
@@ -47,7 +47,7 @@ def two_rollouts(dies=False):
     """
     agent = make(env=Recall(dies))
 
-    @quick_jit
+    @jax.jit
     def run():
         state = agent.init(jax.random.key(0))
         large = jax.tree.map(lambda x: x + 0.3, state.learner.params)
@@ -85,7 +85,7 @@ def step_by_step(network, params, before, trajectory):
 def unrolled():
     """(params, trajectory) -> V(s_t), V(s'_t), as the update sees them."""
     agent, *_ = two_rollouts()
-    return quick_jit(
+    return jax.jit(
         lambda params, trajectory: samples.bootstrap_values(
             agent.learner.network, params["critic"], trajectory, 3
         )
@@ -156,7 +156,7 @@ def test_minibatches_hold_whole_sequences():
     network, config = agent.learner.network, agent.config
     _, learner, records = two_rollouts()
     trajectory = records[1][1]
-    state, _ = quick_jit(agent.learner.update)(learner, trajectory)
+    state, _ = jax.jit(agent.learner.update)(learner, trajectory)
 
     value, next_value = unrolled()(learner.params, trajectory)
     advantage = advantages.generalized_advantages(
@@ -189,7 +189,7 @@ def test_minibatches_hold_whole_sequences():
         optax.adam(config.learning_rate, eps=1e-5),
     )
 
-    @quick_jit
+    @jax.jit
     def step(params, optimizer_state, b):
         gradient = jax.grad(loss)(params, b)
         changes, optimizer_state = optimizer.update(gradient, optimizer_state)
@@ -210,7 +210,7 @@ def test_seeds_train_side_by_side_and_the_first_ratio_is_one(name):
     settings = {"normalize_observations": True, "num_epochs": 2, "num_minibatches": 2}
     agent = make(name, Recall(dies=False), **settings)
 
-    @quick_jit
+    @jax.jit
     def run(keys):
         states = jax.vmap(agent.init)(keys)
         return jax.lax.scan(jax.vmap(agent.step), states, length=4)
@@ -246,7 +246,7 @@ def test_environments_may_be_spread_over_devices():
         def run(_):
             return jax.lax.scan(agent.step, agent.init(jax.random.key(0)), length=2)
 
-        return quick_jit(jax.vmap(run, axis_name=axis_name))(jnp.zeros(size))
+        return jax.jit(jax.vmap(run, axis_name=axis_name))(jnp.zeros(size))
 
     one, two = trained(None, 1), trained("env", 2)
     assert np.max(one[1]["gradient_step_rate"]) < 1.0  # early stopping is the same on all of them

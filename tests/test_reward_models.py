@@ -20,7 +20,7 @@ import optax
 import pytest
 import scipy.stats
 from language_models import write_tokenizer
-from probes import assert_refused, quick_jit
+from probes import assert_refused
 
 from envs.language import learnt_reward, ngram_reward, rewards, text
 from envs.language.learnt_reward import LearntReward
@@ -307,7 +307,7 @@ ANSWERS = [[20, END], [21, 22, 23, 24, 25, END], [26, 27, 28, 29, 30, 31], [END]
 @functools.cache
 def last_states():
     """The state of the last token of each row, alone and without padding [4, D]."""
-    read = quick_jit(decoder.hidden_states, static_argnums=1)
+    read = jax.jit(decoder.hidden_states, static_argnums=1)
     rows = [jnp.array([p + a]) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     return jnp.stack(
         [read(PARAMS, ARCHITECTURE, row, jnp.ones(row.shape, bool))[0, -1] for row in rows]
@@ -319,7 +319,7 @@ def test_the_score_is_read_at_the_last_token(part):
     model = model_of(part)
     params = model.init(jax.random.key(1), PARAMS).params
     prompts, answers = batch_of(PROMPTS, ANSWERS, 4, 6)
-    found = quick_jit(model.score)(params, PARAMS, prompts, answers)
+    found = jax.jit(model.score)(params, PARAMS, prompts, answers)
     # Whatever is trained, the model is at first the same.
     np.testing.assert_allclose(found, last_states() @ params["head"], atol=1e-5)
     assert found.dtype == jnp.float32
@@ -331,7 +331,7 @@ def test_padding_changes_no_score():
     expected = last_states() @ params["head"]
     for width, length, pad in ((4, 6, 0), (7, 6, 3), (4, 11, END), (9, 8, 319)):
         batch = batch_of(PROMPTS, ANSWERS, width, length, pad)
-        found = quick_jit(model.score)(params, PARAMS, *batch)
+        found = jax.jit(model.score)(params, PARAMS, *batch)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -340,10 +340,10 @@ def test_members_are_scored_as_each_alone():
     several = [model.init(jax.random.key(i), PARAMS).params for i in range(3)]
     assert not np.array_equal(several[0]["head"], several[1]["head"])
     batch = batch_of(PROMPTS, ANSWERS, 4, 6)
-    score = quick_jit(model.score)
+    score = jax.jit(model.score)
     alone = [score(member, PARAMS, *batch) for member in several]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    together = quick_jit(model.score_members)(stacked, PARAMS, *batch)
+    together = jax.jit(model.score_members)(stacked, PARAMS, *batch)
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
@@ -366,7 +366,7 @@ def update():
     """The compiled update of `model_of("last_layers")`, and a state."""
     model = model_of("last_layers", optax.sgd(0.1))
     state = model.init(jax.random.key(2), PARAMS)
-    return quick_jit(model.update).lower(state, PARAMS, pairs_of()).compile(), state
+    return jax.jit(model.update).lower(state, PARAMS, pairs_of()).compile(), state
 
 
 def test_an_update_is_a_step_down_the_mean_loss(update):
@@ -379,7 +379,7 @@ def test_an_update_is_a_step_down_the_mean_loss(update):
         rejected = model.score(params, PARAMS, pairs.prompts, pairs.rejected)
         return jnp.mean(bradley_terry.loss(chosen - rejected, pairs.label))
 
-    value, gradient = quick_jit(jax.value_and_grad(loss))(state.params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.params)
     expected = jax.tree.map(lambda x, g: x - 0.1 * g, state.params, gradient)
     assert difference(after.params, expected) < 1e-5
     assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
@@ -400,7 +400,7 @@ def test_pairs_that_do_not_count_change_nothing_and_parts_are_a_whole(update):
     counts = (True, False, True, False)
     pairs = pairs_of(counts=counts)
     whole, _ = step(state, PARAMS, pairs)
-    by_parts = quick_jit(model_of("last_layers", optax.sgd(0.1), microbatch_size=1).update)
+    by_parts = jax.jit(model_of("last_layers", optax.sgd(0.1), microbatch_size=1).update)
     parts, _ = by_parts(state, PARAMS, pairs)
     assert difference(whole.params, parts.params) < 1e-5
     keep = np.array(counts)[:, None]

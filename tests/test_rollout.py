@@ -16,7 +16,6 @@ from rgpo_jax.distributions import Categorical
 from rgpo_jax.environment import Discrete, TimeStep
 
 # Nearly all of the time here is spent in compiling programs that run once.
-jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Seeds are fixed, so that a test of a true statement passes always or never.
 LEAST_P_VALUE = 1e-3
 NUM_ENVS, NUM_STEPS = 3, 80
@@ -35,7 +34,7 @@ def two_rollouts(name, reset_pool_size=2, num_envs=NUM_ENVS):
     """Two consecutive rollouts: [(state before, trajectory, state after, totals), ...]."""
     env, network = make(name)
 
-    @jit_once
+    @jax.jit
     def run():
         params_key, env_key, *keys = jax.random.split(jax.random.key(1), 4)
         params = network.init(params_key)["actor"]
@@ -203,7 +202,7 @@ def test_a_tanh_normal_action_is_stored_before_the_tanh_and_felt_after_it():
     env = envs.make("Pendulum-v1")
     network = networks.make(env.observation_shape, env.action_space, config)
 
-    @jit_once
+    @jax.jit
     def collect(key):
         params = network.init(key)["actor"]
         state = rollout.init(env, 8, key)
@@ -240,7 +239,7 @@ def test_the_key_decides(reset_pool_size):
     env, network = make("Pendulum-v1")
     params = network.init(jax.random.key(0))["actor"]
     state = rollout.init(env, NUM_ENVS, jax.random.key(1))
-    collect = jit_once(
+    collect = jax.jit(
         lambda key: rollout.collect(
             env, partial(network.policy, params), state, key, 40, reset_pool_size
         )
@@ -288,7 +287,7 @@ def test_starts_are_fresh_in_every_rollout_and_environment(reset_pool_size):
 def collect_many(env, policy, key, num_rollouts, num_envs, num_steps, reset_pool_size):
     """Consecutive rollouts: done [R, T, B], start [R, T, B, ...], observation [R, T, B, ...]."""
 
-    @jit_once
+    @jax.jit
     def run(key):
         env_key, key = jax.random.split(key)
 
@@ -376,7 +375,7 @@ def indifferent(observation):
 
 def test_every_environment_and_step_has_a_key_of_its_own():
     state = rollout.init(Countdown(), 16, jax.random.key(0))
-    _, trajectory, _ = jit_once(
+    _, trajectory, _ = jax.jit(
         lambda key: rollout.collect(Countdown(), indifferent, state, key, 64, 2)
     )(jax.random.key(1))
     reward = np.asarray(trajectory.reward)
@@ -409,7 +408,7 @@ def test_starts_do_not_depend_on_how_long_episodes_last(reset_pool_size):
 def lone_rollouts(reset_pool_size):
     """512 independent rollouts of one environment each: done [512, T], number [512, T]."""
 
-    @jit_once
+    @jax.jit
     @jax.vmap
     def run(key):
         env_key, key = jax.random.split(key)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from probes import RUN_FILES
+from xla_flags import QUICK_TO_COMPILE
 
 import agents
 from experiments import run
@@ -126,7 +127,7 @@ def test_the_config_of_a_run_repeats_it(finished, tmp_path):
 
 
 def test_a_seeds_numbers_do_not_depend_on_the_devices(finished, tmp_path):
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2"  # as here, but for this
     subprocess.run(
         [sys.executable, "-m", "experiments.run", *TINY, "--agent", "ppo", "--out", tmp_path / "2"],
         cwd=Path(__file__).parents[1],

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from probes import quick_jit
 
 import envs
 from agents import ppo, trpo
@@ -318,9 +317,7 @@ def test_a_discrete_action_starts_where_the_environments_does():
         ppo.Config(num_envs=4, num_steps=16, num_minibatches=1, hidden_sizes=(4,)),
     )
     keys = jax.random.split(jax.random.key(0), 1)
-    learners = quick_jit(jax.vmap(agent.learner.init, (0, None)))(
-        keys, agent.learner.hyperparameters
-    )
+    learners = jax.jit(jax.vmap(agent.learner.init, (0, None)))(keys, agent.learner.hyperparameters)
     trajectory, _ = host.Collector(agent, (0,)).collect(learners, keys)  # Count asserts the range
     assert set(trajectory.action.ravel()) == {0, 1, 2}
     shown = trajectory.observation.argmax(-1)
@@ -396,8 +393,8 @@ def test_the_update_takes_dicts_and_several_actions(module, network, limit):
         channels=(2,), recurrent_size=8, normalize_observations=True,
     )  # fmt: skip
     agent = module.make(env, config)
-    state = quick_jit(agent.init)(jax.random.key(0))
-    step = quick_jit(agent.step)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    step = jax.jit(agent.step)
     before = state
     for _ in range(2):
         state, metrics = step(state)
@@ -410,7 +407,7 @@ def test_the_update_takes_dicts_and_several_actions(module, network, limit):
         assert all(map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: a != b, old, new))))
     if limit is not None:
         evaluate = train.make_evaluation(agent, 3, deterministic=False)
-        _, lengths = quick_jit(evaluate)(state.learner, jax.random.key(1))
+        _, lengths = jax.jit(evaluate)(state.learner, jax.random.key(1))
         assert ((lengths >= 1) & (lengths <= 4)).all()
 
 
@@ -433,9 +430,9 @@ def test_one_number_of_one_is_a_discrete_action():
     params = []
     for env in (cartpole, Wrapped(cartpole)):
         agent = ppo.make(env, config)
-        state = quick_jit(agent.init)(jax.random.key(0))
+        state = jax.jit(agent.init)(jax.random.key(0))
         for _ in range(3):
-            state, _ = quick_jit(agent.step)(state)
+            state, _ = jax.jit(agent.step)(state)
         params.append(state.learner.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *params)
 
@@ -447,12 +444,12 @@ SHAPES = {"picture": (6, 7, 3), "vector": (2,)}
 def test_every_part_is_heard_and_pixels_are_scaled(network):
     config = ppo.Config(network=network, hidden_sizes=(8, 4), channels=(2,))
     made = networks.make(SHAPES, Discrete(3), config)
-    params = quick_jit(made.init)(jax.random.key(0))
+    params = jax.jit(made.init)(jax.random.key(0))
     encoders = params["critic"]["params"]["torso"]
     assert encoders["encoders_vector"]["Dense_0"]["kernel"].shape == (2, 8)
     assert ("Conv_0" in encoders["encoders_picture"]) == (network != "mlp")
     assert encoders["trunk"]["Dense_0"]["kernel"].shape == (16, 4)
-    value = quick_jit(made.value)
+    value = jax.jit(made.value)
     pixels = jnp.arange(5 * 6 * 7 * 3, dtype=jnp.uint8).reshape(5, 6, 7, 3)
     seen = {"picture": pixels, "vector": jnp.arange(10.0).reshape(5, 2) / 10}
     values = value(params["critic"], seen)

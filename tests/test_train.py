@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import ACTION, ENDLESS, OBSERVATION_ACTION, Fragile, ShortOrLong, Tabular, quick_jit
+from probes import ACTION, ENDLESS, OBSERVATION_ACTION, Fragile, ShortOrLong, Tabular
 
 from agents import rgpo
 from rgpo_jax import gates, train
@@ -45,19 +45,19 @@ NUM_SEEDS = 4
 
 @functools.cache
 def start():
-    return quick_jit(jax.vmap(agent().init))(jax.random.split(jax.random.key(0), NUM_SEEDS))
+    return jax.jit(jax.vmap(agent().init))(jax.random.split(jax.random.key(0), NUM_SEEDS))
 
 
 @functools.cache
 def chunk():
     """The compiled chunk of all seeds; with NaN for a learning rate, a seed breaks at once."""
-    return quick_jit(jax.vmap(train.make_chunk(agent()), in_axes=(0, None)))
+    return jax.jit(jax.vmap(train.make_chunk(agent()), in_axes=(0, None)))
 
 
 @functools.cache
 def by_steps(num_updates):
     """The same by a Python loop of steps, and every state on the way."""
-    step = quick_jit(jax.vmap(agent().step))
+    step = jax.jit(jax.vmap(agent().step))
     states, metrics = [start()], []
     for _ in range(num_updates):
         state, report = step(states[-1])
@@ -144,12 +144,12 @@ def test_no_update_changes_nothing():
 def fragile():
     """The compiled chunk, and a start from which two seeds break, at steps 7 and 0."""
     agent = rgpo.make(Fragile(), rgpo.Config(**SETTINGS))
-    states = quick_jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), NUM_SEEDS))
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), NUM_SEEDS))
     clock, _ = states.rollout.env_state
     never = 2**30
     breaks_at = jnp.broadcast_to(jnp.array([never, 7, never, 0])[:, None], clock.shape)
     states = states._replace(rollout=states.rollout._replace(env_state=(clock, breaks_at)))
-    return quick_jit(jax.vmap(train.make_chunk(agent), in_axes=(0, None))), states
+    return jax.jit(jax.vmap(train.make_chunk(agent), in_axes=(0, None))), states
 
 
 def test_broken_at_is_the_first_update_that_broke_and_the_seed():
@@ -203,12 +203,12 @@ def evaluated(deterministic=True, dies=True, limit=9):
     config = rgpo.Config(hidden_sizes=(4,))
     player = make(ShortOrLong(limit, dies), config, gates.rgpo())
     learner = start_of(player)
-    evaluate = quick_jit(train.make_evaluation(player, EPISODES, deterministic))
+    evaluate = jax.jit(train.make_evaluation(player, EPISODES, deterministic))
     return [np.asarray(x) for x in evaluate(learner, jax.random.key(0))]
 
 
 def start_of(player):
-    return quick_jit(player.init)(jax.random.key(0)).learner
+    return jax.jit(player.init)(jax.random.key(0)).learner
 
 
 @pytest.mark.parametrize("dies", [True, False])
@@ -237,7 +237,7 @@ def test_actions_are_the_mode_or_samples():
     player = rgpo.make(Tabular(ACTION), rgpo.Config(hidden_sizes=(4,)))
     learner = start_of(player)
 
-    @quick_jit
+    @jax.jit
     def evaluate(deterministic):  # traced: one program for both
         return train.make_evaluation(player, EPISODES, deterministic)(learner, jax.random.key(0))
 

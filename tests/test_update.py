@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from probes import OBSERVATION_ACTION, Tabular, quick_jit
+from probes import OBSERVATION_ACTION, Tabular
 from test_advantages import by_definition
 
 import agents
@@ -38,8 +38,8 @@ def start(space):
     """A state and a trajectory that all learners of a space share: they differ in other things."""
     network = networks.make((SIZE,), space, Config(**SETTINGS))
     learner = update.make(network, Config(**SETTINGS), gates.reinforce())
-    state = quick_jit(learner.init)(jax.random.key(0), learner.hyperparameters)
-    outputs = quick_jit(
+    state = jax.jit(learner.init)(jax.random.key(0), learner.hyperparameters)
+    outputs = jax.jit(
         lambda params, observation: (
             network.policy(params["actor"], observation),
             network.value(params["critic"], observation),
@@ -59,7 +59,7 @@ class Case:
         self.network = networks.make((SIZE,), space, self.config)
         self.learner = update.make(self.network, self.config, gate, **(parts or {}))
         update_ = functools.partial(self.learner.update, max_episode_steps=max_episode_steps)
-        self.update = quick_jit(update_)
+        self.update = jax.jit(update_)
         state, self.outputs, self.trajectory = start(space)
         self.state = state._replace(hyperparameters=self.learner.hyperparameters)
 
@@ -164,7 +164,7 @@ def train_by_hand(case, policy_objective, transform=lambda a: a, normalized=True
         optax.adam(config.learning_rate, eps=1e-5),
     )
 
-    @quick_jit
+    @jax.jit
     def step(params, optimizer_state):
         gradient = jax.grad(loss)(params)
         changes, optimizer_state = optimizer.update(gradient, optimizer_state)
@@ -321,7 +321,7 @@ def test_learning_rate_may_stay():
 def test_a_known_time_limit_changes_no_value(gap):
     c = case("reinforce")
 
-    @functools.partial(quick_jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1)
     def values(trajectory, limit):
         critic = c.state.params["critic"]
         return samples.bootstrap_values(c.network, critic, trajectory, limit)
@@ -366,7 +366,7 @@ def labelled():
     labels = jnp.arange(N) / N
     state, trajectory = with_log_ratios(c, labels)
 
-    @quick_jit
+    @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def metrics(label, key):
         hyperparameters = state.hyperparameters.replace(label=label)
@@ -503,7 +503,7 @@ def test_trpo_leaves_the_critic_to_adam():
     state, _ = c.update(c.state, c.trajectory)
     _, target = advantages_and_targets(c)
 
-    @quick_jit
+    @jax.jit
     def step(critic):
         def loss(critic):
             value = c.network.value(critic, c.trajectory.observation)
