@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from language_models import write_tokenizer
 from probes import RUN_FILES, assert_refused
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 from envs.language import prompts as prompt_files
 from envs.language import rewards
@@ -413,7 +413,7 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
     args = [*TRAINED, "--fsdp", "2", "--tp", "2", "--out", str(folder)]
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = QUICK_TO_COMPILE
+    environment["XLA_FLAGS"] = SAME_IN_A_BATCH
     run = subprocess.run(
         [sys.executable, "-c", SPREAD, *args],
         cwd=place,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from probes import assert_same_numbers
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 from agents import rgpo
 from envs import make
@@ -181,7 +181,7 @@ def train(out, num_seeds, num_devices, *program):
     return subprocess.run(
         [sys.executable, *(program or ("-m", "experiments.run")), *flags, "--out", str(out)],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "XLA_FLAGS": f"{xla} {QUICK_TO_COMPILE}"},
+        env={**os.environ, "XLA_FLAGS": f"{xla} {SAME_IN_A_BATCH}"},
         check=True,
         capture_output=True,
         text=True,

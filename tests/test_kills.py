@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -50,7 +50,7 @@ def start(command, out, cache, *more, python=sys.executable):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count=1",
     }
     return subprocess.Popen(
         [python, "-m", *command, "--out", str(out), *more],

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 from rgpo_jax.language import decoder, log_probs, lora
 from rgpo_jax.language.answers import mask_after_end
@@ -336,7 +336,7 @@ print("equal")
 
 def test_sharded_decoder_is_the_unsharded():
     root = Path(__file__).parents[1]
-    flags = f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
+    flags = f"--xla_force_host_platform_device_count=8 {SAME_IN_A_BATCH}"
     environment = os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",

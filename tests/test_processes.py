@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from probes import assert_same_numbers
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 import rgpo_jax
 from experiments import run
@@ -66,7 +66,7 @@ class Pair:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=1",
+            "XLA_FLAGS": f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count=1",
         }
         command = [sys.executable, *start, *TINY, *args, "--out", str(folder)]
         command += ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2"]

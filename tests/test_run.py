@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from probes import RUN_FILES
-from xla_flags import QUICK_TO_COMPILE
+from xla_flags import SAME_IN_A_BATCH
 
 import agents
 from experiments import run
@@ -126,16 +126,26 @@ def test_the_config_of_a_run_repeats_it(finished, tmp_path):
     assert without_times(lines(again)) == without_times(lines(finished))
 
 
-def test_a_seeds_numbers_do_not_depend_on_the_devices(finished, tmp_path):
-    flags = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2"  # as here, but for this
-    subprocess.run(
-        [sys.executable, "-m", "experiments.run", *TINY, "--agent", "ppo", "--out", tmp_path / "2"],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "XLA_FLAGS": flags},
-        check=True,
-    )
+def test_a_seeds_numbers_do_not_depend_on_the_devices(tmp_path):
+    for count in (1, 2):
+        flags = f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count={count}"
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "experiments.run",
+                *TINY,
+                "--agent",
+                "ppo",
+                "--out",
+                str(tmp_path / str(count)),
+            ],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": flags},
+            check=True,
+        )
     assert "for 2 devices" in (tmp_path / "2" / "run.log").read_text()
-    for ours, other in zip(lines(tmp_path / "2"), lines(finished), strict=True):
+    for ours, other in zip(lines(tmp_path / "2"), lines(tmp_path / "1"), strict=True):
         for name in ("episode_return", "entropy", "eval_return"):
             if name in other:
                 for a, b in zip(ours[name], other[name], strict=True):

@@ -1,4 +1,4 @@
-"""Flags of XLA for processes that tests start, and for tests themselves."""
+"""Flags of XLA for tests, and for processes that they start."""
 
 QUICK_TO_COMPILE = " ".join(
     (
@@ -8,6 +8,10 @@ QUICK_TO_COMPILE = " ".join(
     )
 )
 """A program takes a fifth of the time to compile, and several times as long to run."""
+
+SAME_IN_A_BATCH = "--xla_backend_optimization_level=0"
+"""For programs of other layouts that are held against one another: without the fusion emitters what
+a seed computes depends on how many there are beside it, by rounding."""
 
 QUICK_TO_RUN = "--xla_backend_optimization_level=1"
 """For what trains as long as it compiles."""
