@@ -128,18 +128,10 @@ def test_the_config_of_a_run_repeats_it(finished, tmp_path):
 
 def test_a_seeds_numbers_do_not_depend_on_the_devices(tmp_path):
     for count in (1, 2):
+        out = str(tmp_path / str(count))
         flags = f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count={count}"
         subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "experiments.run",
-                *TINY,
-                "--agent",
-                "ppo",
-                "--out",
-                str(tmp_path / str(count)),
-            ],
+            [sys.executable, "-m", "experiments.run", *TINY, *("--agent", "ppo", "--out", out)],
             cwd=Path(__file__).parents[1],
             env={**os.environ, "XLA_FLAGS": flags},
             check=True,
