@@ -9,7 +9,7 @@ SAME_IN_A_BATCH = "--xla_backend_optimization_level=0"
 """For programs of other layouts that are held against one another: without the fusion emitters what
 a seed computes depends on how many there are beside it, by rounding."""
 
-# An XLA that does not know a flag ends the process: jaxlib 0.12 has no other emitters.
+# An XLA that does not know a flag ends the process: jaxlib 0.11 has no other emitters.
 _MAY_DO_WITHOUT_EMITTERS = importlib.metadata.version("jaxlib").startswith("0.9.")
 
 QUICK_TO_COMPILE = (

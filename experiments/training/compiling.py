@@ -184,7 +184,7 @@ def options(often: bool) -> dict[str, Any] | None:
 
     On a CPU the time goes into LLVM. Its third level unrolls loops, which takes up to twice as long
     and made none of those measured faster (CartPole, Breakout, Brax's ant). Without XLA's newer
-    fusion emitters (xla_cpu_use_fusion_emitters) compiling takes 0.55 to 0.85 times as long, and
+    fusion emitters (jaxlib 0.9 can do without) compiling takes 0.55 to 0.85 times as long, and
     running 0.9 to 1.7 times: they stay. Who has set a level in XLA_FLAGS gets it.
     """
     import jax
