@@ -175,6 +175,8 @@ def make(
         raise ValueError(
             f"network: a {type(network).__name__}; expected a module of flax.linen or a Network"
         )
+    elif config.shared_torso and network.joint is None:
+        raise ValueError("shared_torso True: the Network that was given shares none")
     parallel = DataParallel(axis_name)
     learner = update.make(
         network,

@@ -77,7 +77,8 @@ class Network(NamedTuple):
       config: of which `make` has built it; None: a network of your own.
       torso: "module:Class" of the torso of your own that is in it; None: there is none.
       joint: (params, observation) -> what `policy` and `value` say of it, by one pass through the
-        torso that they share, whose parameters are in params["actor"]; None: they share none.
+        torso that they share, whose parameters are in params["actor"], since that is what a policy
+        is taken away with; None: they share none.
     """
 
     observation_shape: ObservationShape
@@ -367,6 +368,7 @@ def make(
     _check_policy(action_space, config)
     recurrent = config.network == "gru"
     if torso is not None:
+        _features_shape(torso, observation_shape)  # it fits the observations
         config = _named_after(torso, config)
     elif is_own_network(config.network):
         raise ValueError(f"network {config.network}: expected the module itself, as network=")
@@ -445,12 +447,21 @@ def _named_after(torso: nn.Module, config: Config) -> Config:
     return dataclasses.replace(config, network=name_of(torso))
 
 
-def _features_shape(torso: nn.Module, observation_shape: ObservationShape) -> tuple[int, ...]:
-    """Of what a torso says of one observation."""
-    observation = zeros(observation_shape)
-    features, _ = jax.eval_shape(torso.init_with_output, jax.random.key(0), observation)
-    shape: tuple[int, ...] = features.shape
-    return shape
+def _features_shape(torso: nn.Module, observation_shape: ObservationShape) -> tuple[int]:
+    """Of what a torso says of one observation; raises ValueError where that is no vector."""
+    observations = jax.tree.map(lambda x: jnp.stack([x, x]), zeros(observation_shape))
+    try:
+        features, _ = jax.eval_shape(torso.init_with_output, jax.random.key(0), observations)
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"network {name_of(torso)}: {type(error).__name__}: {first}") from error
+    shapes = jax.tree.map(lambda x: x.shape, features)
+    if not (hasattr(features, "shape") and features.ndim == 2 and len(features) == 2):
+        raise ValueError(
+            f"network {name_of(torso)}: expected features [batch, n] of 2 observations "
+            f"{observation_shape}, and they are {shapes}"
+        )
+    return (features.shape[1],)
 
 
 def _with_torso(heads: Network, torso: nn.Module, observation_shape: ObservationShape) -> Network:

@@ -42,7 +42,7 @@ def bootstrap_values(
 
     Args:
       network: of which the value function is used.
-      critic_params: its parameters.
+      critic_params: what its value function takes, `network.critic(params)`.
       trajectory: [T, B, ...].
       max_episode_steps: the least distance in steps between two truncations of one environment,
         which bounds the number of final observations to look at; None: look at all.

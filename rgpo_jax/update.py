@@ -162,7 +162,10 @@ def make(
     """
     descent.check_optimizer(optimizer)
     if policy_step is not None and network.joint is not None:
-        raise ValueError("shared_torso: the critic's gradient steps would move the policy too")
+        raise ValueError(
+            "shared_torso: expected False with a policy_step, past which the critic's gradient "
+            "steps would move the policy"
+        )
 
     def refuse_early_stopping(target_kl: Any) -> None:
         if policy_step is not None and target_kl is not None:

@@ -7,8 +7,10 @@ import pytest
 
 from experiments.record.curve import learning_curve
 
+LONG = [f"ppo on Ant ({'length=1.0, ' * 200})", f"ppo on my_module:{'Envé' * 30}"]
 
-@pytest.mark.parametrize("title", ["ppo on CartPole-v1", f"ppo on Ant ({'length=1.0, ' * 20})"])
+
+@pytest.mark.parametrize("title", ["ppo on CartPole-v1", *LONG])
 def test_a_title_however_long_lies_within_the_figure(title):
     lines = [
         {"env_steps": n, "episode_return": [0.0, 1.0], "eval_return": [1.0, 2.0]} for n in (0, 9)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import envs
 import rgpo_jax
 from agents import ppo, trpo
-from experiments.plan import families
+from experiments.theory import cost
 from rgpo_jax import gates, networks, objective, update
 from rgpo_jax.config import ConfigError
 from rgpo_jax.environment import Box, Discrete
@@ -117,11 +118,51 @@ def test_who_cannot_have_one_says_so():
         trpo.Config(shared_torso=True)
     network = networks.make((3,), Discrete(2), SHARED)
     step = natural_gradient(0.01, 0.1, 0.8, 10, 15)
-    with pytest.raises(ValueError, match="shared_torso: the critic's gradient steps would move"):
+    with pytest.raises(ValueError, match="shared_torso: expected False with a policy_step"):
         update.make(network, SHARED, gates.importance(), policy_step=step)
 
 
-def test_ataris_family_has_one_but_for_trpo():
-    assert families.defaults(ppo.Config, "envpool/Pong-v5").shared_torso
-    config = families.defaults(trpo.Config, "envpool/Pong-v5")
-    assert not config.shared_torso and config.network == "atari"
+def test_a_network_of_ones_own_that_shares_none_is_not_said_to():
+    env = envs.make("CartPole-v1")
+    network = networks.make(env.observation_shape, env.action_space, APART)
+    with pytest.raises(ValueError, match="shared_torso True: the Network that was given shares"):
+        ppo.make(env, SHARED, network=network)
+
+
+def test_its_update_is_differentiated_once():
+    assert cost.differentiation_order(ppo.make(envs.make("CartPole-v1"), SHARED)) == 1
+
+
+class Sum(nn.Module):
+    def __call__(self, observation):
+        return observation.sum()
+
+
+class Pair(nn.Module):
+    def __call__(self, observation):
+        return observation, observation
+
+
+class Square(nn.Module):
+    def __call__(self, observation):
+        return observation[..., None] * observation[..., None, :]
+
+
+class Failing(nn.Module):
+    def __call__(self, observation):
+        raise KeyError("speed")
+
+
+@pytest.mark.parametrize("config", [APART, SHARED])
+@pytest.mark.parametrize(
+    ("torso", "message"),
+    [
+        (Sum, r"Sum: expected features \[batch, n\] of 2 observations \(3,\), and they are \(\)"),
+        (Pair, r"Pair: expected features .* they are \(\(2, 3\), \(2, 3\)\)"),
+        (Square, r"Square: expected features .* they are \(2, 3, 3\)"),
+        (Failing, "Failing: KeyError: 'speed'"),
+    ],
+)
+def test_a_torso_that_makes_no_features_is_told(config, torso, message):
+    with pytest.raises(ValueError, match=message):
+        networks.make((3,), Discrete(2), config, torso=torso())

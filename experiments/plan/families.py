@@ -98,7 +98,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "learning_rate": 2.5e-4,
         "entropy_coefficient": 0.01,
         "network": "atari",
-        "shared_torso": True,
         "hidden_sizes": (512,),
         "activation": "relu",
     },
@@ -158,8 +157,7 @@ def defaults(config_class: type[Config], env: str, gate: str | None = None) -> C
     }
     try:
         return dataclasses.replace(own, **settings)
-    except ConfigError as error:
-        # The agent's batch does not divide by the family's minibatches, or TRPO can share nothing.
-        assert error.field in ("num_minibatches", "shared_torso"), error
-        settings[error.field] = getattr(own, error.field)
+    except ConfigError as error:  # the agent's batch does not divide by the family's minibatches
+        assert error.field == "num_minibatches", error
+        settings["num_minibatches"] = own.num_minibatches
         return dataclasses.replace(own, **settings)

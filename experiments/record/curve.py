@@ -17,7 +17,7 @@ from experiments.record.headline import CONTROL, Headline
 from rgpo_jax.statistics import estimate, pooled_iqm
 
 _MOST_POINTS = 400  # more cannot be told apart, and each has an interval to be computed
-_TITLE_WIDTH = 76  # characters that fit on the figure
+_TITLE_WIDTH = 60  # characters that fit on the figure
 _TRAINING = "#8A8A8A"  # beside the score, which has the agent's colour
 
 
@@ -77,7 +77,7 @@ def learning_curve(
         _draw(axes, lines, headline.unit.counter, shown.metric, color, shown.title)
     seeds = len(lines[-1][training.metric]) if lines else 0
     over = f"IQM over {seeds} seeds, 95 % bootstrap interval" if seeds > 1 else "1 seed"
-    axes.set_title(f"{textwrap.fill(title, _TITLE_WIDTH)}\n{over}", fontsize=11)
+    axes.set_title(f"{textwrap.fill(title, _TITLE_WIDTH, max_lines=3)}\n{over}", fontsize=11)
     axes.set_xlabel(f"{headline.steps} of one seed")
     axes.set_ylabel(headline.axis)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

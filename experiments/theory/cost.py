@@ -71,10 +71,11 @@ def differentiation_order(agent: Agent) -> int:
         order = max(order, 1)
         return probe(*primals), slope(*primals) * tangents[0]
 
-    learner = agent.learner
+    learner, joint = agent.learner, agent.learner.network.joint
     network = learner.network._replace(
         policy=lambda params, seen: learner.network.policy(jax.tree.map(probe, params), seen),
         value=lambda params, seen: learner.network.value(jax.tree.map(probe, params), seen),
+        joint=joint and (lambda params, seen: joint(jax.tree.map(probe, params), seen)),
     )
     parts = learner.hyperparameters
     probed = update.make(
