@@ -67,6 +67,16 @@ def test_settings_that_differ_between_environments_only_make_no_variant(tmp_path
     assert runs.collect([str(tmp_path)]).variants == ("ppo",)
 
 
+def test_a_run_from_before_a_setting_had_its_default(tmp_path):
+    run_folders.write(tmp_path / "old")
+    run_folders.write(tmp_path / "default", seed=10, shared_torso=False)
+    assert runs.collect([str(tmp_path)]).variants == ("ppo",)
+    run_folders.write(tmp_path / "new", seed=20, shared_torso=True)
+    assert runs.collect([str(tmp_path)]).variants == (
+        *("ppo shared_torso=False", "ppo shared_torso=True"),
+    )
+
+
 def test_how_a_run_is_measured_makes_no_variant(tmp_path):
     run_folders.write(tmp_path / "a", log_every=None, eval_episodes=32)
     run_folders.write(tmp_path / "b", seed=5, log_every=5000, eval_episodes=8)

@@ -34,7 +34,7 @@ from experiments.record.files import is_text, read_plain
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.record.provenance import short_commit
 from experiments.record.run_folder import CONFIG, METRICS, SUMMARY
-from rgpo_jax.config import ConfigError
+from rgpo_jax.config import Config, ConfigError
 
 _DEPTHS = ("", "*/", "*/*/")  # of run folders below what was named
 
@@ -562,6 +562,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+# What a run from before a setting was trained with.
+_DEFAULTS = {
+    field.name: json.loads(json.dumps(field.default)) for field in dataclasses.fields(Config)
+}
+
+
 def varying_settings(runs: Sequence[Run]) -> list[str]:
     """Names of settings in which runs of one agent differ on the same environment."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -572,7 +578,7 @@ def varying_settings(runs: Sequence[Run]) -> list[str]:
         for name in dict.fromkeys(name for run in runs for name in run.settings)
         if name not in _NOT_A_VARIANT
         and any(
-            len({json.dumps(s[name]) for s in settings if name in s}) > 1
+            len({json.dumps(s[name]) for s in (_DEFAULTS | s for s in settings) if name in s}) > 1
             for settings in groups.values()
         )
     ]
@@ -581,7 +587,7 @@ def varying_settings(runs: Sequence[Run]) -> list[str]:
 def _label(run: Run, varying: Sequence[str]) -> str:
     parts = [run.agent]
     for name in varying:
-        value = run.settings.get(name)
+        value = run.settings.get(name, _DEFAULTS.get(name))
         if isinstance(value, list):
             value = "x".join(map(str, value))
         parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
