@@ -368,7 +368,6 @@ def make(
     _check_policy(action_space, config)
     recurrent = config.network == "gru"
     if torso is not None:
-        _features_shape(torso, observation_shape)  # it fits the observations
         config = _named_after(torso, config)
     elif is_own_network(config.network):
         raise ValueError(f"network {config.network}: expected the module itself, as network=")
@@ -376,8 +375,13 @@ def make(
     def make_torso(config: Config = config) -> Any:
         return _make_torso(observation_shape, config) if torso is None else torso
 
+    # What stands behind a memory, or behind one torso for both, sees what that says.
+    seen_shape = (config.recurrent_size,) if recurrent else observation_shape
+    if torso is not None or config.shared_torso:
+        features_shape = _features_shape(make_torso(), observation_shape)
+        seen_shape = features_shape if config.shared_torso else seen_shape
+
     def head(features: int, scale: float, config: Config = config) -> Head:
-        # Heads behind a memory, or behind one torso for both, read what that says as it is.
         behind = recurrent or config.shared_torso
         return Head((lambda seen: seen) if behind else make_torso(config), features, scale)
 
@@ -397,12 +401,6 @@ def make(
         else:
             actor = NormalHead(head(size, 0.01), config.initial_std)
     continuous = TanhNormal if config.policy == "tanh_normal" else Normal
-
-    seen_shape = observation_shape
-    if recurrent:
-        seen_shape = (config.recurrent_size,)
-    elif config.shared_torso:
-        seen_shape = _features_shape(make_torso(), observation_shape)
 
     def init(key: Array) -> Params:
         actor_key, critic_key = jax.random.split(key)

@@ -27,6 +27,7 @@ import numpy as np
 
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs
+from experiments.plan.reading import with_defaults
 from experiments.plan.run_options import MOST_SEEDS
 from experiments.record import colors
 from experiments.record.colors import Look
@@ -562,32 +563,26 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-# What a run from before a setting was trained with.
-_DEFAULTS = {
-    field.name: json.loads(json.dumps(field.default)) for field in dataclasses.fields(Config)
-}
-
-
 def varying_settings(runs: Sequence[Run]) -> list[str]:
     """Names of settings in which runs of one agent differ on the same environment."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(run.env, []).append(run.settings)
+        groups.setdefault(run.env, []).append(with_defaults(run.settings, Config))
     return [
         name
         for name in dict.fromkeys(name for run in runs for name in run.settings)
         if name not in _NOT_A_VARIANT
         and any(
-            len({json.dumps(s[name]) for s in (_DEFAULTS | s for s in settings) if name in s}) > 1
+            len({json.dumps(s[name]) for s in settings if name in s}) > 1
             for settings in groups.values()
         )
     ]
 
 
 def _label(run: Run, varying: Sequence[str]) -> str:
-    parts = [run.agent]
+    parts, settings = [run.agent], with_defaults(run.settings, Config)
     for name in varying:
-        value = run.settings.get(name, _DEFAULTS.get(name))
+        value = settings.get(name)
         if isinstance(value, list):
             value = "x".join(map(str, value))
         parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
