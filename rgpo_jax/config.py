@@ -250,7 +250,7 @@ class Config(Scheduled):
             if self.shared_torso:
                 raise ConfigError("shared_torso", "True: expected False with network gru")
         if self.shared_torso and self.critic_hidden_sizes is not None:
-            raise ConfigError("critic_hidden_sizes", "expected None with a shared torso")
+            raise ConfigError("critic_hidden_sizes", "expected None with shared_torso")
         if self.target_kl is not None and self.num_epochs * self.num_minibatches == 1:
             raise ConfigError(
                 "target_kl",

@@ -400,6 +400,31 @@ def test_a_gate_may_have_settings_of_its_own_in_a_family():
     assert read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
 
 
+def test_atari_has_one_torso_under_both_heads_where_that_fits():
+    pong = ["--env", "envpool/Pong-v5"]
+    shares = [
+        read_plan([*pong, *more]).config.shared_torso
+        for more in ([], ["--agent", "trpo"], ["--network", "gru"], ["--no-shared-torso"])
+    ]
+    assert shares == [True, False, False, False]
+    with pytest.raises(BadInput, match="--critic-hidden-sizes expected None with shared_torso"):
+        read_plan([*pong, "--critic-hidden-sizes", "64"])
+
+
+def test_what_an_older_run_lacks_is_not_what_the_family_has_now(tmp_path, monkeypatch):
+    settings = json.loads(json.dumps(read_plan(["--env", "envpool/Pong-v5"]).settings()))
+    del settings["shared_torso"]
+    whole, some = tmp_path / "config.json", tmp_path / "some.json"
+    whole.write_text(json.dumps({"settings": settings}))
+    some.write_text(json.dumps({"env": "envpool/Pong-v5"}))
+    assert not read_plan(["--resume", "--out", str(tmp_path)]).config.shared_torso
+    assert not read_plan(["--config", str(whole)]).config.shared_torso
+    assert not read_plan([], given=settings, of_a_run=True).config.shared_torso
+    assert read_plan(["--config", str(some)]).config.shared_torso
+    with pytest.raises(BadInput, match="--shared-torso True: the run in"):
+        read_plan(["--resume", "--out", str(tmp_path), "--shared-torso"])
+
+
 @pytest.mark.parametrize("name", agents.NAMES)
 @pytest.mark.parametrize("env", families.FAMILIES)
 def test_every_agent_starts_from_valid_settings_on_every_family(name, env):

@@ -112,7 +112,7 @@ def test_an_agent_with_one_learns_and_is_taken_away(tmp_path):
 def test_who_cannot_have_one_says_so():
     with pytest.raises(ConfigError, match="shared_torso True: expected False with network gru"):
         dataclasses.replace(SHARED, network="gru")
-    with pytest.raises(ConfigError, match="critic_hidden_sizes expected None with a shared torso"):
+    with pytest.raises(ConfigError, match="critic_hidden_sizes expected None with shared_torso"):
         dataclasses.replace(SHARED, critic_hidden_sizes=(4,))
     with pytest.raises(ConfigError, match="shared_torso True: expected False with TRPO"):
         trpo.Config(shared_torso=True)

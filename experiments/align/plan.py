@@ -11,7 +11,7 @@ from envs.language.rewards import BUILT_IN
 from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, Options
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan.reading import KnownBefore, refuse_other_settings
+from experiments.plan.reading import KnownBefore, refuse_other_settings, with_defaults
 from experiments.record.headline import Curve, Headline, Unit
 from rgpo_jax.language.config import Common, Config, Minibatched
 from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig, PairConfig
@@ -272,6 +272,7 @@ def read_plan(
     prog: str = PROG,
     given: Mapping[str, Any] | None = None,
     source: str = "",
+    of_a_run: bool = False,
 ) -> Plan:
     """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
 
@@ -280,16 +281,19 @@ def read_plan(
       prog: the program that they were given to.
       given: settings from elsewhere, which flags override.
       source: where those come from, for messages.
+      of_a_run: whether those are all that a run had.
 
     Raises:
       BadInput: anything that the user should type otherwise.
     """
     known_before = KnownBefore.find(args, given, source)
-    stored, from_file, source = known_before
+    stored, from_file, source, is_whole = known_before
     chosen = functools.partial(known_before.choose, args)
     method, world = chosen("method", "rgpo"), chosen("world", "bandit")
     part = chosen("train", "last_layers")
     config_class = _config_class(method)
+    if of_a_run or is_whole:  # not what its world has now
+        from_file = with_defaults(from_file, config_class)
     stored_method = from_file.get("method", method)
     if isinstance(stored_method, str) and stored_method.replace("-", "_") != method.replace(
         "-", "_"

@@ -45,7 +45,7 @@ def load(folder: str, flag: str, which: Which = "newest") -> Trained:
     try:
         # Its rewards are not asked for: no code of theirs is imported.
         settings = flags.settings_from_file(path, read_plain)
-        plan = read_plan([], given=settings, source=f"--config {path}")
+        plan = read_plan([], given=settings, source=f"--config {path}", of_a_run=True)
     except BadInput as error:
         raise BadInput(f"{flag} {folder}: no run of a language model: {error}") from None
     if plan.is_exact:

@@ -277,16 +277,30 @@ def settings_from_file(
     Raises:
       BadInput: the file cannot be read, or is no such object.
     """
+    return settings_in(content_of(path, read), path)
+
+
+def content_of(path: str, read: Callable[[Path], bytes] = Path.read_bytes) -> Any:
+    """What a JSON file holds; see `settings_from_file`."""
     try:
-        content = json.loads(read(Path(path).expanduser()))
+        return json.loads(read(Path(path).expanduser()))
     except OSError as error:
         raise BadInput(f"--config {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"--config {path}: not JSON: {error}") from None
-    settings = content.get("settings", content) if isinstance(content, dict) else None
+
+
+def settings_in(content: Any, path: str | None) -> dict[str, Any]:
+    """The settings in the content of a JSON file; see `settings_from_file`."""
+    settings = content["settings"] if is_of_a_run(content) else content
     if not isinstance(settings, dict):
         raise BadInput(f"--config {path}: expected a JSON object of settings")
     return settings
+
+
+def is_of_a_run(content: Any) -> bool:
+    """Whether a file's content is a run's `config.json`, which has all settings of its version."""
+    return isinstance(content, dict) and "settings" in content
 
 
 def as_settings(*parts: Any) -> dict[str, Any]:

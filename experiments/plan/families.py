@@ -98,6 +98,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "learning_rate": 2.5e-4,
         "entropy_coefficient": 0.01,
         "network": "atari",
+        "shared_torso": True,
         "hidden_sizes": (512,),
         "activation": "relu",
     },
@@ -122,6 +123,10 @@ GATES_IN_FAMILIES: dict[tuple[str, str], dict[str, Any]] = {
     ("MuJoCo", "rgpo"): {"num_epochs": 4},
 }
 
+# What an agent may refuse of a family's settings: minibatches that do not divide its batch, and a
+# torso that TRPO's critic would move under its policy.
+_MAY_NOT_FIT = ("num_minibatches", "shared_torso")
+
 
 def _family(env: str) -> str | None:
     """The name of an environment's family; None where it has none."""
@@ -144,10 +149,18 @@ def for_environment(env: str, gate: str | None = None) -> dict[str, Any]:
     return FAMILIES[family] | GATES_IN_FAMILIES.get((family, gate or ""), {})
 
 
-def defaults(config_class: type[Config], env: str, gate: str | None = None) -> Config:
+def defaults(
+    config_class: type[Config], env: str, gate: str | None = None, network: str | None = None
+) -> Config:
     """The Config that an agent with this gate starts from on an environment.
 
     Where the agent's own default differs from the common one (A2C's short rollouts), it stays.
+
+    Args:
+      config_class: of the agent.
+      env: name of the environment.
+      gate: name of the gate.
+      network: that was chosen, if it was. A torso is shared where it is the family's.
     """
     common, own = Config(), config_class()
     settings = {
@@ -155,9 +168,12 @@ def defaults(config_class: type[Config], env: str, gate: str | None = None) -> C
         for name, value in for_environment(env, gate).items()
         if getattr(own, name) == getattr(common, name)
     }
-    try:
-        return dataclasses.replace(own, **settings)
-    except ConfigError as error:  # the agent's batch does not divide by the family's minibatches
-        assert error.field == "num_minibatches", error
-        settings["num_minibatches"] = own.num_minibatches
-        return dataclasses.replace(own, **settings)
+    if network not in (None, settings.get("network")):
+        settings.pop("shared_torso", None)
+    for name in _MAY_NOT_FIT:
+        try:
+            dataclasses.replace(own, **settings)
+        except ConfigError as error:
+            if error.field == name:
+                settings.pop(name)
+    return dataclasses.replace(own, **settings)

@@ -126,11 +126,13 @@ class KnownBefore(NamedTuple):
       stored: of the run that is to go on; empty where there is none.
       settings: these, those given from elsewhere, and those of a config file.
       source: where settings come from, for messages.
+      of_a_run: whether they were all that a run had, of this version or an older one.
     """
 
     stored: dict[str, Any]
     settings: dict[str, Any]
     source: str
+    of_a_run: bool
 
     @classmethod
     def find(
@@ -139,14 +141,16 @@ class KnownBefore(NamedTuple):
         """Looks for them; see `read_plan`."""
         stored = settings_to_resume(args)
         file = flags.peek("--config", args)
-        from_file = flags.settings_from_file(file) if file is not None else {}
+        content = flags.content_of(file) if file is not None else {}
+        from_file = flags.settings_in(content, file)
         source = source if file is None else f"--config {file}"
         trusted = [x for x in (given or {}).values() if isinstance(x, str)]
         replaced = {**(given or {}), **from_file}  # of what is stored
         left = {name: x for name, x in stored.items() if name not in replaced}
         own.refuse_found(left, f"--resume {flags.peek('--out', args)}", args, trusted)
         own.refuse_found(from_file, source, args, trusted)
-        return cls(stored, {**stored, **(given or {}), **from_file}, source)
+        settings = {**stored, **(given or {}), **from_file}
+        return cls(stored, settings, source, bool(stored) or flags.is_of_a_run(content))
 
     def choose(self, args: Sequence[str], name: str, default: str | None) -> Any:
         """A name on which it depends which flags there are; None only where that is the default."""
@@ -163,6 +167,7 @@ def read_plan(
     prog: str = PROG,
     given: Mapping[str, Any] | None = None,
     source: str = "",
+    of_a_run: bool = False,
 ) -> Plan:
     """Reads flags and config file; of a run that is to go on, its settings too. Loads no JAX.
 
@@ -171,12 +176,13 @@ def read_plan(
       prog: the program that they were given to.
       given: settings from elsewhere, which flags override.
       source: where those come from, for messages.
+      of_a_run: whether those are all that a run had.
 
     Raises:
       BadInput: anything that the user should type otherwise.
     """
     known_before = KnownBefore.find(args, given, source)
-    stored, from_file, source = known_before
+    stored, from_file, source, is_whole = known_before
     if isinstance(from_file.get(env_kwargs.FIELD), dict):  # as people write it
         from_file[env_kwargs.FIELD] = env_kwargs.items(from_file[env_kwargs.FIELD])
     chosen = functools.partial(known_before.choose, args)
@@ -188,11 +194,14 @@ def read_plan(
     except ValueError as error:
         raise BadInput(f"--env {env}: {error}") from None
 
+    if of_a_run or is_whole:  # not what the environment's family has now
+        from_file = with_defaults(from_file, config_class)
     fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
     file_args = flags.as_arguments(from_file, source, known, settings_of_agents())
-    default = families.defaults(config_class, env, gate or agent)
+    network = chosen("network", None)
+    default = families.defaults(config_class, env, gate or agent, network)
     what = "Train one agent on one environment over several seeds."
     plan = Plan(*flags.read_pair(Options(), default, [*file_args, *args], prog, what))
     if stored:

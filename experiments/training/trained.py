@@ -150,7 +150,7 @@ def load(
         can_be_typed = flag == "--init-from"
         own.refuse_found(settings, where, trusted=trusted, can_be_typed=can_be_typed)
     try:
-        read = read_plan([], given=settings, source=f"--config {path}")
+        read = read_plan([], given=settings, source=f"--config {path}", of_a_run=True)
         agent = make_agent(read)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
