@@ -69,7 +69,7 @@ class rgpo:
     """Gate in the ratio (linear, the paper's) or in the log-ratio (log)."""
     normalize: bool = False
     """Multiply the gate by 4 / sharpness, so that sharpness changes its shape alone."""
-    call_back: bool = False
+    pull_back: bool = False
     """Weigh samples that bring a ratio back to 1 by r, as PPO does: KL stays small (ours)."""
 
 

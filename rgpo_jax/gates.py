@@ -119,7 +119,7 @@ def _rgpo(
     sharpness: Any,
     form: str,
     normalize: bool,
-    call_back: bool,
+    pull_back: bool,
 ) -> Array:
     r"""Rejection-Gated Policy Optimization: a smooth acceptance gate.
 
@@ -127,7 +127,7 @@ def _rgpo(
 
     The log form (ours) is g = sigmoid(k l), whose weight is at most k/4 for every ratio.
     `normalize` multiplies by 4/k, so that w(1) = 1 and the sharpness k changes the shape alone.
-    `call_back` (ours): where the advantage calls for a step that brings the ratio back to 1,
+    `pull_back` (ours): where the advantage calls for a step that brings the ratio back to 1,
     w = (k/4) r in the place of a weight that fades (PPO's clip leaves w = r there). KL stays
     several times smaller, but w is no longer bounded where A < 0, and g leaves [0, 1].
 
@@ -138,7 +138,7 @@ def _rgpo(
     distance = ratio - 1.0 if form == "linear" else log_ratio
     scale = 4.0 / sharpness if normalize else 1.0
     acceptance = scale * jax.nn.sigmoid(sharpness * distance)
-    if not call_back:
+    if not pull_back:
         return acceptance
     returning = jnp.sign(log_ratio) * jnp.sign(advantage) < 0
     return jnp.where(returning, scale * (0.5 + sharpness / 4.0 * (ratio - 1.0)), acceptance)

@@ -59,14 +59,14 @@ def rgpo_log_case(k, normalize=False):
     )
 
 
-def rgpo_call_back_case(k, normalize=False):
+def rgpo_pull_back_case(k, normalize=False):
     scale = 4.0 / k if normalize else 1.0
 
     def returning(r, s):
         return (r - 1.0) * s < 0
 
     return Case(
-        gates.rgpo(k, normalize=normalize, call_back=True),
+        gates.rgpo(k, normalize=normalize, pull_back=True),
         lambda r, s: (
             scale * np.where(returning(r, s), 0.5 + k / 4.0 * (r - 1.0), sigmoid(k * (r - 1.0)))
         ),
@@ -176,8 +176,8 @@ CASES = {
     "rgpo-1": rgpo_case(1.0),
     "rgpo-8": rgpo_case(8.0),
     "rgpo-normalized-8": rgpo_case(8.0, normalize=True),
-    "rgpo-call-back": rgpo_call_back_case(4.0),
-    "rgpo-call-back-normalized-8": rgpo_call_back_case(8.0, normalize=True),
+    "rgpo-pull-back": rgpo_pull_back_case(4.0),
+    "rgpo-pull-back-normalized-8": rgpo_pull_back_case(8.0, normalize=True),
     "rgpo-log": rgpo_log_case(4.0),
     "rgpo-log-2": rgpo_log_case(2.0),
     "rgpo-log-normalized-2": rgpo_log_case(2.0, normalize=True),

@@ -25,10 +25,10 @@ def test_normalized_rgpo_is_lipschitz_close_to_the_ratio(k):
 
 
 @pytest.mark.parametrize("k", [1e-3, *SHARPNESSES, 1e3])
-def test_surrogate_of_rgpo_with_call_back_is_a_lower_bound(k):
+def test_surrogate_of_rgpo_with_pull_back_is_a_lower_bound(k):
     """(r - f) A >= 0, as of PPO: the improvement bound of TRPO then needs no term for the gate."""
     for advantage in (-1.0, 1.0):
-        f = 1.0 + value64(gates.rgpo(k, normalize=True, call_back=True), R, advantage) - 2.0 / k
+        f = 1.0 + value64(gates.rgpo(k, normalize=True, pull_back=True), R, advantage) - 2.0 / k
         assert np.min((R - f) * advantage) >= -1e-12
     f = 1.0 + value64(gates.rgpo(k, normalize=True), R, -1.0) - 2.0 / k
     assert np.max(R - f) > 0  # not without
@@ -93,10 +93,10 @@ def test_rollback_without_slope_is_ppo(advantage):
     )
 
 
-def test_calling_back_leaves_the_weight_on_the_way_out():
+def test_pulling_back_leaves_the_weight_on_the_way_out():
     log_ratio = np.linspace(-2.0, 2.0, 9)
     for advantage in (-1.0, 1.0):
-        ours = weight64(gates.rgpo(8.0, call_back=True), np.exp(log_ratio), advantage)
+        ours = weight64(gates.rgpo(8.0, pull_back=True), np.exp(log_ratio), advantage)
         returning = log_ratio * advantage < 0
         out = weight64(gates.rgpo(8.0), np.exp(log_ratio), advantage)
         np.testing.assert_allclose(ours[~returning], out[~returning], rtol=1e-12)

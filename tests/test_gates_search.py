@@ -114,10 +114,10 @@ def test_weight_is_the_derivative_in_the_log_ratio(name, data, log_ratio, advant
 
 EXTREME = [
     *(
-        gates.rgpo(k, form, True, call_back)
+        gates.rgpo(k, form, True, pull_back)
         for k in (1e-6, 1e10)
         for form in ("linear", "log")
-        for call_back in (False, True)
+        for pull_back in (False, True)
     ),
     *(gates.smooth(kind, t) for t in (1e-6, 1e10) for kind in ("erf", "arctan", "softsign")),
     *(gates.p3o(t) for t in (1e-6, 1e10)),

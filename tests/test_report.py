@@ -77,6 +77,12 @@ def test_a_run_from_before_a_setting_had_its_default(tmp_path):
     )
 
 
+def test_a_setting_that_was_renamed_is_one_with_its_older_name(tmp_path):
+    run_folders.write(tmp_path / "old", "rgpo", call_back=True)
+    run_folders.write(tmp_path / "new", "rgpo", seed=10, pull_back=True)
+    assert runs.collect([str(tmp_path)]).variants == ("rgpo",)
+
+
 def test_how_a_run_is_measured_makes_no_variant(tmp_path):
     run_folders.write(tmp_path / "a", log_every=None, eval_episodes=32)
     run_folders.write(tmp_path / "b", seed=5, log_every=5000, eval_episodes=8)

@@ -400,6 +400,25 @@ def test_a_gate_may_have_settings_of_its_own_in_a_family():
     assert read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
 
 
+def test_a_flag_that_was_renamed_goes_on_working(tmp_path, capsys):
+    new = ["--pull-back", "--num-envs", "2", "--no-pull-back=x", "pull_back"]
+    assert flags.renamed(["--call-back", *new[1:3], "--no-call_back=x", "pull_back"]) == new
+    assert capsys.readouterr().err == (
+        "--call-back is --pull-back now\n--no-call_back is --no-pull-back now\n"
+    )
+    settings = read_plan(["--pull-back"]).settings()
+    settings["call_back"] = settings.pop("pull_back")
+    stored = json.loads(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"settings": stored}))
+    (tmp_path / "sweep.yaml").write_text("call_back: [true, false]")
+    assert read_plan(["--resume", "--out", str(tmp_path)]).config.pull_back
+    assert len(grid.expand(None, None, [], str(tmp_path / "sweep.yaml"), "sweep")) == 2
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--call-back", "--seed", "-1"])
+    assert refused.value.code == 2
+    assert "--call-back is --pull-back now\nerror: --seed -1" in capsys.readouterr().err
+
+
 def test_atari_has_one_torso_under_both_heads_where_that_fits():
     pong = ["--env", "envpool/Pong-v5"]
     shares = [

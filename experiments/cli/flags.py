@@ -39,6 +39,9 @@ NOT_IN_FILES = (
 )
 
 
+# Settings that have another name now: old -> new.
+_RENAMED = {"call_back": "pull_back"}
+
 _LONGEST = 4000  # characters of a message
 
 # What other suites call the flags of ours.
@@ -122,6 +125,25 @@ def peek(name: str, args: Sequence[str]) -> str | None:
         elif arg.startswith(name + "="):
             value = arg.partition("=")[2]
     return value
+
+
+def with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file, in which those that were renamed have the name of today."""
+    return {_RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def renamed(args: Sequence[str]) -> list[str]:
+    """Arguments with flags of today; for each that has an older name, a line says the new one."""
+    result = list(args)
+    for i, arg in enumerate(args):
+        typed, equals, value = arg.partition("=")
+        off = "no-" if typed.startswith(("--no-", "--no_")) else ""
+        name = typed.removeprefix("--").removeprefix("no-").removeprefix("no_").replace("-", "_")
+        if typed.startswith("--") and name in _RENAMED:
+            new = f"--{off}{_RENAMED[name].replace('_', '-')}"
+            print(f"{typed} is {new} now", file=sys.stderr)
+            result[i] = new + equals + value
+    return result
 
 
 def read(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
@@ -295,7 +317,7 @@ def settings_in(content: Any, path: str | None) -> dict[str, Any]:
     settings = content["settings"] if is_of_a_run(content) else content
     if not isinstance(settings, dict):
         raise BadInput(f"--config {path}: expected a JSON object of settings")
-    return settings
+    return with_new_names(settings)
 
 
 def is_of_a_run(content: Any) -> bool:

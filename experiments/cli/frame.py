@@ -23,7 +23,7 @@ def run(body: Body, args: Sequence[str] | None, stopped: str = "") -> int:
     """
     with Interrupts() as interrupts:
         try:
-            return body(sys.argv[1:] if args is None else args, interrupts)
+            return body(flags.renamed(sys.argv[1:] if args is None else args), interrupts)
         except BadInput as error:
             flags.refuse(error)
         except ConfigError as error:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs
 from experiments.plan.reading import with_defaults
@@ -518,6 +519,7 @@ def parse(folder: Path, name: str, files: Files) -> Run | None:
         and 0 <= settings["seed"] < _LARGEST
     ):
         raise NotARun(f"its {CONFIG} is not that of a run: it has numbers that no run has")
+    config = {**config, "settings": flags.with_new_names(settings)}
     if not isinstance(config.get("versions") or {}, dict):
         raise NotARun(f"its {CONFIG} is not that of a run")
     unit, counters = Headline.of_run(config).unit, _counters(config)

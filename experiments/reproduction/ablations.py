@@ -15,7 +15,7 @@ SHARPNESS = 4.0  # of the row rgpo_k4
 CLIP = 0.2458  # of the row ppo
 
 # RGPO's weight on the way out; w = r where the ratio is called back, as PPO has it.
-rgpo_calling_back = gates.rgpo(SHARPNESS, call_back=True)
+rgpo_calling_back = gates.rgpo(SHARPNESS, pull_back=True)
 
 _rgpo = gates.rgpo(SHARPNESS)
 _ppo = gates.ppo(CLIP)

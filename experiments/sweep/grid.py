@@ -59,7 +59,7 @@ def read_file(path: str) -> dict[str, Any]:
         raise BadInput(f"--file {path}: not YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadInput(f"--file {path}: expected a mapping of settings, such as `agents: [ppo]`")
-    return content
+    return flags.with_new_names(content)
 
 
 def _is_grid(name: str, value: Any, lists: frozenset[str]) -> bool:

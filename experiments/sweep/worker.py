@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.cli import frame
+from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.interrupts import Interrupts
 from experiments.plan import own
@@ -73,7 +73,7 @@ def write_spec(
 def read_spec(path: Path) -> dict[str, dict[str, Any]]:
     """Name -> settings of a spec's cells."""
     cells = json.loads(path.read_text())["cells"]
-    return {Path(cell["folder"]).name: cell["settings"] for cell in cells}
+    return {Path(cell["folder"]).name: flags.with_new_names(cell["settings"]) for cell in cells}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -98,7 +98,10 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     cells, kind = content["cells"], KINDS[content.get("program", RUN.program)]
     trust = [own.TRUST] if content.get("trust_code") is True else []
     plans = [
-        kind.read_plan(["--out", cell["folder"], "--resume", *trust], given=cell["settings"])
+        kind.read_plan(
+            ["--out", cell["folder"], "--resume", *trust],
+            given=flags.with_new_names(cell["settings"]),
+        )
         for cell in cells
     ]
     if "--check" in args:
