@@ -204,19 +204,23 @@ def test_braxs_ppo_is_refused_where_jax_lost_what_it_calls(tmp_path):
 
 
 def test_a_wait_is_timed_to_the_first_result():
-    script = "import time; print('at work'); time.sleep(0.3); print('evaluation 1'); "
-    first, total, said = start.wait_for(["-c", script + "time.sleep(0.3)"])
-    assert first >= 0.3 and total >= first + 0.3
-    assert said == "at work\nevaluation 1\n"
+    said = "compiling: training 2 s ..., evaluation 1 s ...\n"
+    said += "compiled in 2.5 s (training 2.4 s, initial states 1.0 s, evaluation 0.8 s)\n"
+    result = "        2,048 steps  evaluation 21.3  training 20.1  90k steps/s\n"
+    pause = "import time; time.sleep(0.3); "
+    script = f"print({said!r}, end=''); {pause}print({result!r}, end=''); {pause}"
+    seen = start.watch(["-c", script])
+    assert seen.first_result >= seen.first_line + 0.3 and seen.total >= seen.first_result + 0.3
+    assert seen.output == said + result
     for script, reason in (("print('at work')", "said nothing"), ("1 / 0", "ZeroDivisionError")):
         with pytest.raises(BadInput, match=f"gave no result: .*{reason}"):
-            start.wait_for(["-c", script])
+            start.watch(["-c", script])
 
 
 def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
     log = []
 
-    def wait_for(arguments):
+    def watch(arguments):
         flags = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         name = arguments[1].removeprefix("experiments.")
         if name == "run":
@@ -224,25 +228,32 @@ def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
             name = "warm" if list(cache.iterdir()) else "cold"
             (cache / "program").touch()
             Path(flags["--out"]).mkdir()
-            (Path(flags["--out"]) / "summary.json").write_text('{"compile_seconds": 2.5}')
+            summary = {"compile_seconds": 2.5, "training_seconds": 3.5}
+            (Path(flags["--out"]) / "summary.json").write_text(json.dumps(summary))
         else:
             assert (flags["--num-envs"], flags["--num-minibatches"]) == ("4", "4")
         assert (flags["--num-seeds"], flags["--total-steps"]) == ("2", "1024")
         log.append(name)
         seconds = {"cold": 8.0, "warm": 2.0, "plain_ppo": 4.0}[name]
-        return seconds, 2 * seconds, "compiled in 1.25 s\n"
+        said = "compiled in 1.25 s\ntrained in 0.75 s, 9k steps/s\n"
+        return start.Watched(1.0, seconds, 2 * seconds, said)
 
-    monkeypatch.setattr(start, "wait_for", wait_for)
+    monkeypatch.setattr(start, "watch", watch)
     out = tmp_path / "start.json"
     args = ["--start", "--num-seeds", "2", "--total-steps", "1024", "--repeats", "2"]
     assert benchmark.main([*args, "--out", str(out)]) == 0
     assert log == ["cold", "warm", "plain_ppo", "plain_ppo", "cold", "warm"]
     (row,) = json.loads(out.read_text())["start"]
-    assert row["seconds"]["cold"] == [{"first_result": 8.0, "total": 16.0, "compile": 2.5}] * 2
-    assert row["seconds"]["plain"][0]["compile"] == 1.25
+    cold = {"first_line": 1.0, "first_result": 8.0, "total": 16.0, "compile": 2.5, "train": 3.5}
+    assert row["seconds"]["cold"] == [cold] * 2
+    assert [row["seconds"]["plain"][0][name] for name in ("compile", "train")] == [1.25, 0.75]
     assert row["ratios"]["cold"] == {"first_result": [0.5, 0.5], "total": [0.5, 0.5]}
     assert row["ratios"]["warm"] == {"first_result": [2.0, 2.0], "total": [2.0, 2.0]}
-    assert "plain PPO over warm" in capsys.readouterr().out
+    assert "plain over warm" in capsys.readouterr().out
+    del log[:]
+    assert benchmark.main([*args, "--env", "brax/ant"]) == 0  # which the plain PPO does not know
+    assert log == ["cold", "warm", "cold", "warm"]
+    assert "plain" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

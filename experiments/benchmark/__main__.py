@@ -65,12 +65,18 @@ def read(args: Sequence[str]) -> tuple[Options, peers.Peer | None]:
         if options.peer not in (None, peers.PLAIN):
             raise BadInput(f"--peer {options.peer}: expected {peers.PLAIN} with --start")
         config = started_settings(options)
-        peers.Plain().check(options.env, config, max(options.num_seeds))
+        if options.peer is not None or _has_plain(options):
+            peers.Plain().check(options.env, config, max(options.num_seeds))
     elif peer is not None:
         for num_envs in options.num_envs:
             config = settings_of(options.agent, options, num_envs)
             peer.check(options.env, config, max(options.num_seeds))
     return options, peer
+
+
+def _has_plain(options: Options) -> bool:
+    """Whether the plain PPO can be trained on the environment."""
+    return options.env in peers.Plain.environments
 
 
 def started_settings(options: Options) -> Config:
@@ -254,23 +260,26 @@ def report_start(options: Options, console: "Console") -> dict[str, Any]:
     print(f"{options.agent} on {options.env}, {options.total_steps:,} steps a seed", flush=True)
     config = started_settings(options)
     title = f"seconds and their ratios: median and range of {options.repeats} rounds"
-    table = Table("seeds", "process", "first result", "all", "compiling", title=title)
+    heads = ("seeds", "process", "first line", "first result", "all", "compiling", "training")
+    table = Table(*heads, title=title)
     rows = []
     for num_seeds in options.num_seeds:
-        waits = start.measure(options.agent, config, options.env, num_seeds, options.repeats)
+        measured = (options.agent, config, options.env, num_seeds, options.repeats)
+        waits = start.measure(*measured, with_peer=_has_plain(options))
         ratios = start.ratios(waits)
         rows.append({"num_seeds": num_seeds, "seconds": start.as_json(waits), "ratios": ratios})
         names = {"cold": "ours, cold", "warm": "ours, warm", "plain": "plain PPO"}
-        for name, words in names.items():
-            fields = [field.name for field in dataclasses.fields(start.Wait)]
-            columns = [
-                _spread([getattr(wait, field) for wait in waits[name]], digits=1)
-                for field in fields
-            ]
-            table.add_row(str(num_seeds), words, *columns)
+        for name, of_one in waits.items():
+            columns = []
+            for field in dataclasses.fields(start.Wait):
+                seconds = [getattr(wait, field.name) for wait in of_one]
+                has_range = field.name in start.COMPARED
+                median = f"{statistics.median(seconds):.1f}"
+                columns.append(_spread(seconds, digits=1) if has_range else median)
+            table.add_row(str(num_seeds), names[name], *columns)
         for name, ratio in ratios.items():
-            columns = [_spread(ratio[field]) for field in ("first_result", "total")]
-            table.add_row(str(num_seeds), f"plain PPO over {name}", *columns)
+            columns = [_spread(ratio[field]) for field in start.COMPARED]
+            table.add_row(str(num_seeds), f"plain over {name}", "", *columns)
     console.print(table)
     return {"start": rows}
 

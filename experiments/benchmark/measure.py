@@ -56,7 +56,8 @@ class Options(Checked):
     or such a package where it is installed. Code in DIR is run."""
     start: bool = False
     """Measure whole processes instead, in turn, as a user waits for them: experiments.run with an
-    empty and with a filled cache of compiled programs, and experiments.plain_ppo."""
+    empty and with a filled cache of compiled programs, and on gymnax's tasks
+    experiments.plain_ppo."""
     total_steps: Count = 500_000
     """Environment steps of each seed with --start."""
     out: str | None = None

@@ -10,15 +10,18 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.benchmark import peers
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from rgpo_jax.config import Config
 
-# The first result that each of both programs prints.
-_RESULTS = ("evaluation", "final return")
+# A line of results of either program: "  100,352 steps  evaluation 2.1 ...", "final return ...".
+_RESULT = re.compile(r"\s*[\d,]+ steps +evaluation |final return ")
+
+COMPARED = ("first_result", "total")
+"""Fields of a `Wait` of which there are ratios."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +29,31 @@ class Wait:
     """What one process took.
 
     Attributes:
+      first_line: seconds until its first line.
       first_result: seconds until its first line of results.
       total: seconds until it ended.
       compile: seconds that it spent compiling, as it says.
+      train: seconds that it spent training, as it says; the rest is starting, and what is around.
     """
 
+    first_line: float
     first_result: float
     total: float
     compile: float
+    train: float
 
 
-def wait_for(arguments: Sequence[str]) -> tuple[float, float, str]:
-    """Runs `python` with these arguments; returns seconds to first result and end, and the output.
+class Watched(NamedTuple):
+    """What was seen of a process: its first line, first result and end in seconds; all lines."""
+
+    first_line: float
+    first_result: float
+    total: float
+    output: str
+
+
+def watch(arguments: Sequence[str]) -> Watched:
+    """Runs `python` with these arguments.
 
     Raises:
       BadInput: it ended with an error, or without a result.
@@ -45,7 +61,7 @@ def wait_for(arguments: Sequence[str]) -> tuple[float, float, str]:
     # No cache of compiled programs but the one that is asked for.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
     started = time.perf_counter()
-    first, lines = None, []
+    first_line, first_result, lines = None, None, []
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -58,16 +74,18 @@ def wait_for(arguments: Sequence[str]) -> tuple[float, float, str]:
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            if first is None and any(word in line for word in _RESULTS):
-                first = time.perf_counter() - started
+            now = time.perf_counter() - started
+            first_line = now if first_line is None else first_line
+            if first_result is None and _RESULT.match(line):
+                first_result = now
             lines.append(line)
         status = process.wait()
         total = time.perf_counter() - started
         errors.seek(0)
         said = errors.read().strip().splitlines()[-1:] or ["it said nothing"]
-    if status != 0 or first is None:
+    if status != 0 or first_line is None or first_result is None:
         raise BadInput(f"--start: python {' '.join(arguments)} gave no result: {said[0]}")
-    return first, total, "".join(lines)
+    return Watched(first_line, first_result, total, "".join(lines))
 
 
 def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
@@ -75,26 +93,26 @@ def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = ["-m", "experiments.run", *arguments, "--out", str(out)]
-        first, total, _ = wait_for([*command, "--compilation-cache", str(cache)])
+        seen = watch([*command, "--compilation-cache", str(cache)])
         summary = json.loads((out / "summary.json").read_text())
-    return Wait(first, total, summary["compile_seconds"])
+    return Wait(*seen[:3], summary["compile_seconds"], summary["training_seconds"])
 
 
 def run_plain(arguments: Sequence[str]) -> Wait:
     """Times `experiments.plain_ppo`, which caches nothing."""
-    first, total, said = wait_for(["-m", "experiments.plain_ppo", *arguments])
-    compiled = re.search(r"^compiled in ([\d.]+) s", said, re.MULTILINE)
-    assert compiled is not None, said
-    return Wait(first, total, float(compiled[1]))
+    seen = watch(["-m", "experiments.plain_ppo", *arguments])
+    said = re.search(r"^compiled in ([\d.]+) s\ntrained in ([\d.]+) s", seen.output, re.MULTILINE)
+    assert said is not None, seen.output
+    return Wait(*seen[:3], float(said[1]), float(said[2]))
 
 
 def measure(
-    agent: str, config: Config, env: str, num_seeds: int, rounds: int
+    agent: str, config: Config, env: str, num_seeds: int, rounds: int, with_peer: bool = True
 ) -> dict[str, list[Wait]]:
-    """Times three processes in turn, round by round.
+    """Times processes in turn, round by round.
 
     They are "cold", ours with an empty cache of compiled programs; "warm", the same with the cache
-    that "cold" filled; and "plain", the peer.
+    that "cold" filled; and "plain", the peer, where it is wanted.
 
     Args:
       agent: ours.
@@ -102,6 +120,7 @@ def measure(
       env: name of an environment of gymnax.
       num_seeds: of each.
       rounds: number of them.
+      with_peer: whether "plain" is one of them.
     """
     shared = ["--env", env, "--num-seeds", str(num_seeds)]
     shared += ["--total-steps", str(config.total_steps)]
@@ -123,16 +142,17 @@ def measure(
                 waits["plain"].append(run_plain([*shared, *same_sizes]))
 
             # The order alternates, so that none always runs on the warmer machine.
-            for run in (ours, plain) if i % 2 == 0 else (plain, ours):
+            both = (ours, plain) if with_peer else (ours,)
+            for run in both if i % 2 == 0 else reversed(both):
                 run()
-    return waits
+    return {name: of_one for name, of_one in waits.items() if of_one}
 
 
 def ratios(waits: Mapping[str, Sequence[Wait]]) -> dict[str, dict[str, list[float]]]:
     """How many times as long the peer takes, round by round.
 
     Returns:
-      "cold" and "warm" -> "first_result" and "total" -> a number a round.
+      "cold" and "warm" -> "first_result" and "total" -> a number a round; empty without a peer.
     """
     return {
         name: {
@@ -140,9 +160,10 @@ def ratios(waits: Mapping[str, Sequence[Wait]]) -> dict[str, dict[str, list[floa
                 getattr(theirs, field) / getattr(ours, field)
                 for ours, theirs in zip(waits[name], waits["plain"], strict=True)
             ]
-            for field in ("first_result", "total")
+            for field in COMPARED
         }
         for name in ("cold", "warm")
+        if "plain" in waits
     }
 
 
