@@ -7,7 +7,7 @@ shares: while one steps in the pool's threads, the policy acts for the other.
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -66,11 +66,66 @@ def _make_act(agent: Agent, deterministic: bool) -> Callable[..., Acted]:
     return jax.jit(jax.vmap(act, in_axes=(0, 0, 0, None, None)))
 
 
+def _acting_device() -> SingleDeviceSharding:
+    # Not the bare device: arrays put there keep the type of the mesh on which they lay before.
+    return SingleDeviceSharding(jax.local_devices()[0])
+
+
 def _to_act_by(state: LearnerState, key: Array) -> tuple[LearnerState, Array]:
     """What acting needs, on one device; every step would pay for more."""
-    # Not the bare device: arrays put there keep the type of the mesh on which they lay before.
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.device_put((state._replace(optimizer_state=()), key), device)
+    return jax.device_put((state._replace(optimizer_state=()), key), _acting_device())
+
+
+class ActingProgram(NamedTuple):
+    """Which program acts.
+
+    Attributes:
+      deterministic: whether actions are the policy's mode, or samples.
+      num_observations: of each seed, on which it acts at once.
+    """
+
+    deterministic: bool
+    num_observations: int
+
+
+class ActingPrograms:
+    """The policies of S seeds, compiled when they first act, or ahead."""
+
+    def __init__(self, agent: Agent):
+        self._env = _require_host(agent)
+        self._jitted = {mode: _make_act(agent, deterministic=mode) for mode in (True, False)}
+        self._compiled: dict[ActingProgram, Callable[..., Acted]] = {}
+
+    def lower(self, program: ActingProgram, state: LearnerState, key: Array) -> Any:
+        """Lowers a program, to be compiled and given to `use`.
+
+        Args:
+          program: which.
+          state: shapes of the learner states of S seeds.
+          key: shape of their keys [S].
+        """
+
+        def on_device(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_acting_device())
+
+        def batch(x: Any) -> Any:
+            shape = (*key.shape, program.num_observations, *x.shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype)
+
+        env, number = self._env, jax.ShapeDtypeStruct((), np.int32)
+        learner, key = jax.tree.map(on_device, (state._replace(optimizer_state=()), key))
+        one = jax.eval_shape(lambda: zeros(env.observation_shape, env.observation_dtype))
+        observation = jax.tree.map(batch, one)
+        jitted: Any = self._jitted[program.deterministic]
+        return jitted.lower(learner, observation, key, number, number)
+
+    def use(self, program: ActingProgram, compiled: Callable[..., Acted]) -> None:
+        """Acts with a program that was compiled, from now on."""
+        self._compiled[program] = compiled
+
+    def choose(self, program: ActingProgram) -> Callable[..., Acted]:
+        """(learner states [S], observations [S, n, ...], keys [S], time, share) -> `Acted`."""
+        return self._compiled.get(program, self._jitted[program.deterministic])
 
 
 class _Share:
@@ -118,12 +173,20 @@ class _Share:
         inspection.check_observations(self._env, observation)
         self.observation = jax.tree.map(self._by_seed, observation)
 
-    def compile(self, act: Callable, state: LearnerState, key: Array) -> None:
-        """Acts once, without a step."""
-        jax.block_until_ready(act(state, self.observation, key, np.int32(0), self._index))
+    def program(self, deterministic: bool) -> ActingProgram:
+        """That which acts for it."""
+        return ActingProgram(deterministic, self.columns.stop - self.columns.start)
 
-    def begin_step(self, act: Callable, state: LearnerState, key: Array, time: int) -> None:
+    def begin_step(
+        self,
+        acting: ActingPrograms,
+        deterministic: bool,
+        state: LearnerState,
+        key: Array,
+        time: int,
+    ) -> None:
         """Acts on the observation, and begins the step."""
+        act = acting.choose(self.program(deterministic))
         acted = act(state, self.observation, key, np.int32(time), self._index)
         self.action, self.log_prob = np.asarray(acted.action), np.asarray(acted.log_prob)
         units = np.asarray(acted.env_action)
@@ -186,9 +249,16 @@ class Collector:
 
     Attributes:
       shapes: a trajectory of `jax.ShapeDtypeStruct`: what `collect` returns, [S, T, B, ...].
+      programs: that act.
     """
 
-    def __init__(self, agent: Agent, seeds: Sequence[int], start: int = 0):
+    def __init__(
+        self,
+        agent: Agent,
+        seeds: Sequence[int],
+        start: int = 0,
+        acting: ActingPrograms | None = None,
+    ):
         """Makes the environments, and starts an episode in each.
 
         Args:
@@ -196,6 +266,7 @@ class Collector:
           seeds: of the environments, one non-negative number for each trained seed.
           start: another number gives other episodes: for training that goes on after a break,
             such as its number of updates, since these environments cannot be saved.
+          acting: programs of as many seeds, which others may share; None: its own.
 
         Raises:
           TypeError: the environment does not live on the host.
@@ -203,8 +274,9 @@ class Collector:
         env = _require_host(agent)
         num_envs, self._num_steps = agent.config.num_envs, agent.config.num_steps
         self.shapes = _trajectory_shapes(agent, env, (len(seeds), self._num_steps, num_envs))
-        self._act = _make_act(agent, deterministic=False)
+        self._acting = acting or ActingPrograms(agent)
         self._shares = _make_shares(env, seeds, _TRAINING, num_envs, start)
+        self.programs = {share.program(deterministic=False) for share in self._shares}
         self._num_seeds = len(seeds)
         self._episode_return = np.zeros((len(seeds), num_envs))
         self._episode_length = np.zeros((len(seeds), num_envs), np.int32)
@@ -213,12 +285,6 @@ class Collector:
     def nonfinite(self) -> str | None:
         """Which number that environments gave was the first that was not finite, in words."""
         return next((share.nonfinite for share in self._shares if share.nonfinite), None)
-
-    def compile(self, state: LearnerState, key: Array) -> None:
-        """Compiles ahead of the first rollout, with arguments like those of `collect`."""
-        state, key = _to_act_by(state, key)
-        for share in self._shares:
-            share.compile(self._act, state, key)
 
     def collect(self, state: LearnerState, key: Array) -> tuple[Trajectory, EpisodeTotals]:
         """Steps every environment `num_steps` times with the policies' samples.
@@ -235,14 +301,14 @@ class Collector:
         trajectory = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), self.shapes)
         totals = EpisodeTotals(*np.zeros((3, self._num_seeds)))
         for share in self._shares:
-            share.begin_step(self._act, state, key, 0)
+            share.begin_step(self._acting, False, state, key, 0)
         for t in range(self._num_steps):
             for share in self._shares:
                 acted_on = share.observation
                 action, log_prob = share.action, share.log_prob
                 timestep = share.finish_step()
                 if t + 1 < self._num_steps:  # before our own bookkeeping: the pool shall not wait
-                    share.begin_step(self._act, state, key, t + 1)
+                    share.begin_step(self._acting, False, state, key, t + 1)
                 row = Trajectory(
                     acted_on,
                     action,
@@ -276,10 +342,25 @@ class Evaluator:
     """Runs whole episodes of the policies of S seeds, on environments of its own.
 
     Where the environment has a `for_evaluation`, they are of that.
+
+    Attributes:
+      programs: that act.
     """
 
-    def __init__(self, agent: Agent, seeds: Sequence[int], num_episodes: int):
+    def __init__(
+        self,
+        agent: Agent,
+        seeds: Sequence[int],
+        num_episodes: int,
+        acting: ActingPrograms | None = None,
+    ):
         """Makes `num_episodes` environments for each seed.
+
+        Args:
+          agent: whose environment lives on the host.
+          seeds: of the environments, one for each trained seed.
+          num_episodes: of each.
+          acting: programs of as many seeds, which others may share; None: its own.
 
         Raises:
           TypeError: the environment does not live on the host.
@@ -291,13 +372,9 @@ class Evaluator:
             raise ValueError(f"{env.name} has no time limit: its episodes may never end")
         self._shares = _make_shares(env, seeds, _EVALUATION, num_episodes)
         self._shape = (len(seeds), num_episodes)
-        self._act = {mode: _make_act(agent, deterministic=mode) for mode in (True, False)}
-
-    def compile(self, state: LearnerState, key: Array) -> None:
-        """Compiles ahead of the first episode, with arguments like those of `run`."""
-        state, key = _to_act_by(state, key)
-        for act, share in itertools.product(self._act.values(), self._shares):
-            share.compile(act, state, key)
+        self._acting = acting or ActingPrograms(agent)
+        modes = itertools.product(self._shares, (True, False))
+        self.programs = {share.program(mode) for share, mode in modes}
 
     def run(
         self, state: LearnerState, key: Array, deterministic: bool
@@ -308,11 +385,10 @@ class Evaluator:
         are the policy's mode, or samples by the keys [S].
         """
         state, key = _to_act_by(state, key)
-        act = self._act[deterministic]
         returns, lengths = np.zeros(self._shape), np.zeros(self._shape, np.int32)
         running = np.ones(self._shape, bool)
         for share in self._shares:
-            share.begin_step(act, state, key, 0)
+            share.begin_step(self._acting, deterministic, state, key, 0)
         unfinished, t = self._shares, 0
         while unfinished:
             t += 1
@@ -324,7 +400,7 @@ class Evaluator:
                 lengths[:, share.columns] += mask
                 mask &= ~timestep.done
                 if mask.any():
-                    share.begin_step(act, state, key, t)
+                    share.begin_step(self._acting, deterministic, state, key, t)
                     still.append(share)
             unfinished = still
         for share in self._shares:

@@ -64,12 +64,10 @@ class Compilation:
             raise self._error
         return self._compiled
 
-    def describe(self) -> str:
-        """Its name, and the seconds that it took or takes."""
-        seconds = self.seconds
-        if seconds is None:
-            return f"{self.name} {time.perf_counter() - self._begun:.0f} s ..."
-        return f"{self.name} {seconds:.1f} s"
+    @property
+    def seconds_so_far(self) -> float:
+        """That it took or takes."""
+        return time.perf_counter() - self._begun if self.seconds is None else self.seconds
 
 
 class Compiler:
@@ -106,8 +104,19 @@ class Compiler:
             time.sleep(_BETWEEN_LOOKS)
 
     def describe(self) -> str:
-        """All programs, and what each took or takes."""
-        return ", ".join(compilation.describe() for compilation in self.compilations)
+        """All programs, and what each took or takes; of several of a name, the longest."""
+        named: dict[str, list[Compilation]] = {}
+        for compilation in self.compilations:
+            named.setdefault(compilation.name, []).append(compilation)
+        words = []
+        for name, some in named.items():
+            seconds = max(compilation.seconds_so_far for compilation in some)
+            is_busy = any(compilation.is_busy for compilation in some)
+            number = "" if len(some) == 1 else f"{len(some)} times "
+            words.append(
+                number + name + (f" {seconds:.0f} s ..." if is_busy else f" {seconds:.1f} s")
+            )
+        return ", ".join(words)
 
 
 @contextlib.contextmanager

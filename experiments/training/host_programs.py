@@ -49,11 +49,13 @@ class HostPrograms(EpisodePrograms):
         super().__init__(agent, layout, members)
         mesh, num_members = layout.mesh(), len(members.seeds)
         self._sharding = NamedSharding(mesh, SEEDS)
-        self._collector = host.Collector(agent, members.seeds)
+        self._acting = host.ActingPrograms(agent)
+        self._collector = host.Collector(agent, members.seeds, acting=self._acting)
         assert isinstance(agent.env, HostEnvironment)
         self._observation_dtype = agent.env.observation_dtype
         evaluators = {
-            number: host.Evaluator(agent, members.seeds, number) for number in set(episodes)
+            number: host.Evaluator(agent, members.seeds, number, self._acting)
+            for number in set(episodes)
         }
         self._whole_evaluator = evaluators[episodes.at_the_end]
         self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
@@ -71,11 +73,9 @@ class HostPrograms(EpisodePrograms):
             metrics |= episode_metrics(totals)
             return new, progress.take(state.updates, new.params, metrics)
 
-        traced, self._init_arguments, (states, _) = trace_init(
+        traced, self._init_arguments, (states, keys) = trace_init(
             init, layout, members, (SEEDS, SEEDS)
         )
-        self._init = self.compiler.start("initial states", traced.lower(), often=False)
-
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
         _, shapes = jax.eval_shape(agent.learner.update, *one)
@@ -91,15 +91,23 @@ class HostPrograms(EpisodePrograms):
             SEEDS,
         )
         lowered = jax.jit(program).lower(states.learner, *experience, self._empty)
-        self._update = self.compiler.start("training", lowered)
+        self._update = self.compiler.start("training", lowered)  # first: it takes longest
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+        programs = self._collector.programs.union(*(e.programs for e in evaluators.values()))
+        self._compilations = {
+            program: self.compiler.start(
+                "acting", self._acting.lower(program, states.learner, keys)
+            )
+            for program in sorted(programs)
+        }
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
-        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
-        learners, keys = self.initial_states.learner, self._eval_keys
-        self._collector.compile(learners, keys)
-        for evaluator in {self._evaluator, self._whole_evaluator}:
-            evaluator.compile(learners, keys)
         self.compiler.wait(show)
+        for program, compilation in self._compilations.items():
+            self._acting.use(program, compilation.result())
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        # What is small is compiled by using it, before seconds of training are counted.
+        self._split(self._eval_keys), self._fold_in(self._eval_keys, np.int32(0))
         self.memory_bytes = memory_of(self._update.result())
 
     def find_cause(self) -> str | None:
@@ -119,7 +127,7 @@ class HostPrograms(EpisodePrograms):
         return HostState(learner, keys), progress
 
     def restart_episodes(self, states: HostState, updates: int) -> HostState:
-        self._collector = host.Collector(self._agent, self._seeds, start=updates)
+        self._collector = host.Collector(self._agent, self._seeds, updates, self._acting)
         scale = states.learner.return_scale
         if scale is None:
             return states
