@@ -1,31 +1,16 @@
 """Runs of a real model at equal steps and at equal KL: rows, crossings, verdicts, the page."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
-from experiments.align import answer_log, at_equal_kl, show
-from experiments.align.answer_log import Answered
+from experiments.align import at_equal_kl, show
 from experiments.align.at_equal_kl import Reading, judge, read_at, rows_of, verdicts
 from experiments.align.intervals import Interval, compare
+from experiments.align.stored import of_folder
 from experiments.cli.flags import BadInput
-
-
-def write(folder, method, seed, rewards, kls, **settings):
-    """A run as experiments.align leaves it."""
-    folder.mkdir(parents=True)
-    entries = {"method": method, "seed": seed, "kl_coefficient": 0.05, **settings}
-    (folder / "config.json").write_text(json.dumps({"settings": entries}))
-    lines = [{"updates": 0, "answers": 0, "sampled_reward": [0.0]}]
-    for i, (reward, kl) in enumerate(zip(rewards, kls, strict=True)):
-        measured = {"reward": reward, "gold": reward / 2, "kl_ref": kl, "kl_ref_by_k3": kl + 0.5}
-        lines.append({"updates": i, "answers": 32 * i} | {k: [x] for k, x in measured.items()})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "summary.json").write_text("{}")
-    answer_log.append(folder, [Answered(0, "?", "!", 0.0, None, True)])
-    return folder
+from tests.align_folders import rows_in, write
 
 
 def test_a_value_is_read_off_the_rising_curve_that_is_nearest():
@@ -63,13 +48,13 @@ def test_runs_that_differ_in_their_seed_are_a_row(tmp_path):
         )
         for seed in (1, 0)
     ]
-    rows = rows_of([show.read(folder) for folder in folders])
+    rows = rows_of([show.read(of_folder(folder)) for folder in folders])
     assert [row.name for row in rows] == ["grpo kl=direct", "grpo kl=published", "online_dpo"]
     assert [row.method for row in rows] == ["grpo", "grpo", "online_dpo"]
     assert all(list(row.runs) == [0, 1] for row in rows)
     again = write(tmp_path / "again", "online-dpo", 1, [0, 2], [0, 1])
     with pytest.raises(BadInput, match="two of online-dpo, seed 1, are one run"):
-        rows_of([show.read(folder) for folder in (*folders, again)])
+        rows_of([show.read(of_folder(folder)) for folder in (*folders, again)])
 
 
 def test_a_run_from_before_a_setting_had_its_default(tmp_path):
@@ -77,9 +62,9 @@ def test_a_run_from_before_a_setting_had_its_default(tmp_path):
     new = {"learning_rate_schedule": "auto", "warmup_updates": 0}
     same = write(tmp_path / "same", "ppo", 1, [0, 1], [0, 1], **new)
     other = write(tmp_path / "other", "ppo", 1, [0, 1], [0, 1], **new | {"warmup_updates": 3})
-    (row,) = rows_of([at_equal_kl.read(folder) for folder in (older, same)])
+    (row,) = rows_of([at_equal_kl.read(of_folder(folder)) for folder in (older, same)])
     assert (row.name, list(row.runs)) == ("ppo", [0, 1])
-    rows = rows_of([at_equal_kl.read(folder) for folder in (older, other)])
+    rows = rows_of([at_equal_kl.read(of_folder(folder)) for folder in (older, other)])
     assert [row.name for row in rows] == ["ppo warmup_updates=0", "ppo warmup_updates=3"]
 
 
@@ -101,20 +86,11 @@ def test_verdicts_by_hand():
     assert judge(found(0.1, -0.1, 0.0), 1, None) == "no difference shown"
 
 
-def rows_in(tmp_path):
-    """Three seeds each: ours has 0.2 more reward at the end, and half the KL on the way."""
-    folders = []
-    for seed in range(3):
-        noise = 0.01 * seed
-        for method, reward, kl in (("rgpo", 1.2, 2.0), ("ppo", 1.0, 4.0), ("grpo", 1.0, 1.0)):
-            rewards = [0.0, 0.5 * reward, reward + noise]
-            kls = [0.0, 0.5 * kl, kl * (1 + noise)]
-            folders.append(write(tmp_path / f"{method}-{seed}", method, seed, rewards, kls))
-    return folders
-
-
 def test_rows_are_compared_at_equal_steps_and_where_the_other_is_equal(tmp_path):
-    rows = {row.name: row for row in rows_of([at_equal_kl.read(f) for f in rows_in(tmp_path)])}
+    rows = {
+        row.name: row
+        for row in rows_of([at_equal_kl.read(of_folder(f)) for f in rows_in(tmp_path)])
+    }
     others = [rows["ppo"], rows["grpo"]]
     lines = verdicts([rows["rgpo"]], others, Reading("kl_ref"))
     known = {line.what: line for line in lines}

@@ -5,7 +5,7 @@ import json
 import pytest
 from probes import assert_refused
 
-from experiments.align import answer_log, show
+from experiments.align import answer_log, show, stored
 from experiments.align.answer_log import Answered
 
 
@@ -55,10 +55,8 @@ def test_runs_stand_side_by_side(tmp_path, capsys):
 def test_runs_of_one_method_are_named_apart(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name, "rgpo", [0.0, 0.5])
-    assert [run.name for run in show.read_all([tmp_path / "a", tmp_path / "b"])] == [
-        "rgpo (a)",
-        "rgpo (b)",
-    ]
+    runs = [stored.of_folder(tmp_path / name) for name in ("a", "b")]
+    assert [run.name for run in show.read_all(runs)] == ["rgpo (a)", "rgpo (b)"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import gzip
 import hashlib
 import itertools
@@ -21,7 +22,7 @@ from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import families, reading
 from experiments.plan import own as users
-from experiments.record import colors
+from experiments.record import colors, run_table
 from experiments.report import paper
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, claims, figures, page, ranks, rows, search, tables
@@ -540,9 +541,9 @@ def test_a_table_gives_the_page_of_its_runs_to_the_byte(raw, tmp_path):
 def test_a_table_is_thinned_and_its_manifest_names_the_raw_runs(raw, tmp_path):
     collect(raw, tmp_path)
     family = tmp_path / "mujoco"
-    with gzip.open(family / tables.TABLE, "rt") as file:
+    with gzip.open(family / run_table.TABLE, "rt") as file:
         lines = {line["run"]: line for line in map(json.loads, file)}
-    with (family / tables.MANIFEST).open() as file:
+    with (family / run_table.MANIFEST).open() as file:
         manifest = {line["run"]: line for line in csv.DictReader(file)}
     assert list(lines) == list(manifest)
     for name, line in lines.items():
@@ -573,7 +574,7 @@ def test_the_same_runs_make_the_same_table(raw, tmp_path, monkeypatch):
     for folder in raw.rglob("*"):
         os.utime(folder, (1, 1))
     collect(raw, tmp_path / "b")
-    for name in (tables.TABLE, tables.MANIFEST):
+    for name in (run_table.TABLE, run_table.MANIFEST):
         a, b = ((tmp_path / top / "mujoco" / name).read_bytes() for top in "ab")
         assert a == b
 
@@ -604,6 +605,7 @@ def test_runs_join_a_table_and_replace_those_of_their_name(raw, tmp_path):
 
 DAMAGED_TABLES = {
     "cut off": (lambda table: table[:-20], ""),
+    "another body": (lambda table: table[:40] + b"?" * 40 + table[80:], "Error -3"),
     "not packed": (lambda table: b"{}", "Not a gzipped file"),
     "not JSON": (lambda table: gzip.compress(b"{}\n{"), "line 1 is damaged"),
     "not a run": (
@@ -616,7 +618,7 @@ DAMAGED_TABLES = {
 @pytest.mark.parametrize(("damage", "message"), DAMAGED_TABLES.values(), ids=DAMAGED_TABLES)
 def test_a_damaged_table_is_refused(damage, message, raw, tmp_path, capsys):
     collect(raw, tmp_path / "data")
-    file = tmp_path / "data" / "mujoco" / tables.TABLE
+    file = tmp_path / "data" / "mujoco" / run_table.TABLE
     file.write_bytes(damage(file.read_bytes()))
     for args in (["--out", str(tmp_path / "page")], ["--collect", str(raw)]):
         if "--collect" in args and message.startswith("its"):
@@ -652,17 +654,17 @@ def test_no_data_is_one_line(tmp_path, capsys):
 
 
 def committed_lines(family):
-    with gzip.open(RESULTS / "data" / family / tables.TABLE, "rt") as file:
+    with gzip.open(RESULTS / "data" / family / run_table.TABLE, "rt") as file:
         return [json.loads(line) for line in file]
 
 
 @pytest.mark.parametrize("family", program.FAMILIES)
 def test_a_manifest_is_that_of_its_table(family):
     lines = committed_lines(family)
-    written = (RESULTS / "data" / family / tables.MANIFEST).read_bytes()
-    assert written == tables._manifest(family, lines)
+    written = (RESULTS / "data" / family / run_table.MANIFEST).read_bytes()
+    assert written == run_table.manifest(lines, functools.partial(tables.command, family))
     for line in lines:
-        file = tables.command(family, line["run"], line["config"]["settings"]).split()[4]
+        file = tables.command(family, line).split()[4]
         assert (RESULTS.parent / file).exists(), line["run"]
 
 
@@ -674,7 +676,7 @@ def test_a_command_makes_the_run_that_it_names():
     assert len(firsts) >= 20
     for line in firsts.values():
         ours = flags.with_new_names(line["config"]["settings"])
-        args = tables.command("mujoco", line["run"], ours).split()[3:]
+        args = tables.command("mujoco", line).split()[3:]
         given = dict(zip(args[::2], args[1::2], strict=True))
         file = str(RESULTS.parent / given.pop("--file"))
         agents, envs = [given.pop("--agents")], [given.pop("--envs")]

@@ -8,7 +8,6 @@ it does so by its noise.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,16 +15,17 @@ import scipy  # its parts load where they are first used
 import tyro
 
 from agents import language as methods
-from experiments.align import show
+from experiments.align import show, stored
 from experiments.align.intervals import LEVEL, Comparison, Interval, compare
 from experiments.align.options import Options as AlignOptions
 from experiments.align.show import Shown, table_line
+from experiments.align.stored import Stored
 from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.plan.reading import with_defaults
 from experiments.record import colors
-from experiments.record.run_folder import is_finished
+from experiments.record.run_folder import reached_end
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 
@@ -45,9 +45,11 @@ _LEVELS = (1.0, 3.0, 10.0)
 class Options(Checked):
     """Rewards of runs of a real model at equal steps and at equal KL, over seeds, with tests."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]
-    """Folders of finished runs of experiments.align whose answers are texts. Those that differ in
-    their seed alone are one row."""
+    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Finished runs of experiments.align whose answers are texts: folders; a table that
+    experiments.align.collect has made, for all of its runs; or, of the table in a folder,
+    FOLDER/NAME, where NAME may be a pattern in quotes. Those that differ in their seed alone are
+    one row."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder for README.md and frontier.png, which are written anew."""
     row: str = "rgpo"
@@ -135,23 +137,25 @@ def check(rows: Sequence[Row], options: Options) -> None:
             raise BadInput(f"--runs: they differ in {name}: {' and '.join(values)}")
 
 
-def read(folder: Path) -> Shown:
-    """A finished run.
+def read(run: Stored) -> Shown:
+    """What a finished run came to; of settings that are newer than it, it has the defaults.
 
     Raises:
       BadInput: it is none.
     """
-    run = show.read(folder)
-    if not isinstance(run.settings.get(_SEED), int):
-        raise BadInput(f"--runs {folder}: no run of experiments.align: it has no seed")
-    if any(not isinstance(line.get("answers"), int) for line in run.evaluations):
-        raise BadInput(f"--runs {folder}: no run of experiments.align: its metrics have no answers")
-    if not is_finished(folder):
-        raise BadInput(f"--runs {folder}: it is not finished; go on with its --resume")
-    if _method(run) not in methods.NAMES:
-        raise BadInput(f"--runs {folder}: unknown method {run.settings['method']!r}")
-    kinds = AlignOptions, methods.load(_method(run)).Config
-    return run._replace(settings=with_defaults(run.settings, *kinds))
+    shown = show.read(run)
+    if not isinstance(shown.settings.get(_SEED), int):
+        raise BadInput(f"--runs {run.where}: no run of experiments.align: it has no seed")
+    if any(not isinstance(line.get("answers"), int) for line in shown.evaluations):
+        where = f"--runs {run.where}"
+        raise BadInput(f"{where}: no run of experiments.align: its metrics have no answers")
+    if not reached_end(run.summary):
+        raise BadInput(f"--runs {run.where}: it is not finished; go on with its --resume")
+    method = _method(shown)
+    if method not in methods.NAMES:
+        raise BadInput(f"--runs {run.where}: unknown method {shown.settings['method']!r}")
+    kinds = AlignOptions, methods.load(method).Config
+    return shown._replace(settings=with_defaults(shown.settings, *kinds))
 
 
 def _method(run: Shown) -> str:
@@ -424,7 +428,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(args: Sequence[str], _: Interrupts) -> int:
     options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
-    rows = rows_of([read(Path(name).expanduser()) for name in options.runs])
+    rows = rows_of([read(run) for run in stored.find(options.runs)])
     check(rows, options)
     page = [
         "# Reward at equal steps and at equal KL",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -325,3 +327,23 @@ def read_plan(
         folder = Path(str(plan.options.out)).expanduser()
         refuse_other_settings(stored, plan.options, plan.config, folder)
     return plan
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command of a run: flags of what it is, and of those settings that are not the default.
+
+    Args:
+      settings: all of the run, as its `config.json` has them; one that is newer than the run had
+        its default.
+    """
+    config_class = _config_class(settings["method"])
+    whole = with_defaults(settings, Options, config_class)
+    judged = whole["preference"] is not None
+    default = _defaults(config_class, whole["world"], whole["train"], judged)
+    usual = json.loads(json.dumps(flags.as_settings(Options(), default)))
+    given = {
+        name: value
+        for name, value in whole.items()
+        if name in ("method", "world", "seed") or name not in usual or usual[name] != value
+    }
+    return shlex.join([*PROG.split(), *flags.as_arguments(given, "settings", list(given), ())])

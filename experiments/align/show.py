@@ -1,7 +1,6 @@
 """Sets runs of a real model side by side: `python -m experiments.align.show --help`."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,21 +9,21 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from experiments.align import answer_log
+from experiments.align import stored
 from experiments.align.answer_log import Answered
+from experiments.align.stored import Stored
 from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.record import colors
-from experiments.record.files import read_plain, write_atomically
-from experiments.record.run_folder import CONFIG, METRICS
+from experiments.record.files import write_atomically
 from experiments.training import compiling
 from rgpo_jax.config import Checked, ConfigError
 
 PROG = "python -m experiments.align.show"
 # Metric -> what a table calls it.
-_SHOWN = {
+SHOWN = {
     "reward": "reward",
     "gold": "gold",
     "kl_ref": "KL by k1",
@@ -39,8 +38,10 @@ TABLES, FIGURE = "answers.md", "curves.png"
 class Options(Checked):
     """Tables and a figure of runs of a real model: rewards over updates and KL, and answers."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]
-    """Folders of runs of experiments.align whose answers are texts."""
+    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Runs of experiments.align whose answers are texts: folders; a table that
+    experiments.align.collect has made, for all of its runs; or, of the table in a folder,
+    FOLDER/NAME, where NAME may be a pattern in quotes."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder for answers.md and curves.png, which are written anew."""
 
@@ -71,40 +72,33 @@ class Shown(NamedTuple):
         return [float("nan") if not x or x[0] is None else float(x[0]) for x in values]
 
 
-def read(folder: Path) -> Shown:
-    """A run, as its folder has it.
+def read(run: Stored) -> Shown:
+    """What a run came to.
 
     Raises:
       BadInput: it is no run whose answers are texts, or has none yet.
     """
     try:
-        config = json.loads(read_plain(folder / CONFIG))
-        # The last line may be being written.
-        lines = [json.loads(x) for x in read_plain(folder / METRICS).split(b"\n")[:-1] if x]
-        name = str(config["settings"]["method"])
-        evaluations = [line for line in lines if "reward" in line]
-        shown = Shown(name, evaluations, [], dict(config["settings"]))
-        for metric in _SHOWN:
+        name = str(run.config["settings"]["method"])
+        evaluations = [line for line in run.lines if "reward" in line]
+        shown = Shown(name, evaluations, run.answers, dict(run.config["settings"]))
+        for metric in SHOWN:
             shown.curve(metric)
         [int(line["updates"]) for line in evaluations]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise BadInput(f"--runs {folder}: no run of experiments.align: {error!r}") from None
-    try:
-        answers = answer_log.read(folder)
-    except OSError as error:
-        raise BadInput(f"--runs {folder}: {error.strerror or error}") from None
-    if not answers or not evaluations:
-        raise BadInput(f"--runs {folder}: no answers; expected a run of a real model")
-    return shown._replace(answers=answers)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise BadInput(f"--runs {run.where}: no run of experiments.align: {error!r}") from None
+    if not run.answers or not evaluations:
+        raise BadInput(f"--runs {run.where}: no answers; expected a run of a real model")
+    return shown
 
 
-def read_all(folders: Sequence[Path]) -> list[Shown]:
+def read_all(runs: Sequence[Stored]) -> list[Shown]:
     """All runs, named apart."""
-    runs = [read(folder) for folder in folders]
-    names = [run.name for run in runs]
+    shown = [read(run) for run in runs]
+    names = [run.name for run in shown]
     return [
-        run if names.count(run.name) == 1 else run._replace(name=f"{run.name} ({folder.name})")
-        for run, folder in zip(runs, folders, strict=True)
+        one if names.count(one.name) == 1 else one._replace(name=f"{one.name} ({run.where.name})")
+        for one, run in zip(shown, runs, strict=True)
     ]
 
 
@@ -133,7 +127,7 @@ def tables(runs: Sequence[Shown]) -> str:
 
     A prompt's answers stand below one another, so that many runs can be read.
     """
-    names = _SHOWN
+    names = SHOWN
     lines = [
         table_line(["method", "updates", *names.values()]),
         table_line(["---"] * (2 + len(names))),
@@ -208,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(args: Sequence[str], _: Interrupts) -> int:
     options = flags.read(Options, Options(runs=tyro.MISSING, out=tyro.MISSING), args, PROG)
-    runs = read_all([Path(name).expanduser() for name in options.runs])
+    runs = read_all(stored.find(options.runs))
     files = {TABLES: tables(runs).encode(), FIGURE: draw(runs)}
     return write(options.out, files, f"{len(runs)} run(s) side by side")
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from experiments.cli.flags import BadInput
 from experiments.record import loggers
@@ -136,10 +136,19 @@ def hold(folder: Path, patience: float = 0.0) -> TextIO:
 
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a run that reached its end."""
+    return reached_end(read_summary(folder))
+
+
+def read_summary(folder: Path) -> Any:
+    """What the `summary.json` of a run holds; None where there is none that can be read."""
     try:
-        summary = json.loads(read_plain(folder / SUMMARY))
+        return json.loads(read_plain(folder / SUMMARY))
     except (OSError, ValueError):
-        return False
+        return None
+
+
+def reached_end(summary: Any) -> bool:
+    """Whether this is the summary of a run that reached its end."""
     return isinstance(summary, dict) and not (summary.get("interrupted") or summary.get("broken"))
 
 

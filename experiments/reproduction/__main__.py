@@ -76,12 +76,14 @@ def _collect(options: Options, raw: str) -> int:
     with flags.report_extra("the page"):
         from experiments.reproduction import rows, tables
 
+    from experiments.record.run_table import TABLE
+
     folder, there = _families("--collect", raw)
     whole = {*rows.ALL, *(study.partition("/")[2] for study in STUDIES)}
     for key in there:
         family = Path(options.data).expanduser() / key  # need not exist yet
         taken = tables.write(folder / key, family, whole)
-        print(f"{key}: {taken} runs -> {family / tables.TABLE}", flush=True)
+        print(f"{key}: {taken} runs -> {family / TABLE}", flush=True)
     return 0
 
 

@@ -1,27 +1,17 @@
-"""The runs of a family as one compressed table, with those metrics that the page reads.
+"""The runs of a family as one table, with those metrics that the page reads."""
 
-Folders of runs are ten times as large, and there are hundreds. The table is JSON Lines, one line of
-each run: its name, config.json and summary.json as they were, what is read of its metrics.jsonl,
-and the checksum of that file as it was. A manifest in plain text names the command of each run.
-"""
-
-import csv
-import gzip
-import hashlib
-import io
-import json
+import functools
 import math
 from collections.abc import Container, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from experiments.cli.flags import BadInput
-from experiments.record.files import to_json, write_atomically
-from experiments.record.run_folder import CONFIG, METRICS, refusing
+from experiments.record import run_table
+from experiments.record.run_folder import CONFIG
+from experiments.record.run_table import TABLE, Line, parts
 from experiments.report import runs, scores
 from experiments.report.runs import COUNTERS, Collection, Files, NotARun, Run
 
-TABLE, MANIFEST = "runs.jsonl.gz", "manifest.csv"
 _SCORES = (scores.SCORE, scores.SAMPLED)
 # What is read of training beside its KL spikes.
 _OF_TRAINING = (
@@ -32,9 +22,6 @@ _OF_TRAINING = (
     "weight_mean",
     "first_ratio_deviation",
 )
-
-# One line of a table.
-Line = dict[str, Any]
 
 
 def read(family: Path, key: str) -> Collection | None:
@@ -61,7 +48,7 @@ def read(family: Path, key: str) -> Collection | None:
         if there:
             raise BadInput(f"{family / key}: expected runs")
         return None
-    return runs.gather([found[name] for name in sorted(found, key=_parts)], in_folders.waiting)
+    return runs.gather([found[name] for name in sorted(found, key=parts)], in_folders.waiting)
 
 
 def write(raw: Path, family: Path, whole: Container[str]) -> int:
@@ -82,31 +69,24 @@ def write(raw: Path, family: Path, whole: Container[str]) -> int:
     Raises:
       BadInput: a run, or the table, is damaged.
     """
-    taken = {}
+    taken = []
     for config in raw.rglob(CONFIG):
         name = config.parent.relative_to(raw).as_posix()
         if (line := _take(config.parent, name, whole)) is not None:
-            taken[name] = line
-    lines = {line["run"]: line for line in _lines(family / TABLE)} | taken
-    ordered = [lines[name] for name in sorted(lines, key=_parts)]
-    table = b"".join(map(to_json, ordered))
-    with refusing(family):
-        family.mkdir(parents=True, exist_ok=True)
-        if _unpacked(family / TABLE) != table:
-            write_atomically(family / TABLE, _packed(table))
-        write_atomically(family / MANIFEST, _manifest(family.name, ordered))
+            taken.append(line)
+    run_table.write(family, taken, _is_sound, functools.partial(command, family.name))
     return len(taken)
 
 
-def command(family: str, name: str, settings: dict[str, Any]) -> str:
+def command(family: str, line: Line) -> str:
     """The sweep that a run is part of, with no other runs than those of its task, agent and seeds.
 
     Args:
       family: of tasks; its sweep files lie in a folder of that name in `results/`.
-      name: of the run; it begins with the name of the sweep file.
-      settings: of the run.
+      line: of the run, whose name begins with that of the sweep file.
     """
-    first, *others = _parts(name)
+    settings = line["config"]["settings"]
+    first, *others = parts(line["run"])
     sweep = f"{first}/{others[0]}" if first == "search" else first
     return (
         f"python -m experiments.sweep --file results/{family}/{sweep}.yaml "
@@ -124,13 +104,8 @@ def _take(folder: Path, name: str, whole: Container[str]) -> Line | None:
         raise BadInput(f"{folder}: {error}") from None
     if run is None:
         return None
-    return {
-        "run": name,
-        "sha256": hashlib.sha256((folder / METRICS).read_bytes()).hexdigest(),
-        "config": files.config,
-        "summary": files.summary,
-        "metrics": _whole(files.lines) if _parts(name)[0] in whole else _scores(files.lines, run),
-    }
+    lines = _whole(files.lines) if parts(name)[0] in whole else _scores(files.lines, run)
+    return run_table.line_of(folder, name, files.config, files.summary, lines)
 
 
 def _whole(lines: Sequence[Line]) -> list[Line]:
@@ -150,8 +125,8 @@ def _is_read(key: str) -> bool:
 def _read_lines(family: Path, key: str) -> list[Run]:
     """The runs of a table whose names begin with a key, without it."""
     found = []
-    for line in _lines(family / TABLE):
-        first, *rest = _parts(line["run"])
+    for line in run_table.read(family / TABLE, _is_sound):
+        first, *rest = parts(line["run"])
         if first != key:
             continue
         folder, name = family / line["run"], "/".join(rest)
@@ -164,57 +139,7 @@ def _read_lines(family: Path, key: str) -> list[Run]:
     return found
 
 
-def _lines(file: Path) -> list[Line]:
-    """The lines of a table; none where there is no such file."""
-    lines = []
-    for number, text in enumerate((_unpacked(file) or b"").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            if not _is_line(line):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise BadInput(f"{file}: line {number} is damaged") from None
-        lines.append(line)
-    return lines
-
-
-def _is_line(line: Any) -> bool:
-    kinds = {"run": str, "sha256": str, "config": dict, "summary": dict, "metrics": list}
-    return (
-        all(isinstance(line[key], kind) for key, kind in kinds.items())
-        and len(_parts(line["run"])) > 1
-        and all(math.isfinite(at[counter]) for at in line["metrics"] for counter in COUNTERS)
+def _is_sound(line: Line) -> bool:
+    return len(parts(line["run"])) > 1 and all(
+        math.isfinite(at[counter]) for at in line["metrics"] for counter in COUNTERS
     )
-
-
-def _unpacked(file: Path) -> bytes | None:
-    """None where there is no such file."""
-    try:
-        return gzip.decompress(file.read_bytes()) if file.exists() else None
-    except (OSError, EOFError, ValueError) as error:
-        raise BadInput(f"{file}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _packed(content: bytes) -> bytes:
-    """Without name and time, so that the same content makes the same file."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
-        file.write(content)
-    return buffer.getvalue()
-
-
-def _manifest(family: str, lines: Sequence[Line]) -> bytes:
-    """Run, checksum of its whole metrics.jsonl, and command, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("run", "sha256", "command"))
-    for line in lines:
-        settings = line["config"]["settings"]
-        writer.writerow(
-            (line["run"], line["sha256"], command(family, line["run"], settings)),
-        )
-    return text.getvalue().encode()
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name).parts
