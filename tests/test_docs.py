@@ -1,11 +1,18 @@
 """What pages of docs/ show is run, block after block, in an empty folder."""
 
+import contextlib
 import importlib
+import io
 import re
 import shlex
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import launchers, worker
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["own", "tutorials/sweep_to_report"]
@@ -25,6 +32,41 @@ def shown_file(code):
     return found and found[1]
 
 
+class WorkersHere:
+    """Runs a sweep's workers in this process: each of its own would load JAX and compile anew."""
+
+    def __init__(self, *_):
+        self._over = []
+
+    def has_room(self):
+        return not self._over
+
+    def start(self, spec):
+        self._over.append((spec, worker.main([str(spec)])))
+
+    def ended(self):
+        over, self._over = self._over, []
+        return over
+
+    def stop(self):
+        pass
+
+
+def ask_here(flag, cells, options):
+    """What a worker of its own process answers."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        spec = Path(folder) / "asked.json"
+        worker.write_spec(spec, Path(folder), cells, options)
+        status = worker.main([str(spec), flag])
+    return subprocess.CompletedProcess([], status, said.getvalue(), "")
+
+
+@pytest.fixture
+def workers_here(monkeypatch, programs_are_kept):
+    monkeypatch.setattr(launchers, "Local", WorkersHere)
+    monkeypatch.setattr(sweep, "_ask_worker", ask_here)
+
+
 def shell(line, capfd):
     """Runs a command here: a process of its own, as in test_command, would load JAX each time."""
     name, *args = shlex.split(line)
@@ -41,7 +83,7 @@ def shell(line, capfd):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, capfd):
+def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, capfd, workers_here):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {}
