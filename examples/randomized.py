@@ -28,11 +28,12 @@ def learn(env):
 
 
 def returns_at(learners, length):
-    """Mean return of each seed's policy with a pole of this length, on new episodes."""
+    """Mean returns of policies [N, SEEDS] with a pole of this length, on new episodes."""
     agent = ppo.make(make("CartPole-v1", length=length), CONFIG)
     evaluate = train.make_evaluation(agent, num_episodes=32, deterministic=True)
     keys = jax.random.split(jax.random.key(1), SEEDS)
-    return jax.jit(jax.vmap(evaluate))(learners, keys)[0].mean(axis=1)
+    every_seed = jax.vmap(evaluate)
+    return jax.jit(jax.vmap(every_seed, in_axes=(0, None)))(learners, keys)[0].mean(axis=2)
 
 
 if __name__ == "__main__":
@@ -40,12 +41,12 @@ if __name__ == "__main__":
         "length 0.5": make("CartPole-v1"),
         "0.25 to 2.0": randomize("CartPole-v1", {"length": (0.25, 2.0)}),
     }
-    for name, env in worlds.items():
-        learners = learn(env)
-        for length in LENGTHS:
-            returns = np.sort(returns_at(learners, length))
-            low, middle, high = returns[0], np.median(returns), returns[-1]
+    learners = [learn(env) for env in worlds.values()]
+    learners = jax.tree.map(lambda *x: jax.numpy.stack(x), *learners)
+    by_length = [returns_at(learners, length) for length in LENGTHS]
+    for name, returns in zip(worlds, np.moveaxis(by_length, 1, 0), strict=True):
+        for length, seeds in zip(LENGTHS, np.sort(returns), strict=True):
             print(
                 f"trained on {name}, pole of {length:g}: "
-                f"median return {middle:5.1f}, seeds {low:5.1f} to {high:5.1f}"
+                f"median return {np.median(seeds):5.1f}, seeds {seeds[0]:5.1f} to {seeds[-1]:5.1f}"
             )
