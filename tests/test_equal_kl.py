@@ -9,7 +9,15 @@ from agents import language as methods
 from envs.language import bandit, tiny, tree
 from experiments.align import intervals
 from experiments.align.frontier import Frontier, reward_within
-from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates, tiny_steps
+from experiments.theory import (
+    alignment,
+    dual_ascent,
+    dual_gates,
+    dual_verdicts,
+    equal_kl,
+    tiny_gates,
+    tiny_steps,
+)
 from experiments.theory.equal_kl import Paths
 from rgpo_jax import gates
 from rgpo_jax.gates import weight
@@ -60,7 +68,7 @@ def test_settings_are_chosen_by_the_first_seeds_at_each_kl():
     gain[:, 2:, 1:] = np.array([0.01, 0.02])[:, None, None]
     kl = np.broadcast_to([0.0, 0.1, 0.5], gain.shape)
     paths = Paths(kl, gain + origin[None, :, None])
-    found = equal_kl.choose(paths, frontiers, np.array([0.1, 0.5]), choosers=2)
+    found = equal_kl.choose(paths, frontiers, np.array([0.1, 0.5]), tuning_seeds=2)
     np.testing.assert_array_equal(found.settings, [0, 1])
     np.testing.assert_allclose(found.reward - origin[2:, None], [[0.01, 0.02]] * 2)
     most = np.stack([f.reward_at(np.array([0.1, 0.5])) for f in frontiers[2:]])
@@ -68,7 +76,7 @@ def test_settings_are_chosen_by_the_first_seeds_at_each_kl():
 
 
 def test_every_row_is_searched_over_the_same_combinations():
-    grid = dual_gates.settings_of()
+    grid = equal_kl.settings_of(dual_gates.COEFFICIENTS, dual_gates.RATES)
     pairs = set(zip(grid["kl_coefficient"], grid["learning_rate"], strict=True))
     assert len(pairs) == len(dual_gates.COEFFICIENTS) * len(dual_gates.RATES)
     for method, settings in equal_kl.ROWS.values():
@@ -142,7 +150,7 @@ def test_a_row_of_the_study_learns(monkeypatch):
 
 
 def test_a_transformers_row_is_searched_by_some_and_told_of_others(monkeypatch):
-    monkeypatch.setattr(tiny_gates, "CHOOSERS", 1)
+    monkeypatch.setattr(tiny_gates, "TUNING_SEEDS", 1)
     monkeypatch.setattr(tiny_gates, "COEFFICIENTS", (0.0, 0.3))
     monkeypatch.setattr(tiny_gates, "RATES", (1e-3,))
     monkeypatch.setattr(tiny_gates, "POINTS", 2)
@@ -181,7 +189,7 @@ def test_where_a_transformers_row_ends_depends_on_its_coefficient(monkeypatch):
 def test_near_the_reference_every_dual_gate_earns_what_the_plain_gradient_does():
     """The share is the correlation of the reward with the direction, under the reference."""
     frontiers = frontiers_of(range(3))
-    shares = dual_gates.exact_shares(frontiers, np.array([1e-6, 1.0]))
+    shares = dual_ascent.exact_shares(frontiers, np.array([1e-6, 1.0]))
     expected = []
     for frontier in frontiers:
         q, r = frontier.reference, frontier.reward
@@ -269,10 +277,10 @@ def test_a_claim_of_all_worlds_is_refuted_in_one():
         rng = np.random.default_rng(0)
         return intervals.compare({"": mean + 1e-4 * rng.normal(size=20)})[0]
 
-    assert dual_gates.in_all([[test(0.1), test(-0.1)], [test(0.1), test(0.1)]]) is True
-    assert dual_gates.in_all([[test(0.1), test(-0.1)], [test(0.0), test(0.1)]]) is False
+    assert dual_verdicts.in_all([[test(0.1), test(-0.1)], [test(0.1), test(0.1)]]) is True
+    assert dual_verdicts.in_all([[test(0.1), test(-0.1)], [test(0.0), test(0.1)]]) is False
     unsure = intervals.compare({"": np.random.default_rng(0).normal(size=20)})[0]
-    assert dual_gates.in_all([[unsure, test(0.1)], [test(-0.1), test(0.1)]]) is None
+    assert dual_verdicts.in_all([[unsure, test(0.1)], [test(-0.1), test(0.1)]]) is None
 
 
 def test_gains_need_to_be_shown_and_to_matter():
@@ -280,7 +288,7 @@ def test_gains_need_to_be_shown_and_to_matter():
         rng = np.random.default_rng(0)
         return intervals.compare({str(m): m + spread * rng.normal(size=20) for m in means})
 
-    assert dual_gates.gains(tests(0.05, -0.01)) is True
-    assert dual_gates.gains(tests(0.01, -0.01)) is False  # shown, and of no use
-    assert dual_gates.gains(tests(-0.05, -0.01)) is False
-    assert dual_gates.gains(tests(-0.05, 0.0, spread=1.0)) is None
+    assert dual_verdicts.gains(tests(0.05, -0.01)) is True
+    assert dual_verdicts.gains(tests(0.01, -0.01)) is False  # shown, and of no use
+    assert dual_verdicts.gains(tests(-0.05, -0.01)) is False
+    assert dual_verdicts.gains(tests(-0.05, 0.0, spread=1.0)) is None

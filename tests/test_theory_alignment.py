@@ -21,6 +21,7 @@ from experiments.theory import (
     alignment,
     coverage,
     drawing,
+    dual_ascent,
     dual_gates,
     equal_kl,
     group_size,
@@ -30,9 +31,11 @@ from experiments.theory import (
     regression,
     tiny_gates,
     tiny_steps,
+    zeroth_learning,
     zeroth_order,
+    zeroth_signal,
 )
-from experiments.theory.options import ALIGNMENT, CONTROL, STUDIES, Options
+from experiments.theory.options import CONTROL, STUDIES, Options
 from experiments.theory.study import Study
 from rgpo_jax import gates
 from rgpo_jax.language import pair_targets, targets
@@ -41,8 +44,8 @@ from rgpo_jax.language.world import all_log_probs
 
 def test_the_studies_of_alignment_are_made_where_they_are_named():
     assert Options().studies == CONTROL
-    assert (*CONTROL, *ALIGNMENT) == STUDIES
-    assert len(CONTROL) == 6 and len(ALIGNMENT) == 8
+    assert len(CONTROL) == 6 and len(SMALL) == 8
+    assert STUDIES[:6] == CONTROL and set(STUDIES[6:]) == set(SMALL)
 
 
 # Exact fits.
@@ -186,9 +189,9 @@ def test_the_binomial_sums_are_the_means_of_draws(judges, trim):
     for power in (1, 2):
         values = np.power(logit, power)
         error = 5.0 * values.std(axis=0) / math.sqrt(200_000) + 1e-9
-        expected = zeroth_order.expected_logit(gap, judges, trim, power)
+        expected = zeroth_signal.expected_logit(gap, judges, trim, power)
         assert np.all(np.abs(values.mean(axis=0) - expected) < error)
-    sign = zeroth_order.expected_sign(expit(gap), judges)
+    sign = zeroth_signal.expected_sign(expit(gap), judges)
     drawn = np.sign(share - 0.5).mean(axis=0)
     np.testing.assert_allclose(drawn, sign, atol=0.01)
 
@@ -198,7 +201,7 @@ def test_the_mean_estimate_is_the_gradient_of_what_pairs_make_of_rewards():
     logits, reward = rng.normal(size=5), rng.normal(size=5)
     pi = alignment.softmax(logits)
     gap = reward[:, None] - reward[None, :]
-    advantage = zeroth_order.expected_logit(gap, 3, 0.2)
+    advantage = zeroth_signal.expected_logit(gap, 3, 0.2)
     step = 1e-5
 
     def mean(theta):
@@ -208,32 +211,32 @@ def test_the_mean_estimate_is_the_gradient_of_what_pairs_make_of_rewards():
         [(mean(logits + step * e) - mean(logits - step * e)) / (2 * step) for e in np.eye(5)]
     )
     truth = pi * (reward - pi @ reward)
-    found = zeroth_order.signal_of(pi, reward, "each", 3, 0.2, 0.5)
+    found = zeroth_signal.signal_of(pi, reward, "each", 3, 0.2, 0.5)
     assert found.scale == pytest.approx(numeric @ truth / (truth @ truth), rel=1e-6)
     cosine = numeric @ truth / np.linalg.norm(numeric) / np.linalg.norm(truth)
     assert found.cosine == pytest.approx(cosine, rel=1e-6)
-    exact = zeroth_order.signal_of(pi, reward, "each", 1000, 1e-6, 0.5)
+    exact = zeroth_signal.signal_of(pi, reward, "each", 1000, 1e-6, 0.5)
     assert exact.scale == pytest.approx(1.0, abs=0.01)
     with pytest.raises(ValueError, match="one judge"):
-        zeroth_order.signal_of(pi, reward, "pooled", 3, 0.05, 0.5)
+        zeroth_signal.signal_of(pi, reward, "pooled", 3, 0.05, 0.5)
 
 
 def test_the_directions_needed_are_those_of_draws():
     """E|g|^2 / |E g|^2 of single directions, from the suite's own estimate."""
     rng = np.random.default_rng(1)
     pi, reward, mu = alignment.softmax(rng.normal(size=5)), rng.normal(size=5), 0.3
-    found = zeroth_order.signal_of(pi, reward, "pooled", 1, 0.05, mu)
+    found = zeroth_signal.signal_of(pi, reward, "pooled", 1, 0.05, mu)
     theta, value = jnp.log(pi), jnp.asarray(reward)
 
     def of_direction(key):
         keys = jax.random.split(key, 4)
-        v = zeroth_order.library.on_sphere(keys[0], 5)
-        shape = (zeroth_order.PAIRS,)
+        v = zeroth_signal.library.on_sphere(keys[0], 5)
+        shape = (zeroth_signal.PAIRS,)
         first = jax.random.categorical(keys[1], theta + mu * v, shape=shape)
         second = jax.random.categorical(keys[2], theta, shape=shape)
-        wins = zeroth_order.library.share_of_wins(keys[3], value[first] - value[second], 1)
-        advantage = zeroth_order.library.advantage_of(wins, "pooled", 0.05)
-        return zeroth_order.library.estimate(v[None], advantage[None], mu)
+        wins = zeroth_signal.library.share_of_wins(keys[3], value[first] - value[second], 1)
+        advantage = zeroth_signal.library.advantage_of(wins, "pooled", 0.05)
+        return zeroth_signal.library.estimate(v[None], advantage[None], mu)
 
     keys = jax.random.split(jax.random.key(0), 20_000)
     drawn = np.asarray(jax.jit(jax.vmap(of_direction))(keys), np.float64)
@@ -244,8 +247,8 @@ def test_the_directions_needed_are_those_of_draws():
 
 
 def test_the_suites_estimate_has_the_closed_forms_mean():
-    one = zeroth_order.problems(0, 1, 5)
-    exact, gap, error = zeroth_order.drawn(one.reference[0], one.reward[0], 3, 0.2, 0, 5000)
+    one = zeroth_learning.problems(0, 1, 5)
+    exact, gap, error = zeroth_signal.drawn(one.reference[0], one.reward[0], 3, 0.2, 0, 5000)
     assert abs(gap) < 4 * error < 0.2 * abs(exact)
 
 
@@ -306,21 +309,21 @@ def test_the_error_of_coverage_is_less_where_pairs_are_more():
 
 
 def test_rates_are_chosen_on_other_seeds_than_are_told(monkeypatch):
-    monkeypatch.setattr(zeroth_order, "CHOOSERS", 2)
+    monkeypatch.setattr(zeroth_learning, "TUNING_SEEDS", 2)
     share = np.zeros((2, 4, 3))
-    share[1, :2, 1] = 1.0  # the second rate is better for the choosers, half way
+    share[1, :2, 1] = 1.0  # the second rate is better for the tuning seeds, half way
     share[0, :2, 2] = 1.0  # and the first at the end
     share[:, 2:] = np.arange(12).reshape(2, 2, 3)
-    found = zeroth_order.Learnt(share, np.array([0, 4, 8]))
+    found = zeroth_learning.Learnt(share, np.array([0, 4, 8]))
     np.testing.assert_array_equal(found.at(5), share[1, 2:, 1])
     np.testing.assert_array_equal(found.at(8), share[0, 2:, 2])
     np.testing.assert_array_equal(found.curve, share[0, 2:])
 
 
 def test_a_row_of_the_zeroth_order_study_learns(monkeypatch):
-    for setting, value in {"UPDATES": 40, "POINTS": 10, "CHOOSERS": 2}.items():
-        monkeypatch.setattr(zeroth_order, setting, value)
-    found = zeroth_order.learn(zeroth_order.ROWS[zeroth_order.BOTH], 3, 0, 4)
+    for setting, value in {"UPDATES": 40, "POINTS": 10, "TUNING_SEEDS": 2}.items():
+        monkeypatch.setattr(zeroth_learning, setting, value)
+    found = zeroth_learning.learn(zeroth_learning.ROWS[zeroth_learning.BOTH], 3, 0, 4)
     assert found.share.shape == (3, 6, 11)
     np.testing.assert_array_equal(found.updates, np.arange(11) * 4)
     np.testing.assert_allclose(found.share[:, :, 0], 0.0, atol=1e-6)
@@ -328,7 +331,7 @@ def test_a_row_of_the_zeroth_order_study_learns(monkeypatch):
 
 
 def test_a_row_of_the_regression_study_learns(monkeypatch):
-    monkeypatch.setattr(regression, "CHOOSERS", 2)
+    monkeypatch.setattr(regression, "TUNING_SEEDS", 2)
     world = regression.worlds()["bandit"]
     exact = regression.Exact.of(world)
     found = regression.learn(regression.REBEL, world, exact, 0, 3)
@@ -357,8 +360,8 @@ class Nothing:
 def learnt(row, arms, seed, seeds):
     """In the place of runs, which have a test of their own."""
     rng = np.random.default_rng(arms)
-    share = rng.uniform(size=(3, zeroth_order.CHOOSERS + seeds, 76))
-    return zeroth_order.Learnt(share, np.arange(76) * 4)
+    share = rng.uniform(size=(3, zeroth_learning.TUNING_SEEDS + seeds, 76))
+    return zeroth_learning.Learnt(share, np.arange(76) * 4)
 
 
 def row(name, world, exact, seed, seeds):
@@ -372,15 +375,15 @@ def rising(rng, largest, shape):
     return np.cumsum(steps, axis=-1) - steps[..., :1]
 
 
-def a_row(row, world, epochs, frontiers, problems, keys, choosers):
+def a_row(row, world, epochs, frontiers, problems, keys, tuning_seeds):
     """In the place of runs of a row, which have a test of their own."""
     rng = np.random.default_rng(len(row) + epochs)
-    combinations, number = len(dual_gates.settings_of()["learning_rate"]), len(frontiers)
+    combinations, number = len(dual_gates.COEFFICIENTS) * len(dual_gates.RATES), len(frontiers)
     found = {}
     for noise in dual_gates.NOISES:
         paths = equal_kl.Paths(*rising(rng, 0.2, (2, combinations, number, 5)))
-        chosen = equal_kl.choose(paths, frontiers, dual_gates.LEVELS, choosers)
-        last = equal_kl.Paths(*(x[:, choosers:, -1] for x in paths))
+        chosen = equal_kl.choose(paths, frontiers, dual_gates.LEVELS, tuning_seeds)
+        last = equal_kl.Paths(*(x[:, tuning_seeds:, -1] for x in paths))
         found[dual_gates.Case(world, noise, epochs)] = dual_gates.Found(chosen, last)
     return found
 
@@ -388,7 +391,7 @@ def a_row(row, world, epochs, frontiers, problems, keys, choosers):
 def a_transformers_row(row, frontiers, problems, keys, told):
     rng = np.random.default_rng(len(row))
     paths = equal_kl.Paths(*rising(rng, 0.5, (2, 8, 4, 26)))
-    chosen = equal_kl.choose(paths, frontiers, tiny_gates.LEVELS, tiny_gates.CHOOSERS)
+    chosen = equal_kl.choose(paths, frontiers, tiny_gates.LEVELS, tiny_gates.TUNING_SEEDS)
     return tiny_gates.Found(chosen, chosen.share.mean(axis=1), np.stack(paths)[:, 0, 2:])
 
 
@@ -400,11 +403,8 @@ def a_transformers_end(row, frontiers, problems, keys, told):
 
 SMALL = {
     "tiny_steps": (tiny_steps, {"learn": a_transformers_end}),
-    "tiny_gates": (tiny_gates, {"learn": a_transformers_row, "CHOOSERS": 2}),
-    "dual_gates": (
-        dual_gates,
-        {"learn": a_row, "CHOOSERS": 2, "SHARPNESSES": (1.0, 4.0), "_STEPS": 600},
-    ),
+    "tiny_gates": (tiny_gates, {"learn": a_transformers_row, "TUNING_SEEDS": 2}),
+    "dual_gates": (dual_gates, {"learn": a_row, "TUNING_SEEDS": 2}),
     "coverage": (
         coverage,
         {
@@ -423,13 +423,19 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALIGNMENT)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_study_in_small(name, monkeypatch):
     module, settings = SMALL[name]
     for setting, value in settings.items():
         monkeypatch.setattr(module, setting, value)
     if name == "overoptimisation":  # its agent fits fewer pairs in fewer steps
         monkeypatch.setattr(module, "by_agent", functools.partial(module.by_agent, updates=5))
+    if name == "dual_gates":  # its ascent is shorter
+        monkeypatch.setattr(dual_ascent, "SHARPNESSES", (1.0, 4.0))
+        monkeypatch.setattr(dual_ascent, "_STEPS", 600)
+    if name == "dual_gates":  # its ascent is shorter
+        monkeypatch.setattr(dual_ascent, "SHARPNESSES", (1.0, 4.0))
+        monkeypatch.setattr(dual_ascent, "_STEPS", 600)
     if name == "zeroth_order":  # has a test of its own
         monkeypatch.setattr(module, "drawn", lambda *args: (1.0, 0.01, 0.01))
     study = module.run(Options(seeds=2), Nothing())
@@ -468,7 +474,7 @@ def test_a_study_that_was_stopped_goes_on_after_its_rows(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return a_transformers_row(row, *args)
 
-    monkeypatch.setattr(tiny_gates, "CHOOSERS", 2)
+    monkeypatch.setattr(tiny_gates, "TUNING_SEEDS", 2)
     monkeypatch.setattr(tiny_gates, "learn", learn)
     args = ["--studies", "tiny_gates", "--seeds", "2", "--out", str(tmp_path / "out")]
     assert program.main(args) == 128 + signal.SIGTERM

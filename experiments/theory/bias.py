@@ -1,7 +1,8 @@
 """Bias: what a gate costs in bias, what it saves in variance, and the sharpness that does best."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from experiments.theory.estimators import (
     WITHIN,
 )
 from experiments.theory.options import Options
-from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, Value, say
+from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, say
 from rgpo_jax import gates
 
 KLS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.1, 0.3, 1.0)  # of old to new, in nats
@@ -24,34 +25,57 @@ SIZES = (64, 512, 4096, 32_768)  # samples of a gradient estimate
 SIGNALS = (0.1, 1.0)  # noisy advantages, and advantages that say all there is to say
 
 
+class Cell(NamedTuple):
+    """The bias of a sharpness between policies so far apart, at the larger signal.
+
+    Attributes:
+      kl: of old to new, in nats.
+      sharpness: k.
+      truth: the true gradient.
+      bias: exact.
+      measured: on draws.
+      error: its standard error.
+      bound: of |bias|.
+    """
+
+    kl: float
+    sharpness: float
+    truth: float
+    bias: float
+    measured: float
+    error: float
+    bound: float
+
+
+def measure(
+    model: ratios.Normals, kl: float, draws: int, rng: np.random.Generator
+) -> Iterator[Cell]:
+    """Of each sharpness that is shown, all on the same draws."""
+    samples, drawn = model.quadrature(), model.draw(rng, draws)
+    truth = estimators.true_gradient(samples)
+    for k in SHOWN:
+        exact = estimators.of_sharpness(k, samples)
+        r = np.exp(drawn.log_ratio)
+        gate = gates.rgpo(k, normalize=True)
+        w = ratios.weights(gate, drawn.log_ratio, drawn.advantage)
+        gaps = (w - r) * drawn.advantage * drawn.score
+        error = float(gaps.std(ddof=1)) / math.sqrt(draws)
+        limit = estimators.bound(k, samples)
+        yield Cell(kl, k, truth, exact.bias, float(gaps.mean()), error, limit)
+
+
 def run(options: Options, progress: Progress) -> Study:
     """The identity, the bound, and the trade of bias for variance."""
     rng = np.random.default_rng((options.seed, 3))
-    rows: list[tuple[Value, ...]] = []
-    choices: list[estimators.Choice] = []
-    measured: list[float] = []
     draws = min(options.samples, 1_000_000)
+    cells: list[Cell] = []
+    choices: list[estimators.Choice] = []
     for i, kl in enumerate(KLS):
-        for signal in SIGNALS:
-            model = ratios.Normals.at_distance(kl, signal)
-            samples = model.quadrature()
-            choices += estimators.choose(signal, kl, SIZES, samples)
-            if signal != SIGNALS[-1]:
-                continue
-            drawn = model.draw(rng, draws)
-            truth = estimators.true_gradient(samples)
-            for k in SHOWN:
-                exact = estimators.of_sharpness(k, samples)
-                r = np.exp(drawn.log_ratio)
-                gate = gates.rgpo(k, normalize=True)
-                w = ratios.weights(gate, drawn.log_ratio, drawn.advantage)
-                gaps = (w - r) * drawn.advantage * drawn.score
-                error = float(gaps.std(ddof=1)) / math.sqrt(draws)
-                measured.append((float(gaps.mean()) - exact.bias) / error)
-                limit = estimators.bound(k, samples)
-                rows.append((kl, k, truth, exact.bias, float(gaps.mean()), error, limit))
+        models = {signal: ratios.Normals.at_distance(kl, signal) for signal in SIGNALS}
+        for signal, model in models.items():
+            choices += estimators.choose(signal, kl, SIZES, model.quadrature())
+        cells += measure(models[SIGNALS[-1]], kl, draws, rng)
         progress((i + 1) / len(KLS))
-    identity = estimators.identity_error()
     tails = [estimators.under_tail(tail) for tail in ratios.TAILS]
     return Study(
         "Bias, and what it buys",
@@ -70,159 +94,141 @@ def run(options: Options, progress: Progress) -> Study:
             "the policies are far apart: there the samples that the gate accepts, of r near 1, no "
             "longer say where the gradient points.",
         ),
-        _claims(identity, rows, choices, tails, measured, draws),
-        [_bias_figure(rows), _trade_figure(), _guide_figure(choices)],
-        [
-            Table(
-                "bias",
-                f"Bias of the gradient at signal {SIGNALS[-1]:g}: exact, measured on {draws:,} "
-                "draws (and its standard error), and the bound (k²/4) E[(r-1)² |A| |s|] under the "
-                "new policy",
-                ("KL", "k", "true gradient", "bias", "measured", "standard error", "bound"),
-                rows,
-            ),
-            Table(
-                "bias_tails",
-                "Bias where the new policy's ratio is Pareto's (the bandit of the study of "
-                "variance), exact, and its bound E[min(1, k²/4 (r-1)²) |A| |s|] under the new "
-                "policy",
-                ("tail a", "k", "true gradient", "bias", "bound"),
-                [
-                    (t.tail, k, t.truth, *found)
-                    for t in tails
-                    for k, *found in zip(TAIL_SHARPNESSES, t.bias, t.bound, strict=True)
-                ],
-            ),
-            Table(
-                "bias_guide",
-                "Choosing k: the sharpness of least error (0: importance sampling; ∞: nothing "
-                f"beats an estimate of 0), those within {WITHIN:.0%} of it, the least error over "
-                "the squared true gradient, and the error of other estimators over the least",
-                (
-                    *("signal", "KL", "samples", "best k", "from", "to", "relative error"),
-                    *OTHERS,
-                ),
-                [
-                    (c.signal, c.kl, c.n, c.best, c.low, c.high, c.error, *c.over.values())
-                    for c in choices
-                ],
-            ),
-        ],
+        _claims(cells, choices, tails, draws),
+        [_bias_figure(cells), _trade_figure(), _guide_figure(choices)],
+        _tables(cells, choices, tails, draws),
     )
 
 
 def _claims(
-    identity: float,
-    rows: Sequence[tuple[Value, ...]],
+    cells: Sequence[Cell],
     choices: Sequence[estimators.Choice],
     tails: Sequence[estimators.Tail],
-    measured: Sequence[float],
     draws: int,
 ) -> list[Claim]:
-    table = np.array(rows, float)
-    kl, k, truth, bias, limit = table[:, [0, 1, 2, 3, 6]].T
-    tightest = int(np.argmax(np.abs(bias) / limit))
-    farthest = max(map(abs, measured))
-    share = np.abs(bias / truth)
-    at_four = share[k == 4.0]
-    flat = [
-        abs(estimators.of_sharpness(SHARPNESSES[0], samples).bias) / t
-        for samples, t in (
-            (ratios.Normals.at_distance(one, SIGNALS[-1]).quadrature(), truth[kl == one][0])
-            for one in KLS
-        )
+    return [
+        _bias_is_bounded(cells, draws),
+        _falls_slowly_under_tails(tails),
+        _counts_in_usual_updates(cells),
+        _identity(),
+        _best_sharpness_has_a_rule(choices),
     ]
-    reversed_from = kl[(bias < -truth) & (k == 4.0)]
+
+
+def _bias_is_bounded(cells: Sequence[Cell], draws: int) -> Claim:
+    closest = max(cells, key=lambda c: abs(c.bias) / c.bound)
+    farthest = max(abs(c.measured - c.bias) / c.error for c in cells)
+    truth = {c.kl: c.truth for c in cells}
+    least = SHARPNESSES[0]
+
+    def nearly_flat(kl: float) -> float:
+        """Share of the gradient that is bias, at the least sharpness."""
+        samples = ratios.Normals.at_distance(kl, SIGNALS[-1]).quadrature()
+        return abs(estimators.of_sharpness(least, samples).bias) / truth[kl]
+
+    flat = max(map(nearly_flat, KLS))
+    return Claim(
+        "RGPO incurs a bounded bias, which its sharpness controls.",
+        "paper",
+        bool(all(abs(c.bias) <= c.bound for c in cells) and flat < 0.01 and farthest < 5.0),
+        f"of the normalised gate between normal policies: |bias| is below (k²/4) "
+        f"E[(r-1)² |A| |s|] in all {len(cells)} cells (closest: "
+        f"{say(abs(closest.bias) / closest.bound)} of it, k = {closest.sharpness:g}, KL = "
+        f"{closest.kl:g}); at k = {least:g} it is at most {say(100 * flat)} % of the gradient; "
+        f"{draws:,} draws agree with the exact values within {say(farthest)} standard errors. "
+        "The paper's gate is k/4 times this one: where k is not 4 its gradient is off by that "
+        "factor even at r = 1",
+        ("bias", "bias_trade"),
+    )
+
+
+def _falls_slowly_under_tails(tails: Sequence[estimators.Tail]) -> Claim:
+    return Claim(
+        "Under a heavy-tailed ratio the bias is bounded still, but k controls it slowly: with "
+        "a tail index a < 3 it falls as k^(a - 1), and not as k².",
+        "ours",
+        all(
+            np.all(np.abs(t.bias) <= t.bound) and abs(t.power - min(t.tail - 1.0, 2.0)) < 0.1
+            for t in tails
+        ),
+        f"bandit, |bias| over the true gradient at k = {TAIL_SHARPNESSES[0]:g} and at k = 4, "
+        f"and the power of k between {SMALL[0]:g} and {SMALL[1]:g}: "
+        + "; ".join(
+            f"a = {t.tail:g}: {say(100 * abs(t.bias[0] / t.truth))} %, "
+            f"{say(100 * abs(t.bias[TAIL_SHARPNESSES.index(4.0)] / t.truth))} %, "
+            f"{say(t.power)}"
+            for t in tails
+        )
+        + "; in every cell it is below E[min(1, k²/4 (r-1)²) |A| |s|] under the new policy. "
+        "Without the minimum that bound is infinite for a <= 3",
+    )
+
+
+def _counts_in_usual_updates(cells: Sequence[Cell]) -> Claim:
+    at_four = {c.kl: c for c in cells if c.sharpness == 4.0}
+    share = {kl: abs(c.bias / c.truth) for kl, c in at_four.items()}
+    reversed_at = [kl for kl, c in at_four.items() if c.bias < -c.truth]
+    return Claim(
+        "At k = 4 and the distances of usual updates, KL 0.01 to 0.04, the bias is more than "
+        "a tenth of the gradient, for the advantages used here.",
+        "ours",
+        all(bool(x > 0.1) for kl, x in share.items() if 0.01 <= kl <= 0.04),
+        "between normal policies it is, of the true gradient, "
+        + ", ".join(f"{say(100 * x)} % at KL = {kl:g}" for kl, x in share.items())
+        + (
+            f"; from KL = {reversed_at[0]:g} on the gradient has the wrong sign"
+            if reversed_at
+            else ""
+        )
+        + ". The share depends on the advantages, whose mean is here a multiple of tanh(x) "
+        "for an action x; at KL = 0.02 it is "
+        + ", ".join(
+            f"{say(100 * estimators.share_of_bias(mean, 0.02, 4.0))} % where it is {name}"
+            for name, mean in estimators.SHAPES.items()
+        ),
+        ("bias",),
+    )
+
+
+def _identity() -> Claim:
+    error = estimators.identity_error()
+    return Claim(
+        "Identity of the normalised gate: w - r = -r tanh²(k (r - 1)/2).",
+        "ours",
+        error < 1e-13,
+        f"largest relative difference in float64, over r from e^-8 to e^5 and k from 0.05 to "
+        f"100: {say(error)}",
+        ("bias",),
+    )
+
+
+def _best_sharpness_has_a_rule(choices: Sequence[estimators.Choice]) -> Claim:
     constant, factor = estimators.rule(choices)
     shown = [c for c in choices if (c.signal, c.kl) == (SIGNALS[0], 0.02)]
-    return [
-        Claim(
-            "RGPO incurs a bounded bias, which its sharpness controls.",
-            "paper",
-            bool(np.all(np.abs(bias) <= limit) and max(flat) < 0.01 and farthest < 5.0),
-            f"of the normalised gate between normal policies: |bias| is below (k²/4) "
-            f"E[(r-1)² |A| |s|] in all {len(rows)} cells (closest: "
-            f"{say(abs(bias[tightest]) / limit[tightest])} of it, k = {k[tightest]:g}, KL = "
-            f"{kl[tightest]:g}); at k = {SHARPNESSES[0]:g} it is at most "
-            f"{say(100 * max(flat))} % of the gradient; "
-            f"{draws:,} draws agree with the exact values within {say(farthest)} standard errors. "
-            "The paper's gate is k/4 times this one: where k is not 4 its gradient is off by that "
-            "factor even at r = 1",
-            ("bias", "bias_trade"),
+    return Claim(
+        f"The sharpness of least error is about {constant:.1f} / (signal √(n KL)) "
+        f"for KL up to {NEAR:g}, where that is small for the distance: k √(2 KL) "
+        "< 1.",
+        "ours",
+        factor < 1.5,
+        f"over signals, distances and samples of the table the best k is within a factor "
+        f"{say(factor)} of the rule where it is that small; at KL = {shown[0].kl:g} and signal "
+        f"{shown[0].signal:g} the rule says, and the search found: "
+        + "; ".join(
+            f"{say(constant / (c.signal * math.sqrt(c.n * c.kl)), 2)} and {say(c.best, 2)} for "
+            f"{c.n:,} samples (error {say(100 * c.error, 2)} % of the squared gradient)"
+            for c in shown
         ),
-        Claim(
-            "Under a heavy-tailed ratio the bias is bounded still, but k controls it slowly: with "
-            "a tail index a < 3 it falls as k^(a - 1), and not as k².",
-            "ours",
-            all(
-                np.all(np.abs(t.bias) <= t.bound) and abs(t.power - min(t.tail - 1.0, 2.0)) < 0.1
-                for t in tails
-            ),
-            f"bandit, |bias| over the true gradient at k = {TAIL_SHARPNESSES[0]:g} and at k = 4, "
-            f"and the power of k between {SMALL[0]:g} and {SMALL[1]:g}: "
-            + "; ".join(
-                f"a = {t.tail:g}: {say(100 * abs(t.bias[0] / t.truth))} %, "
-                f"{say(100 * abs(t.bias[TAIL_SHARPNESSES.index(4.0)] / t.truth))} %, "
-                f"{say(t.power)}"
-                for t in tails
-            )
-            + "; in every cell it is below E[min(1, k²/4 (r-1)²) |A| |s|] under the new policy. "
-            "Without the minimum that bound is infinite for a <= 3",
-        ),
-        Claim(
-            "At k = 4 and the distances of usual updates, KL 0.01 to 0.04, the bias is more than "
-            "a tenth of the gradient, for the advantages used here.",
-            "ours",
-            bool(np.all(at_four[KLS.index(0.01) : KLS.index(0.04) + 1] > 0.1)),
-            "between normal policies it is, of the true gradient, "
-            + ", ".join(
-                f"{say(100 * x)} % at KL = {y:g}" for x, y in zip(at_four, KLS, strict=True)
-            )
-            + (
-                f"; from KL = {reversed_from[0]:g} on the gradient has the wrong sign"
-                if len(reversed_from)
-                else ""
-            )
-            + ". The share depends on the advantages, whose mean is here a multiple of tanh(x) "
-            "for an action x; at KL = 0.02 it is "
-            + ", ".join(
-                f"{say(100 * estimators.share_of_bias(mean, 0.02, 4.0))} % where it is {name}"
-                for name, mean in estimators.SHAPES.items()
-            ),
-            ("bias",),
-        ),
-        Claim(
-            "Identity of the normalised gate: w - r = -r tanh²(k (r - 1)/2).",
-            "ours",
-            identity < 1e-13,
-            f"largest relative difference in float64, over r from e^-8 to e^5 and k from 0.05 to "
-            f"100: {say(identity)}",
-            ("bias",),
-        ),
-        Claim(
-            f"The sharpness of least error is about {constant:.1f} / (signal √(n KL)) "
-            f"for KL up to {NEAR:g}, where that is small for the distance: k √(2 KL) "
-            "< 1.",
-            "ours",
-            factor < 1.5,
-            f"over signals, distances and samples of the table the best k is within a factor "
-            f"{say(factor)} of the rule where it is that small; at KL = {shown[0].kl:g} and signal "
-            f"{shown[0].signal:g} the rule says, and the search found: "
-            + "; ".join(
-                f"{say(constant / (c.signal * math.sqrt(c.n * c.kl)), 2)} and {say(c.best, 2)} for "
-                f"{c.n:,} samples (error {say(100 * c.error, 2)} % of the squared gradient)"
-                for c in shown
-            ),
-            ("bias_guide",),
-        ),
-    ]
+        ("bias_guide",),
+    )
 
 
-def _bias_figure(rows: Sequence[tuple[Value, ...]]) -> Figure:
-    table = np.array(rows, float)
+def _bias_figure(cells: Sequence[Cell]) -> Figure:
     lines = []
     for style, k in enumerate(SHOWN):
-        kl, _, truth, bias, measured, error, limit = table[table[:, 1] == k].T
+        kl, _, truth, bias, measured, error, limit = np.array(
+            [c for c in cells if c.sharpness == k]
+        ).T
         lines.append(Line(f"k = {k:g}", kl, np.abs(bias / truth), style))
         lines.append(Line("", kl, limit / np.abs(truth), style, ":"))
         seen = np.abs(measured) > 2.0 * error
@@ -321,3 +327,47 @@ def _guide_figure(choices: Sequence[estimators.Choice]) -> Figure:
         "distance of the policies and samples of an estimate; the thin line is k = 4.",
         panels,
     )
+
+
+def _tables(
+    cells: Sequence[Cell],
+    choices: Sequence[estimators.Choice],
+    tails: Sequence[estimators.Tail],
+    draws: int,
+) -> list[Table]:
+    return [
+        Table(
+            "bias",
+            f"Bias of the gradient at signal {SIGNALS[-1]:g}: exact, measured on {draws:,} "
+            "draws (and its standard error), and the bound (k²/4) E[(r-1)² |A| |s|] under the "
+            "new policy",
+            ("KL", "k", "true gradient", "bias", "measured", "standard error", "bound"),
+            [tuple(cell) for cell in cells],
+        ),
+        Table(
+            "bias_tails",
+            "Bias where the new policy's ratio is Pareto's (the bandit of the study of "
+            "variance), exact, and its bound E[min(1, k²/4 (r-1)²) |A| |s|] under the new "
+            "policy",
+            ("tail a", "k", "true gradient", "bias", "bound"),
+            [
+                (t.tail, k, t.truth, *found)
+                for t in tails
+                for k, *found in zip(TAIL_SHARPNESSES, t.bias, t.bound, strict=True)
+            ],
+        ),
+        Table(
+            "bias_guide",
+            "Choosing k: the sharpness of least error (0: importance sampling; ∞: nothing "
+            f"beats an estimate of 0), those within {WITHIN:.0%} of it, the least error over "
+            "the squared true gradient, and the error of other estimators over the least",
+            (
+                *("signal", "KL", "samples", "best k", "from", "to", "relative error"),
+                *OTHERS,
+            ),
+            [
+                (c.signal, c.kl, c.n, c.best, c.low, c.high, c.error, *c.over.values())
+                for c in choices
+            ],
+        ),
+    ]

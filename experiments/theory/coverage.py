@@ -201,7 +201,7 @@ def run(options: Options, progress: Progress) -> Study:
 
 
 def _comparisons(
-    errors: dict[tuple[str, int], np.ndarray],
+    errors: Mapping[tuple[str, int], np.ndarray],
 ) -> dict[tuple[str, int], Comparison]:
     keys = [(way, pairs) for way in (FRESH, ALL) for pairs in PAIRS]
     gaps = {
@@ -220,23 +220,74 @@ def _ratios(tests: Mapping[tuple[str, int], Comparison], way: str) -> str:
 
 
 def _claims(found: Found) -> list[Claim]:
-    errors = found.errors
-    tests = _comparisons(errors)
-    turns = np.log(np.arange(1, ROUNDS + 1))
+    tests = _comparisons(found.errors)
+    return [
+        _nearer_on_own_pairs(tests),
+        _farther_where_pairs_are_few(tests),
+        _nearer_on_all_pairs(tests),
+        _floor_falls(found.errors),
+        _second_round_brings_more(found.errors),
+        _offline_falls(found.errors),
+        _agent_has_the_exact_error(found),
+        _full_fits_are_worse_where_pairs_are_few(found),
+    ]
 
-    def falls(way: str) -> dict[int, Interval]:
-        """Slope of log error over log pairs, from the second round on."""
-        return {
-            pairs: Interval.of(alignment.slopes(turns[1:], np.log(errors[way, pairs][:, 1:])))
-            for pairs in ABOVE
-        }
 
-    offline, accumulated = falls(OFFLINE), falls(ALL)
+def _nearer_on_own_pairs(tests: Mapping[tuple[str, int], Comparison]) -> Claim:
+    return Claim(
+        "With enough pairs a round, on-policy DPO on the pairs of each round comes nearer to "
+        f"pi* than offline DPO on equally many pairs (N from {ABOVE[0]:,} on; 2601.08421).",
+        "ours",
+        intervals.agree([tests[FRESH, n] for n in ABOVE], -1),
+        f"ratio of errors after {ROUNDS} rounds, on-policy over offline, and corrected p: "
+        + _ratios(tests, FRESH),
+        ("coverage",),
+    )
+
+
+def _farther_where_pairs_are_few(tests: Mapping[tuple[str, int], Comparison]) -> Claim:
+    test = tests[FRESH, PAIRS[0]]
+    return Claim(
+        f"With few pairs a round (N = {PAIRS[0]}) it is the other way round: the fit to a "
+        "round's pairs loses what earlier rounds knew.",
+        "ours",
+        intervals.agree([test], 1),
+        f"ratio of errors at N = {PAIRS[0]}: {alignment.tell_ratio(test.interval)}, "
+        f"{alignment.p_value(test.p)}",
+        ("coverage",),
+    )
+
+
+def _nearer_on_all_pairs(tests: Mapping[tuple[str, int], Comparison]) -> Claim:
+    return Claim(
+        "Fitted to all pairs so far, on-policy DPO comes nearer to pi* than offline DPO at "
+        "every N.",
+        "ours",
+        intervals.agree([tests[ALL, n] for n in PAIRS], -1),
+        "ratio of errors, and corrected p: " + _ratios(tests, ALL),
+        ("coverage",),
+    )
+
+
+def _floor_falls(errors: Mapping[tuple[str, int], np.ndarray]) -> Claim:
     floors = np.stack(
         [np.log(errors[FRESH, pairs][:, ROUNDS // 2 :]).mean(axis=1) for pairs in ABOVE], 1
     )
     floor = Interval.of(alignment.slopes(np.log(ABOVE), floors))
     end = Interval.of(alignment.slopes(np.log(ABOVE[-2:]), floors[:, -2:]))
+    return Claim(
+        "The error of rounds on their own pairs stops at a floor that falls as 1/\u221aN.",
+        "ours",
+        intervals.covers(floor, -0.5),
+        f"slope of the mean log error of the last {ROUNDS - ROUNDS // 2} rounds over log N, N "
+        f"= {', '.join(f'{n:,}' for n in ABOVE)}: {alignment.tell(floor)}; between the last "
+        f"two alone {alignment.tell(end)}: just above the threshold the floor is higher than "
+        "that",
+        ("coverage",),
+    )
+
+
+def _second_round_brings_more(errors: Mapping[tuple[str, int], np.ndarray]) -> Claim:
     steps = {
         pairs: [
             Interval.of(np.log(errors[FRESH, pairs][:, i + 1] / errors[FRESH, pairs][:, i]))
@@ -246,8 +297,66 @@ def _claims(found: Found) -> list[Claim]:
     }
     second = [steps[pairs][0] for pairs in ABOVE]
     alone = -float(np.log(2.0)) / 2.0  # what twice the pairs bring by themselves
+    return Claim(
+        "Before the floor a round brings more than its pairs alone would: the second "
+        f"multiplies the error by less than 1/\u221a2 (N from {ABOVE[0]:,} on).",
+        "ours",
+        True
+        if all(x.high < alone for x in second)
+        else (False if any(x.low > alone for x in second) else None),
+        "error after a round over that before it, rounds 2 to 5: "
+        + "; ".join(
+            f"N = {n:,}: {alignment.tell_ratio(each[0])}, "
+            + ", ".join(say(float(np.exp(x.mean)), 2) for x in each[1:])
+            for n, each in steps.items()
+        )
+        + ". The floor is reached in two to five rounds, too few to tell a geometric fall "
+        "from another fast one",
+        ("coverage",),
+    )
+
+
+def _offline_falls(errors: Mapping[tuple[str, int], np.ndarray]) -> Claim:
+    turns = np.log(np.arange(2, ROUNDS + 1))
+
+    def falls(way: str) -> dict[int, Interval]:
+        """Slope of log error over log pairs, from the second round on."""
+        return {
+            pairs: Interval.of(alignment.slopes(turns, np.log(errors[way, pairs][:, 1:])))
+            for pairs in ABOVE
+        }
+
+    def told(slopes: dict[int, Interval]) -> str:
+        return "; ".join(f"N = {n:,}: {alignment.tell(x)}" for n, x in slopes.items())
+
+    offline, accumulated = falls(OFFLINE), falls(ALL)
+    return Claim(
+        "Offline the error falls as one over the root of the pairs, from the second round on "
+        f"(N from {ABOVE[0]:,} on).",
+        "ours",
+        all(intervals.covers(x, -0.5) for x in offline.values()),
+        f"slope of log error over log pairs: {told(offline)}; on-policy with all pairs so far: "
+        + told(accumulated),
+        ("coverage",),
+    )
+
+
+def _agent_has_the_exact_error(found: Found) -> Claim:
     full = _beside(found, "full", FULL)
-    early = _beside(found, "early", EARLY)
+    return Claim(
+        "The suite's agent on_policy_dpo has the error of the exact fit, within a factor of "
+        "1.5, where its fit comes to an end.",
+        "ours",
+        True
+        if max(abs(full.low), abs(full.high)) < np.log(1.5)
+        else (None if full.low < np.log(1.5) and full.high > -np.log(1.5) else False),
+        f"ratio of errors after {AGENT_ROUNDS['full']} rounds of {FULL['num_prompts']:,} "
+        f"pairs, on pairs of its own: {alignment.tell_ratio(full)}",
+        ("coverage",),
+    )
+
+
+def _full_fits_are_worse_where_pairs_are_few(found: Found) -> Claim:
     helped = compare(
         {
             f"{way}, N = {n}": np.log(
@@ -257,97 +366,20 @@ def _claims(found: Found) -> list[Claim]:
             for n in PAIRS[1:3]
         }
     )
-    return [
-        Claim(
-            "With enough pairs a round, on-policy DPO on the pairs of each round comes nearer to "
-            f"pi* than offline DPO on equally many pairs (N from {ABOVE[0]:,} on; 2601.08421).",
-            "ours",
-            intervals.agree([tests[FRESH, n] for n in ABOVE], -1),
-            f"ratio of errors after {ROUNDS} rounds, on-policy over offline, and corrected p: "
-            + _ratios(tests, FRESH),
-            ("coverage",),
-        ),
-        Claim(
-            f"With few pairs a round (N = {PAIRS[0]}) it is the other way round: the fit to a "
-            "round's pairs loses what earlier rounds knew.",
-            "ours",
-            intervals.agree([tests[FRESH, PAIRS[0]]], 1),
-            f"ratio of errors at N = {PAIRS[0]}: "
-            f"{alignment.tell_ratio(tests[FRESH, PAIRS[0]].interval)}, "
-            f"{alignment.p_value(tests[FRESH, PAIRS[0]].p)}",
-            ("coverage",),
-        ),
-        Claim(
-            "Fitted to all pairs so far, on-policy DPO comes nearer to pi* than offline DPO at "
-            "every N.",
-            "ours",
-            intervals.agree([tests[ALL, n] for n in PAIRS], -1),
-            "ratio of errors, and corrected p: " + _ratios(tests, ALL),
-            ("coverage",),
-        ),
-        Claim(
-            "The error of rounds on their own pairs stops at a floor that falls as 1/\u221aN.",
-            "ours",
-            intervals.covers(floor, -0.5),
-            f"slope of the mean log error of the last {ROUNDS - ROUNDS // 2} rounds over log N, N "
-            f"= {', '.join(f'{n:,}' for n in ABOVE)}: {alignment.tell(floor)}; between the last "
-            f"two alone {alignment.tell(end)}: just above the threshold the floor is higher than "
-            "that",
-            ("coverage",),
-        ),
-        Claim(
-            "Before the floor a round brings more than its pairs alone would: the second "
-            f"multiplies the error by less than 1/\u221a2 (N from {ABOVE[0]:,} on).",
-            "ours",
-            True
-            if all(x.high < alone for x in second)
-            else (False if any(x.low > alone for x in second) else None),
-            "error after a round over that before it, rounds 2 to 5: "
-            + "; ".join(
-                f"N = {n:,}: {alignment.tell_ratio(each[0])}, "
-                + ", ".join(say(float(np.exp(x.mean)), 2) for x in each[1:])
-                for n, each in steps.items()
-            )
-            + ". The floor is reached in two to five rounds, too few to tell a geometric fall "
-            "from another fast one",
-            ("coverage",),
-        ),
-        Claim(
-            "Offline the error falls as one over the root of the pairs, from the second round on "
-            f"(N from {ABOVE[0]:,} on).",
-            "ours",
-            all(intervals.covers(x, -0.5) for x in offline.values()),
-            "slope of log error over log pairs: "
-            + "; ".join(f"N = {n:,}: {alignment.tell(x)}" for n, x in offline.items())
-            + "; on-policy with all pairs so far: "
-            + "; ".join(f"N = {n:,}: {alignment.tell(x)}" for n, x in accumulated.items()),
-            ("coverage",),
-        ),
-        Claim(
-            "The suite's agent on_policy_dpo has the error of the exact fit, within a factor of "
-            "1.5, where its fit comes to an end.",
-            "ours",
-            True
-            if max(abs(full.low), abs(full.high)) < np.log(1.5)
-            else (None if full.low < np.log(1.5) and full.high > -np.log(1.5) else False),
-            f"ratio of errors after {AGENT_ROUNDS['full']} rounds of {FULL['num_prompts']:,} "
-            f"pairs, on pairs of its own: {alignment.tell_ratio(full)}",
-            ("coverage",),
-        ),
-        Claim(
-            f"Where pairs are few (N = {PAIRS[1]} and {PAIRS[2]:,}) the fit to the end is the "
-            "worse one: a ridge of one pair has a smaller error.",
-            "ours",
-            intervals.agree(helped, -1),
-            f"ratio of errors after {ROUNDS} rounds, ridge {RIDGES[-1]:g} over "
-            f"{alignment.RIDGE:g}: "
-            + alignment.words(helped, alignment.tell_ratio)
-            + f". So does an agent that is stopped after {EARLY['num_epochs']} epochs: its error "
-            f"over the exact fit's after {AGENT_ROUNDS['early']} rounds of "
-            f"{EARLY['num_prompts']:,} pairs is {alignment.tell_ratio(early)}",
-            ("coverage",),
-        ),
-    ]
+    early = _beside(found, "early", EARLY)
+    return Claim(
+        f"Where pairs are few (N = {PAIRS[1]} and {PAIRS[2]:,}) the fit to the end is the "
+        "worse one: a ridge of one pair has a smaller error.",
+        "ours",
+        intervals.agree(helped, -1),
+        f"ratio of errors after {ROUNDS} rounds, ridge {RIDGES[-1]:g} over "
+        f"{alignment.RIDGE:g}: "
+        + alignment.words(helped, alignment.tell_ratio)
+        + f". So does an agent that is stopped after {EARLY['num_epochs']} epochs: its error "
+        f"over the exact fit's after {AGENT_ROUNDS['early']} rounds of "
+        f"{EARLY['num_prompts']:,} pairs is {alignment.tell_ratio(early)}",
+        ("coverage",),
+    )
 
 
 def _beside(found: Found, name: str, settings: Mapping[str, Any]) -> Interval:

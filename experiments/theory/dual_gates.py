@@ -1,7 +1,7 @@
 """What a reference in the gate adds: reward at equal KL, in worlds where both are exact."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from envs.language import bandit, tree
 from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Comparison, Interval, compare
-from experiments.theory import alignment, equal_kl
+from experiments.theory import alignment, dual_ascent, equal_kl
 from experiments.theory.alignment import Greek, band, plain, tell, tell_ratio, words
+from experiments.theory.dual_verdicts import MATTERS, at_equal_steps, gains, in_all
 from experiments.theory.equal_kl import DUAL, ROWS, Chosen, Paths
 from experiments.theory.options import Options
 from experiments.theory.study import (
@@ -28,27 +29,21 @@ from experiments.theory.study import (
     Value,
     say,
 )
-from rgpo_jax import gates
-from rgpo_jax.gates import weight
 from rgpo_jax.language.world import World
 
 WORLDS: dict[str, ModuleType] = {"bandit": bandit, "tree": tree}
 UPDATES, PROMPTS, GROUP, MINIBATCHES = 30, 16, 8, 4
 EPOCHS = (1, 4, 16)
 NOISES = (0.0, 1.0)
-CHOOSERS = 10
+TUNING_SEEDS = 10
 COEFFICIENTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 RATES = (0.01, 0.03, 0.1)
 LEVELS = np.array([0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0])
 # Of the primary comparison; and of that at equal steps, with one coefficient and one rate for all.
 LEVEL, REUSE, NOISE = 0.3, 4, 1.0
 COEFFICIENT, RATE = 0.2, 0.03
-MATTERS = 0.02  # of a share: a smaller difference is of no use to anybody
-# Of the exact ascent, without a KL.
-SHARPNESSES = (1.0, 4.0, 16.0)
-_STEPS, _KEPT, _SIZE = 6000, 60, 0.05
 _FIRST = 20  # problems of the first results
-_NEAR = 2e-4  # nats, past the first step, which is the same for all gates
+_NEAR = 2e-4  # nats, past the first step of an ascent, which is the same for all gates
 
 
 class Case(NamedTuple):
@@ -89,17 +84,16 @@ class Found(NamedTuple):
         return cls(Chosen(*values[:number]), Paths(*values[number:]))
 
 
+Results = dict[tuple[str, Case], Found]  # of a row in a case
+Exact = dict[tuple[str, float], np.ndarray]  # of `dual_ascent.exact_shares`
+
+
 def _noise(noise: float) -> str:
     return f"noise {noise:g}" if noise else "no noise"
 
 
 def _passes(epochs: int) -> str:
     return "1 pass" if epochs == 1 else f"{epochs} passes"
-
-
-def settings_of() -> dict[str, np.ndarray]:
-    """What every row is searched over."""
-    return equal_kl.grid(kl_coefficient=COEFFICIENTS, learning_rate=RATES)
 
 
 def learn(
@@ -109,7 +103,7 @@ def learn(
     frontiers: Sequence[Frontier],
     problems: Any,
     keys: jax.Array,
-    choosers: int,
+    tuning_seeds: int,
     updates: int = UPDATES,
 ) -> dict[Case, Found]:
     """A row in a world, with and without noise, in one program."""
@@ -133,67 +127,16 @@ def learn(
             "num_epochs": epochs,
             "num_minibatches": MINIBATCHES,
         },
-        settings_of(),
+        equal_kl.settings_of(COEFFICIENTS, RATES),
     )
     found = {}
     for i, noise in enumerate(NOISES):
         part = policies[:, i * number : (i + 1) * number]
         paths = equal_kl.paths_of(part, frontiers)
-        chosen = equal_kl.choose(paths, frontiers, LEVELS, choosers)
-        last = Paths(*(x[:, choosers:, -1] for x in paths))
+        chosen = equal_kl.choose(paths, frontiers, LEVELS, tuning_seeds)
+        last = Paths(*(x[:, tuning_seeds:, -1] for x in paths))
         found[Case(world, noise, epochs)] = Found(chosen, last)
     return found
-
-
-def ascend(dual: str, sharpness: float, frontiers: Sequence[Frontier]) -> Paths:
-    """The exact ascent along a gate without a KL, from the reference [1, S, P].
-
-    On policy, by the plain gradient of logits: pi w(1, rho) A less its part along pi. In float64.
-    """
-    settings: dict[str, Any] = {"sharpness": sharpness, "normalize": True}
-    gate = gates.rgpo(**settings) if dual == "none" else gates.make(f"dual_{dual}", **settings)
-    with jax.enable_x64(True):
-        log_reference = jnp.log(jnp.asarray(np.stack([f.reference for f in frontiers])))
-        reward = jnp.asarray(np.stack([f.reward for f in frontiers]))
-
-        def step(log_policy: jax.Array, _: Any) -> tuple[jax.Array, None]:
-            policy = jnp.exp(log_policy)
-            advantage = reward - jnp.sum(policy * reward, axis=-1, keepdims=True)
-            ratios = (log_policy - log_reference,) if dual != "none" else ()
-            w = weight(gate)(jnp.zeros_like(policy), advantage, *ratios)
-            force = w * advantage
-            force -= jnp.sum(policy * force, axis=-1, keepdims=True)
-            return jax.nn.log_softmax(log_policy + _SIZE * policy * force), None
-
-        def many(log_policy: jax.Array, length: int) -> jax.Array:
-            return jax.lax.scan(step, log_policy, None, length=length)[0]
-
-        def kept(log_policy: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
-            after = many(log_policy, _STEPS // _KEPT)
-            return after, after
-
-        def run(start: jax.Array) -> jax.Array:
-            first = jax.lax.scan(step_and_keep, start, None, length=20)
-            _, rest = jax.lax.scan(kept, first[0], None, length=_KEPT)
-            return jnp.concatenate([start[None], first[1], rest])
-
-        def step_and_keep(log_policy: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
-            after, _ = step(log_policy, None)
-            return after, after
-
-        found = np.exp(np.asarray(jax.jit(run)(log_reference)))  # [P, S, N, K]
-    return equal_kl.paths_of(np.moveaxis(found, 0, 1)[None], frontiers)
-
-
-def exact_shares(
-    frontiers: Sequence[Frontier], levels: np.ndarray
-) -> dict[tuple[str, float], np.ndarray]:
-    """Of the frontier's gain, along the exact ascent of each gate and sharpness [S, K]."""
-    return {
-        (dual, k): equal_kl.gains_of(ascend(dual, k, frontiers), frontiers, levels).share[0]
-        for k in SHARPNESSES
-        for dual in ("none", *(row.removeprefix("rgpo-") for row in DUAL))
-    }
 
 
 def _arrays(*args: Any) -> Arrays:
@@ -205,26 +148,26 @@ def _arrays(*args: Any) -> Arrays:
     }
 
 
-def run(options: Options, progress: Progress) -> Study:
-    """All rows in all cases."""
-    found: dict[tuple[str, Case], Found] = {}
+def learn_all(options: Options, progress: Progress) -> tuple[Results, dict[str, list[Frontier]]]:
+    """All rows in all cases, and each world's frontiers of the reported seeds."""
+    found: Results = {}
     frontiers: dict[str, list[Frontier]] = {}
     keys = jnp.concatenate(
         [
-            alignment.keys_of(options.seed + alignment.CHOICE, CHOOSERS),
+            alignment.keys_of(options.seed + alignment.CHOICE, TUNING_SEEDS),
             alignment.keys_of(options.seed, options.seeds),
         ]
     )
-    numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
+    numbers = [*range(alignment.CHOICE, alignment.CHOICE + TUNING_SEEDS), *range(options.seeds)]
     done, total = 0, len(WORLDS) * len(EPOCHS) * len(ROWS)
     for world in WORLDS:
         seeds = [options.seed + number for number in numbers]
         known, problems = equal_kl.draw(WORLDS[world], seeds)
-        frontiers[world] = known[CHOOSERS:]
+        frontiers[world] = known[TUNING_SEEDS:]
         for epochs in EPOCHS:
             for row in ROWS:
                 task = functools.partial(
-                    _arrays, row, world, epochs, known, problems, keys, CHOOSERS
+                    _arrays, row, world, epochs, known, problems, keys, TUNING_SEEDS
                 )
                 kept = progress.remember(f"{world}.{epochs}.{row}", task)
                 for noise in NOISES:
@@ -232,8 +175,14 @@ def run(options: Options, progress: Progress) -> Study:
                     found[row, Case(world, noise, epochs)] = Found.of(of_noise)
                 done += 1
                 progress(done / total)
+    return found, frontiers
+
+
+def run(options: Options, progress: Progress) -> Study:
+    """All rows in all cases, and the exact ascent in bandits."""
+    found, frontiers = learn_all(options, progress)
     exact_levels = np.array([_NEAR, 1e-3, 0.003, 0.01, *LEVELS])
-    exact = exact_shares(frontiers["bandit"], exact_levels)
+    exact = dual_ascent.exact_shares(frontiers["bandit"], exact_levels)
     answers = UPDATES * PROMPTS * GROUP
     searched = len(COEFFICIENTS) * len(RATES)
     return Study(
@@ -245,7 +194,7 @@ def run(options: Options, progress: Progress) -> Study:
             f"exact sums. Every row has {answers:,} answers, {PROMPTS} prompts "
             f"\N{MULTIPLICATION SIGN} {GROUP} an update, Adam, and {searched} settings "
             f"({Greek.beta} of {', '.join(f'{b:g}' for b in COEFFICIENTS)}; rates "
-            f"{', '.join(f'{r:g}' for r in RATES)}), the best of which, at each KL, {CHOOSERS} "
+            f"{', '.join(f'{r:g}' for r in RATES)}), the best of which, at each KL, {TUNING_SEEDS} "
             "other problems choose. Rewards are exact or have normal noise of standard deviation 1 "
             "on each answer; an update takes 1, 4 or 16 passes in 4 minibatches. A row's reward at "
             "a KL is the most along its run while its KL is at most that; its share is of the gain "
@@ -267,16 +216,13 @@ def run(options: Options, progress: Progress) -> Study:
 # What is claimed.
 
 
-def _share(found: dict[tuple[str, Case], Found], row: str, case: Case) -> np.ndarray:
+def _share(found: Results, row: str, case: Case) -> np.ndarray:
     """At the KL of the primary comparison, of the reported seeds [S]."""
     return found[row, case].chosen.share[:, int(np.flatnonzero(LEVEL == LEVELS)[0])]
 
 
 def _against(
-    found: dict[tuple[str, Case], Found],
-    rows: Sequence[str],
-    other: str,
-    cases: Sequence[Case],
+    found: Results, rows: Sequence[str], other: str, cases: Sequence[Case]
 ) -> list[Comparison]:
     """Shares of rows minus another's, tested together."""
     return compare(
@@ -288,164 +234,149 @@ def _against(
     )
 
 
-def gains(tests: Sequence[Comparison]) -> bool | None:
-    """Whether some difference is shown to be above 0, and is of use; False where none can be."""
-    if any(test.sign > 0 and test.interval.mean > MATTERS for test in tests):
-        return True
-    return False if all(test.interval.high < MATTERS for test in tests) else None
-
-
-def in_all(groups: Sequence[Sequence[Comparison]]) -> bool | None:
-    """Whether all differences of some group are gains; False if none can be: each has one that is
-    shown to be below 0, or that can be of no use.
-    """
-    if any(all(gains([test]) for test in group) for group in groups):
-        return True
-    lost = [any(t.sign < 0 or gains([t]) is False for t in group) for group in groups]
-    return False if all(lost) else None
-
-
 def _cases(epochs: Sequence[int] = (REUSE,), noises: Sequence[float] = (NOISE,)) -> list[Case]:
     return [Case(world, noise, n) for world in WORLDS for noise in noises for n in epochs]
 
 
-def _claims(
-    found: dict[tuple[str, Case], Found], exact: dict[tuple[str, float], np.ndarray], is_new: bool
-) -> list[Claim]:
-    primary = _against(found, DUAL, "ppo", _cases())
-    by_gate = [[t for t in primary if t.name.startswith(f"{row},")] for row in DUAL]
-    without = _against(found, DUAL, "rgpo-none", _cases(EPOCHS, NOISES))
-    shown = [test for test in without if test.sign]
-    regression = compare(
+def _regressions(found: Results, rows: Sequence[str], cases: Sequence[Case]) -> list[Comparison]:
+    """Shares of REBEL and dual_kl minus those of rows, tested together."""
+    return compare(
         {
             f"{other} minus {row}, {case.world}": _share(found, other, case)
             - _share(found, row, case)
             for other in equal_kl.REGRESSIONS
-            for case in _cases()
-            for row in DUAL
-        }
-    )
-    few, many = EPOCHS[0], EPOCHS[-1]
-    fitted = compare(
-        {
-            f"{other} minus {row}, {world}": _share(found, other, case) - _share(found, row, case)
-            for other in equal_kl.REGRESSIONS
-            for world, case in ((w, Case(w, 0.0, many)) for w in WORLDS)
-            for row in ("ppo", *DUAL)
+            for case in cases
+            for row in rows
         }
     )
 
-    def worn(row: str, world: str) -> np.ndarray:
-        """By how much passes change a row."""
+
+def _claims(found: Results, exact: Exact, is_new: bool) -> list[Claim]:
+    return [
+        _gains_over_ppo(found),
+        _gains_over_no_reference(found),
+        _less_kl_at_equal_steps(found),
+        _loses_less_by_passes(found),
+        _regressions_gain(found),
+        _exact_regressions_gain(found, is_new),
+        _leave_in_one_direction(exact),
+    ]
+
+
+def _gains_over_ppo(found: Results) -> Claim:
+    primary = _against(found, DUAL, "ppo", _cases())
+    by_gate = [[t for t in primary if t.name.startswith(f"{row},")] for row in DUAL]
+    return Claim(
+        f"At equal KL ({LEVEL:g} nats) some dual gate has more reward than PPO-RLHF in both "
+        "worlds.",
+        "ours",
+        in_all(by_gate),
+        f"share of the frontier's gain, minus PPO-RLHF's: {words(primary)}",
+        ("dual_gates",),
+    )
+
+
+def _gains_over_no_reference(found: Results) -> Claim:
+    without = _against(found, DUAL, "rgpo-none", _cases(EPOCHS, NOISES))
+    shown = [test for test in without if test.sign]
+    return Claim(
+        "A reference in the gate adds reward at equal KL to RGPO's gate without it.",
+        "ours",
+        gains(without),
+        f"share minus that of rgpo-none, {len(without)} tests (4 gates, 2 worlds, 2 noises, 3 "
+        f"numbers of passes): {sum(t.sign > 0 for t in shown)} shown above 0, "
+        f"{sum(t.sign < 0 for t in shown)} below; from "
+        f"{say(min(t.interval.mean for t in without), 2)} to "
+        f"{say(max(t.interval.mean for t in without), 2)}"
+        + (f"; shown: {words(shown)}" if shown else ""),
+        ("dual_gates", "dual_gates_reuse"),
+    )
+
+
+def _less_kl_at_equal_steps(found: Results) -> Claim:
+    at_end = at_equal_steps(_ends_of(found))
+    return Claim(
+        f"At equal steps, with one {Greek.beta} ({COEFFICIENT:g}) and one rate ({RATE:g}) for "
+        "all, dual gates end at less KL than PPO-RLHF and than GRPO as published.",
+        "ours",
+        intervals.agree(at_end.kl, -1),
+        "ratio of KLs: "
+        + words(at_end.kl, tell_ratio)
+        + f". Difference of rewards: {words(at_end.reward)}",
+        ("dual_gates_steps",),
+    )
+
+
+def _loses_less_by_passes(found: Results) -> Claim:
+    few, many = EPOCHS[0], EPOCHS[-1]
+
+    def change(row: str, world: str) -> np.ndarray:
         return _share(found, row, Case(world, NOISE, many)) - _share(
             found, row, Case(world, NOISE, few)
         )
 
-    reuse = compare({f"{row}, {w}": worn(row, w) - worn("ppo", w) for w in WORLDS for row in DUAL})
-    at_end = at_equal_steps(_ends_of(found))
+    reuse = compare(
+        {f"{row}, {w}": change(row, w) - change("ppo", w) for w in WORLDS for row in DUAL}
+    )
+    return Claim(
+        "With many passes a dual gate loses less than PPO-RLHF does.",
+        "ours",
+        intervals.agree(reuse, 1),
+        f"change of the share from {_passes(few)} to {_passes(many)}, minus PPO-RLHF's, "
+        f"{_noise(NOISE)}: {words(reuse)}",
+        ("dual_gates_reuse",),
+    )
+
+
+def _regressions_gain(found: Results) -> Claim:
+    tests = _regressions(found, DUAL, _cases())
+    return Claim(
+        "REBEL and dual_kl, which regress to the maximum of a reward with two KLs, have more "
+        "reward at equal KL than every dual gate, in both worlds.",
+        "ours",
+        intervals.agree(tests, 1),
+        f"difference of shares at {LEVEL:g} nats: {words(tests)}",
+        ("dual_gates",),
+    )
+
+
+def _exact_regressions_gain(found: Results, is_new: bool) -> Claim:
+    many = EPOCHS[-1]
+    tests = _regressions(found, ("ppo", *DUAL), _cases((many,), (0.0,)))
+    return Claim(
+        f"With exact rewards and {_passes(many)}, where their fits are nearly exact, REBEL and "
+        "dual_kl have more reward at equal KL than PPO-RLHF and every dual gate, in both "
+        "worlds.",
+        "ours",
+        intervals.agree(tests, 1) if is_new else None,
+        "seen in the problems of --seed 0, and then stated for others, of which "
+        f"{'these are some' if is_new else 'these are none'}; difference of shares at "
+        f"{LEVEL:g} nats: {words(tests)}",
+        ("dual_gates_reuse",),
+    )
+
+
+def _leave_in_one_direction(exact: Exact) -> Claim:
     near = np.stack([share[:, 0] for share in exact.values()])
     spread = float(np.max(near.max(axis=0) - near.min(axis=0)))
+    plain_gate = Interval.of(exact["none", dual_ascent.SHARPNESSES[0]][:, 0])
     far = {name: Interval.of(share[:, -1]) for name, share in exact.items()}
-    widest = {k: Interval.of(exact["none", k][:, 0]) for k in SHARPNESSES}
-    return [
-        Claim(
-            f"At equal KL ({LEVEL:g} nats) some dual gate has more reward than PPO-RLHF in both "
-            "worlds.",
-            "ours",
-            in_all(by_gate),
-            f"share of the frontier's gain, minus PPO-RLHF's: {words(primary)}",
-            ("dual_gates",),
-        ),
-        Claim(
-            "A reference in the gate adds reward at equal KL to RGPO's gate without it.",
-            "ours",
-            gains(without),
-            f"share minus that of rgpo-none, {len(without)} tests (4 gates, 2 worlds, 2 noises, 3 "
-            f"numbers of passes): {sum(t.sign > 0 for t in shown)} shown above 0, "
-            f"{sum(t.sign < 0 for t in shown)} below; from "
-            f"{say(min(t.interval.mean for t in without), 2)} to "
-            f"{say(max(t.interval.mean for t in without), 2)}"
-            + (f"; shown: {words(shown)}" if shown else ""),
-            ("dual_gates", "dual_gates_reuse"),
-        ),
-        Claim(
-            f"At equal steps, with one {Greek.beta} ({COEFFICIENT:g}) and one rate ({RATE:g}) for "
-            "all, dual gates end at less KL than PPO-RLHF and than GRPO as published.",
-            "ours",
-            intervals.agree(at_end.kl, -1),
-            "ratio of KLs: "
-            + words(at_end.kl, tell_ratio)
-            + f". Difference of rewards: {words(at_end.reward)}",
-            ("dual_gates_steps",),
-        ),
-        Claim(
-            "With many passes a dual gate loses less than PPO-RLHF does.",
-            "ours",
-            intervals.agree(reuse, 1),
-            f"change of the share from {_passes(few)} to {_passes(many)}, minus PPO-RLHF's, "
-            f"{_noise(NOISE)}: {words(reuse)}",
-            ("dual_gates_reuse",),
-        ),
-        Claim(
-            "REBEL and dual_kl, which regress to the maximum of a reward with two KLs, have more "
-            "reward at equal KL than every dual gate, in both worlds.",
-            "ours",
-            intervals.agree(regression, 1),
-            f"difference of shares at {LEVEL:g} nats: {words(regression)}",
-            ("dual_gates",),
-        ),
-        Claim(
-            f"With exact rewards and {_passes(many)}, where their fits are nearly exact, REBEL and "
-            "dual_kl have more reward at equal KL than PPO-RLHF and every dual gate, in both "
-            "worlds.",
-            "ours",
-            intervals.agree(fitted, 1) if is_new else None,
-            "seen in the problems of --seed 0, and then stated for others, of which "
-            f"{'these are some' if is_new else 'these are none'}; difference of shares at "
-            f"{LEVEL:g} nats: {words(fitted)}",
-            ("dual_gates_reuse",),
-        ),
-        Claim(
-            "All gates leave the reference in one direction, whatever k: near it, a gate changes "
-            "nothing at equal KL.",
-            "ours",
-            spread < 0.01,
-            f"exact ascent without a KL, bandit: shares at {_NEAR:g} nats differ by at most "
-            f"{say(spread, 2)} between 15 gates; they are {tell(widest[SHARPNESSES[0]], 2)}. At "
-            f"{LEVELS[-1]:g} nat: "
-            + "; ".join(f"{name} k = {k:g}: {tell(x, 2)}" for (name, k), x in far.items()),
-            ("dual_gates_exact",),
-        ),
-    ]
+    return Claim(
+        "All gates leave the reference in one direction, whatever k: near it, a gate changes "
+        "nothing at equal KL.",
+        "ours",
+        spread < 0.01,
+        f"exact ascent without a KL, bandit: shares at {_NEAR:g} nats differ by at most "
+        f"{say(spread, 2)} between 15 gates; they are {tell(plain_gate, 2)}. At "
+        f"{LEVELS[-1]:g} nat: "
+        + "; ".join(f"{name} k = {k:g}: {tell(x, 2)}" for (name, k), x in far.items()),
+        ("dual_gates_exact",),
+    )
 
 
-class AtEnd(NamedTuple):
-    """Comparisons after all steps, of logarithms of KL and of rewards."""
-
-    kl: list[Comparison]
-    reward: list[Comparison]
-
-
-def at_equal_steps(ends: Mapping[str, Mapping[str, Paths]]) -> AtEnd:
-    """Dual gates against PPO-RLHF and GRPO as published, all worlds' tests together.
-
-    Args:
-      ends: world -> row -> KL and reward after all steps [S].
-    """
-    kl: dict[str, np.ndarray] = {}
-    reward: dict[str, np.ndarray] = {}
-    for world, rows in ends.items():
-        for row in DUAL:
-            for other in ("ppo", "grpo-published"):
-                name = f"{row} against {other}, {world}"
-                kl[name] = np.log(rows[row].kl) - np.log(rows[other].kl)
-                reward[name] = rows[row].reward - rows[other].reward
-    return AtEnd(compare(kl), compare(reward))
-
-
-def _ends_of(found: dict[tuple[str, Case], Found]) -> dict[str, dict[str, Paths]]:
+def _ends_of(found: Results) -> dict[str, dict[str, Paths]]:
     """With one coefficient and one rate for all."""
-    grid = settings_of()
+    grid = equal_kl.settings_of(COEFFICIENTS, RATES)
     same = (grid["kl_coefficient"] == COEFFICIENT) & (grid["learning_rate"] == RATE)
     which = int(np.flatnonzero(same)[0])
     return {
@@ -457,55 +388,35 @@ def _ends_of(found: dict[tuple[str, Case], Found]) -> dict[str, dict[str, Paths]
 # What is shown.
 
 
+_SHARE, _NATS = "share of the frontier's gain", "KL(pi || ref), nats"
+
+
 def _figures(
-    found: dict[tuple[str, Case], Found],
-    exact: dict[tuple[str, float], np.ndarray],
+    found: Results,
+    exact: Exact,
     exact_levels: np.ndarray,
     frontiers: dict[str, list[Frontier]],
     seeds: int,
 ) -> list[Figure]:
-    share = "share of the frontier's gain"
     over = f"Means over {seeds} problems with 95 % intervals"
-    nats = "KL(pi || ref), nats"
-    by_kl, by_epochs = [], []
-    for world in WORLDS:
-        for noise in NOISES:
-            case = Case(world, noise, REUSE)
-            lines = [
-                band(row, LEVELS, found[row, case].chosen.share, style)
-                for style, row in enumerate(ROWS)
-            ]
-            title = f"{world}, {_noise(noise)}"
-            by_kl.append(Panel(title, nats, share, lines, log_x=True))
-            lines = []
-            for style, row in enumerate(ROWS):
-                values = [_share(found, row, Case(world, noise, n)) for n in EPOCHS]
-                lines.append(band(row, np.array(EPOCHS), np.stack(values, axis=1), style))
-            by_epochs.append(Panel(title, "passes of an update", share, lines, log_x=True))
-    names = ["none", *(row.removeprefix("rgpo-") for row in DUAL)]
-    ascents = [
-        Panel(
-            f"exact ascent, k = {k:g}",
-            nats,
-            share,
-            [band(n, exact_levels, exact[n, k], style) for style, n in enumerate(names)],
-            log_x=True,
-        )
-        for k in SHARPNESSES
-    ]
+    places = [(world, noise) for world in WORLDS for noise in NOISES]
     return [
         Figure(
             "dual_gates",
             f"Reward at equal KL, with {_passes(REUSE)} an update, each row with the settings that "
             f"were best at that KL on other problems. {over}.",
-            by_kl,
+            [_by_kl(found, world, noise) for world, noise in places],
         ),
-        Figure("dual_gates_reuse", f"At {LEVEL:g} nats, by passes. {over}.", by_epochs),
+        Figure(
+            "dual_gates_reuse",
+            f"At {LEVEL:g} nats, by passes. {over}.",
+            [_by_passes(found, world, noise) for world, noise in places],
+        ),
         Figure(
             "dual_gates_exact",
             "Without noise, sampling or a KL: the ascent along the mean gradient in bandits, by "
             f"how far it has come. {over}.",
-            ascents,
+            [_ascent(exact, exact_levels, k) for k in dual_ascent.SHARPNESSES],
             columns=3,
         ),
         Figure(
@@ -519,8 +430,32 @@ def _figures(
     ]
 
 
-def _ends(found: dict[tuple[str, Case], Found], world: str, frontiers: Sequence[Frontier]) -> Panel:
-    at_rate = settings_of()["learning_rate"] == RATE
+def _by_kl(found: Results, world: str, noise: float) -> Panel:
+    case = Case(world, noise, REUSE)
+    lines = [
+        band(row, LEVELS, found[row, case].chosen.share, style) for style, row in enumerate(ROWS)
+    ]
+    return Panel(f"{world}, {_noise(noise)}", _NATS, _SHARE, lines, log_x=True)
+
+
+def _by_passes(found: Results, world: str, noise: float) -> Panel:
+    lines = []
+    for style, row in enumerate(ROWS):
+        values = [_share(found, row, Case(world, noise, n)) for n in EPOCHS]
+        lines.append(band(row, np.array(EPOCHS), np.stack(values, axis=1), style))
+    return Panel(f"{world}, {_noise(noise)}", "passes of an update", _SHARE, lines, log_x=True)
+
+
+def _ascent(exact: Exact, levels: np.ndarray, sharpness: float) -> Panel:
+    lines = [
+        band(gate, levels, exact[gate, sharpness], style)
+        for style, gate in enumerate(dual_ascent.GATES)
+    ]
+    return Panel(f"exact ascent, k = {sharpness:g}", _NATS, _SHARE, lines, log_x=True)
+
+
+def _ends(found: Results, world: str, frontiers: Sequence[Frontier]) -> Panel:
+    at_rate = equal_kl.settings_of(COEFFICIENTS, RATES)["learning_rate"] == RATE
     lines, largest = [], 0.0
     for style, row in enumerate(ROWS):
         last = found[row, Case(world, NOISE, REUSE)].last
@@ -528,11 +463,11 @@ def _ends(found: dict[tuple[str, Case], Found], world: str, frontiers: Sequence[
         largest = max(largest, float(kl.max()))
         lines.append(plain(row, kl, reward, style, marker="o"))
     lines.append(equal_kl.frontier_line(frontiers, 1.05 * largest))
-    return Panel(world, "KL(pi || ref), nats", "reward", lines)
+    return Panel(world, _NATS, "reward", lines)
 
 
-def _tables(found: dict[tuple[str, Case], Found]) -> list[Table]:
-    grid = settings_of()
+def _tables(found: Results) -> list[Table]:
+    grid = equal_kl.settings_of(COEFFICIENTS, RATES)
     at = [int(np.flatnonzero(level == LEVELS)[0]) for level in (0.1, LEVEL, 1.0)]
     cells: list[tuple[Value, ...]] = []
     for (row, case), value in found.items():

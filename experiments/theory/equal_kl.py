@@ -94,10 +94,10 @@ def draw(module: ModuleType, seeds: Sequence[int]) -> tuple[list[Frontier], Any]
     return frontiers, jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *drawn)
 
 
-def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
-    """All combinations of settings: name -> its value in each of them [C]."""
-    combined = np.array(list(itertools.product(*values.values())), float)
-    return dict(zip(values, combined.T, strict=True))
+def settings_of(coefficients: Sequence[float], rates: Sequence[float]) -> dict[str, np.ndarray]:
+    """What rows are searched over, all combinations: name -> its value in each of them [C]."""
+    combined = np.array(list(itertools.product(coefficients, rates)), float)
+    return dict(zip(("kl_coefficient", "learning_rate"), combined.T, strict=True))
 
 
 class Paths(NamedTuple):
@@ -145,7 +145,7 @@ def gains_of(paths: Paths, frontiers: Sequence[Frontier], levels: np.ndarray) ->
 
 
 class Chosen(NamedTuple):
-    """A row at each KL with the settings that were best there for the choosers.
+    """A row at each KL with the settings that were best there for the tuning seeds.
 
     Attributes:
       settings: which of the combinations, at each KL [K].
@@ -159,19 +159,19 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    paths: Paths, frontiers: Sequence[Frontier], levels: np.ndarray, choosers: int
+    paths: Paths, frontiers: Sequence[Frontier], levels: np.ndarray, tuning_seeds: int
 ) -> Chosen:
     """Settings by the first seeds, and what they give on the others.
 
     Args:
-      paths: of choosers and reported seeds.
+      paths: of tuning and reported seeds.
       frontiers: of each seed's world.
       levels: of KL [K].
-      choosers: how many seeds choose.
+      tuning_seeds: how many choose.
     """
     found = gains_of(paths, frontiers, levels)
-    best = Gains(*(x[:, :choosers] for x in found)).best()
-    return take(Gains(*(x[:, choosers:] for x in found)), best, best)
+    best = Gains(*(x[:, :tuning_seeds] for x in found)).best()
+    return take(Gains(*(x[:, tuning_seeds:] for x in found)), best, best)
 
 
 def take(found: Gains, at: np.ndarray, settings: np.ndarray) -> Chosen:

@@ -103,6 +103,110 @@ def facts(gate: Tunable) -> Facts:
     )
 
 
+def run(options: Options, progress: Progress) -> Study:
+    """Tables and pictures of all gates of the catalogue."""
+    found = {}
+    for i, (name, gate) in enumerate(catalogue.GATES.items()):
+        found[name] = facts(gate)
+        progress((i + 1) / len(catalogue.GATES))
+    return Study(
+        "The family of gates",
+        (
+            "A policy gradient is E[w(r) A \N{NABLA}log \N{GREEK SMALL LETTER PI}] with "
+            "w(r) = g\N{PRIME}(r) r = dg/d log r. All that follows is computed from the gates that "
+            "agents train with, by differentiating them. That RGPO's gate is "
+            "\N{GREEK SMALL LETTER SIGMA}(k (r - 1)) is not in the paper's abstract: a "
+            "secondary summary of the paper reports it, but not the paper's k.",
+            "RGPO's gate has relatives that came first and must be named with it: P3O's "
+            "\N{LEFT DOUBLE QUOTATION MARK}Scopic\N{RIGHT DOUBLE QUOTATION MARK} loss (arXiv "
+            "2205.10047) and SAPO (arXiv 2511.20347). Normalising by 4/k, and the log form, are "
+            "ours.",
+        ),
+        _claims(found),
+        _figures(),
+        [_table(found)],
+    )
+
+
+def _claims(found: dict[str, Facts]) -> list[Claim]:
+    sharp = {k: found[catalogue.rgpo_name(k)] for k in catalogue.SHARPNESSES}
+    return [
+        _rgpo_is_an_acceptance_gate(found, sharp),
+        _older_gates_are_none(found),
+        _rgpo_has_a_largest_weight(sharp),
+        _rgpo_is_p3o_and_sapo(),
+        _clip_does_not_bound(found),
+    ]
+
+
+def _rgpo_is_an_acceptance_gate(found: dict[str, Facts], sharp: dict[float, Facts]) -> Claim:
+    acceptance = [name for name, row in found.items() if row.in_unit_interval]
+    return Claim(
+        "RGPO's gate is an acceptance gate: its values are in [0, 1].",
+        "paper",
+        all(row.in_unit_interval for row in sharp.values()),
+        f"computed for k = {', '.join(f'{k:g}' for k in sharp)}; of all gates here "
+        f"{len(acceptance)} map into [0, 1]: {', '.join(acceptance)}",
+        ("family", "family_sharpness"),
+    )
+
+
+def _older_gates_are_none(found: dict[str, Facts]) -> Claim:
+    return Claim(
+        "The gates of TRPO (g = r), PPO and REINFORCE (g = log r) are no acceptance gates: "
+        "the three belong to the family by their weight alone.",
+        "ours",
+        not any(found[name].in_unit_interval for name in ("importance", "ppo", "reinforce")),
+        "none of the three maps into [0, 1]; the paper's abstract says no more of them than "
+        "that their policy gradients are choices of w",
+        ("family",),
+    )
+
+
+def _rgpo_has_a_largest_weight(sharp: dict[float, Facts]) -> Claim:
+    off = max(abs(row.at_one - k / 4.0) for k, row in sharp.items())
+    excess = {k: row.supremum - k / 4.0 for k, row in sharp.items()}
+    return Claim(
+        f"RGPO's weight is k/4 at r = 1 and never above k/4 + {_OFFSET}.",
+        "ours",
+        off < 1e-12 and max(excess.values()) <= _OFFSET,
+        f"|w(1) - k/4| is at most {say(off)}; sup w - k/4 is "
+        + ", ".join(f"{say(value)} (k = {k:g})" for k, value in excess.items()),
+        ("family_sharpness",),
+    )
+
+
+def _rgpo_is_p3o_and_sapo() -> Claim:
+    l = np.linspace(-6.0, 3.0, 2001)
+    rgpo = ratios.weights(gates.rgpo(4.0), l, np.ones_like(l))
+    distance = max(
+        float(np.abs(ratios.weights(gate, l, np.full_like(l, sign)) - rgpo).max())
+        for gate in (gates.p3o(4.0), gates.sapo(4.0, 4.0))
+        for sign in (1.0, -1.0)
+    )
+    return Claim(
+        "At k = 4 RGPO's weight is that of P3O (t = 4, without its KL penalty) and of SAPO "
+        "(both temperatures 4).",
+        "ours",
+        distance < 1e-12,
+        f"largest difference over r from e^-6 to e^3: {say(distance)}",
+        ("family",),
+    )
+
+
+def _clip_does_not_bound(found: dict[str, Facts]) -> Claim:
+    unbounded = [name for name, row in found.items() if not row.is_bounded]
+    return Claim(
+        "PPO's clip does not bound its weight: where A < 0, w = r for every r above the clip.",
+        "ours",
+        math.isfinite(found["ppo"].supremum) and not found["ppo"].is_bounded,
+        f"sup w is {say(found['ppo'].supremum)} where A > 0 and {say(math.inf)} where A < 0; "
+        f"dual-clip bounds it by {say(found['ppo dual-clip'].supremum_negative)}. Unbounded "
+        f"here: {', '.join(unbounded)}",
+        ("family",),
+    )
+
+
 def _panels(
     chosen: dict[str, Tunable], x: np.ndarray, log_ratio: np.ndarray, x_label: str
 ) -> list[Panel]:
@@ -118,13 +222,7 @@ def _panels(
     return panels
 
 
-def run(options: Options, progress: Progress) -> Study:
-    """Tables and pictures of all gates of the catalogue."""
-    found = {}
-    for i, (name, gate) in enumerate(catalogue.GATES.items()):
-        found[name] = facts(gate)
-        progress((i + 1) / len(catalogue.GATES))
-
+def _figures() -> list[Figure]:
     # With r = 0 itself, where the log-ratio is -inf, left out.
     r, l = np.linspace(1e-6, 4.0, 201), np.linspace(-3.0, 3.0, 201)
     sharp = {catalogue.rgpo_name(k): gates.rgpo(k) for k in catalogue.SHARPNESSES}
@@ -134,7 +232,7 @@ def run(options: Options, progress: Progress) -> Study:
         for name, gate in catalogue.GATES.items()
         if name in catalogue.DEFAULTS or name not in sharp
     }
-    figures = [
+    return [
         Figure(
             "family",
             "Each gate g and its weight w = dg/d log r over the ratio, for both signs of A.",
@@ -167,7 +265,10 @@ def run(options: Options, progress: Progress) -> Study:
             ],
         ),
     ]
-    table = Table(
+
+
+def _table(found: dict[str, Facts]) -> Table:
+    return Table(
         "family",
         "Computed for each gate: w(1), sup |w| and the ratio at which it lies, for either sign of "
         "A; whether g maps into [0, 1]; whether w is bounded.",
@@ -177,79 +278,3 @@ def run(options: Options, progress: Progress) -> Study:
         ),
         [(name, *row) for name, row in found.items()],
     )
-    return Study(
-        "The family of gates",
-        (
-            "A policy gradient is E[w(r) A \N{NABLA}log \N{GREEK SMALL LETTER PI}] with "
-            "w(r) = g\N{PRIME}(r) r = dg/d log r. All that follows is computed from the gates that "
-            "agents train with, by differentiating them. That RGPO's gate is "
-            "\N{GREEK SMALL LETTER SIGMA}(k (r - 1)) is not in the paper's abstract: a "
-            "secondary summary of the paper reports it, but not the paper's k.",
-            "RGPO's gate has relatives that came first and must be named with it: P3O's "
-            "\N{LEFT DOUBLE QUOTATION MARK}Scopic\N{RIGHT DOUBLE QUOTATION MARK} loss (arXiv "
-            "2205.10047) and SAPO (arXiv 2511.20347). Normalising by 4/k, and the log form, are "
-            "ours.",
-        ),
-        _claims(found),
-        figures,
-        [table],
-    )
-
-
-def _claims(found: dict[str, Facts]) -> list[Claim]:
-    sharp = {k: found[catalogue.rgpo_name(k)] for k in catalogue.SHARPNESSES}
-    acceptance = [name for name, row in found.items() if row.in_unit_interval]
-    unbounded = [name for name, row in found.items() if not row.is_bounded]
-    off = max(abs(row.at_one - k / 4.0) for k, row in sharp.items())
-    excess = {k: row.supremum - k / 4.0 for k, row in sharp.items()}
-    l = np.linspace(-6.0, 3.0, 2001)
-    rgpo = ratios.weights(gates.rgpo(4.0), l, np.ones_like(l))
-    distance = max(
-        float(np.abs(ratios.weights(gate, l, np.full_like(l, sign)) - rgpo).max())
-        for gate in (gates.p3o(4.0), gates.sapo(4.0, 4.0))
-        for sign in (1.0, -1.0)
-    )
-    return [
-        Claim(
-            "RGPO's gate is an acceptance gate: its values are in [0, 1].",
-            "paper",
-            all(row.in_unit_interval for row in sharp.values()),
-            f"computed for k = {', '.join(f'{k:g}' for k in sharp)}; of all gates here "
-            f"{len(acceptance)} map into [0, 1]: {', '.join(acceptance)}",
-            ("family", "family_sharpness"),
-        ),
-        Claim(
-            "The gates of TRPO (g = r), PPO and REINFORCE (g = log r) are no acceptance gates: "
-            "the three belong to the family by their weight alone.",
-            "ours",
-            not any(found[name].in_unit_interval for name in ("importance", "ppo", "reinforce")),
-            "none of the three maps into [0, 1]; the paper's abstract says no more of them than "
-            "that their policy gradients are choices of w",
-            ("family",),
-        ),
-        Claim(
-            f"RGPO's weight is k/4 at r = 1 and never above k/4 + {_OFFSET}.",
-            "ours",
-            off < 1e-12 and max(excess.values()) <= _OFFSET,
-            f"|w(1) - k/4| is at most {say(off)}; sup w - k/4 is "
-            + ", ".join(f"{say(value)} (k = {k:g})" for k, value in excess.items()),
-            ("family_sharpness",),
-        ),
-        Claim(
-            "At k = 4 RGPO's weight is that of P3O (t = 4, without its KL penalty) and of SAPO "
-            "(both temperatures 4).",
-            "ours",
-            distance < 1e-12,
-            f"largest difference over r from e^-6 to e^3: {say(distance)}",
-            ("family",),
-        ),
-        Claim(
-            "PPO's clip does not bound its weight: where A < 0, w = r for every r above the clip.",
-            "ours",
-            math.isfinite(found["ppo"].supremum) and not found["ppo"].is_bounded,
-            f"sup w is {say(found['ppo'].supremum)} where A > 0 and {say(math.inf)} where A < 0; "
-            f"dual-clip bounds it by {say(found['ppo dual-clip'].supremum_negative)}. Unbounded "
-            f"here: {', '.join(unbounded)}",
-            ("family",),
-        ),
-    ]

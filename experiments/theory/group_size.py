@@ -175,15 +175,28 @@ Exact = dict[tuple[str, Kl, int | None], np.ndarray]
 Trained = dict[tuple[str, Kl, int], np.ndarray]
 
 
+def _best_arms(exact: Exact) -> dict[tuple[str, Kl], np.ndarray]:
+    """(problem, KL) -> exact probability of the best arm, by size, the last without end."""
+    return {
+        (p.name, kl): np.array([exact[p.name, kl, size][0] for size in (*SIZES, None)])
+        for p in PROBLEMS
+        for kl in KLS
+    }
+
+
 def _claims(exact: Exact, ours: Trained) -> list[Claim]:
-    away = {
-        key: float(np.max(np.abs(found.mean(axis=0) - exact[key]))) for key, found in ours.items()
-    }
-    q, beta = float(TWO.reference[0]), TWO.beta
-    ends = {
-        2: two_arms_of_two(q, beta) - exact[TWO.name, "published", 2][0],
-        None: two_arms_of_many(q, beta) - exact[TWO.name, "published", None][0],
-    }
+    best = _best_arms(exact)
+    return [
+        _below_the_target(ours),
+        _agent_settles_where_exact(exact, ours),
+        _larger_groups_go_farther(best),
+        _direct_kl_leaves_one_arm(best),
+        _two_arms_have_closed_forms(exact),
+        _unit_of_reward_changes_nothing(exact),
+    ]
+
+
+def _below_the_target(ours: Trained) -> Claim:
     tests = compare(
         {
             f"{kl}, G = {size}": FOUR.value(ours[FOUR.name, kl, size]) - FOUR.value(FOUR.target)
@@ -191,11 +204,83 @@ def _claims(exact: Exact, ours: Trained) -> list[Claim]:
             for size in SIZES
         }
     )
-    best = {
-        (p.name, kl): np.array([exact[p.name, kl, size][0] for size in (*SIZES, None)])
-        for p in PROBLEMS
-        for kl in KLS
+    return Claim(
+        "At every group size, and with either KL, GRPO settles below pi* in E[R] - "
+        f"{Greek.beta} KL.",
+        "ours",
+        intervals.agree(tests, -1),
+        f"four arms, trained minus pi* (of {say(float(FOUR.value(FOUR.target)))}, and "
+        f"{say(float(FOUR.value(FOUR.reference)))} at the reference): " + alignment.words(tests),
+        ("group_size",),
+    )
+
+
+def _agent_settles_where_exact(exact: Exact, ours: Trained) -> Claim:
+    away = {
+        key: float(np.max(np.abs(found.mean(axis=0) - exact[key]))) for key, found in ours.items()
     }
+    return Claim(
+        "The suite's agent settles where the exact calculation says, for every group size.",
+        "ours",
+        max(away.values()) < AGREES,
+        "largest difference of mean probabilities: "
+        + "; ".join(f"{name}, {kl}, G = {g}: {say(x, 2)}" for (name, kl, g), x in away.items()),
+        ("group_size",),
+    )
+
+
+def _larger_groups_go_farther(best: dict[tuple[str, Kl], np.ndarray]) -> Claim:
+    return Claim(
+        "Larger groups go farther: the best arm has the more probability, the larger the group.",
+        "ours",
+        all(bool(np.all(np.diff(x) > 0)) for x in best.values()),
+        f"exact, G = {', '.join(map(str, SIZES))}, \N{INFINITY}: "
+        + "; ".join(
+            f"{name}, {kl}: " + ", ".join(say(float(y)) for y in x)
+            for (name, kl), x in best.items()
+        )
+        + "; pi*: "
+        + ", ".join(f"{say(float(p.target[0]))} ({p.name})" for p in PROBLEMS),
+        ("group_size",),
+    )
+
+
+def _direct_kl_leaves_one_arm(best: dict[tuple[str, Kl], np.ndarray]) -> Claim:
+    return Claim(
+        "With the direct KL, and not with the published one, large groups leave the other arms "
+        "next to nothing, and groups without end nothing at all.",
+        "ours",
+        all(best[p.name, "direct"][-1] == 1.0 for p in PROBLEMS)
+        and all(best[p.name, "published"][-1] < 0.9 for p in PROBLEMS),
+        "exact probability of all arms but the best, G = "
+        + f"{', '.join(map(str, SIZES))}, ∞: "
+        + "; ".join(
+            f"{name}, {kl}: " + ", ".join(say(float(1.0 - y), 2) for y in x)
+            for (name, kl), x in best.items()
+        )
+        + ". In large groups the advantage of a rare arm is about minus the root of its "
+        "odds, against which log(pi / q) is weak and q / pi is not",
+        ("group_size",),
+    )
+
+
+def _two_arms_have_closed_forms(exact: Exact) -> Claim:
+    q, beta = float(TWO.reference[0]), TWO.beta
+    ends = {
+        2: two_arms_of_two(q, beta) - exact[TWO.name, "published", 2][0],
+        None: two_arms_of_many(q, beta) - exact[TWO.name, "published", None][0],
+    }
+    return Claim(
+        "Two arms have the closed forms of 2502.18548, for groups of two and without end.",
+        "ours",
+        bool(max(map(abs, ends.values())) < 1e-9),
+        "closed form minus exact: "
+        + ", ".join(f"{say(float(x), 2)} (G = {'∞' if g is None else g})" for g, x in ends.items()),
+        ("group_size",),
+    )
+
+
+def _unit_of_reward_changes_nothing(exact: Exact) -> Claim:
     many = [Problem("", FOUR.reference, FOUR.reward * gap, FOUR.beta) for gap in (0.1, 10.0)]
     moved = max(
         float(np.max(np.abs(settled(p, kl, size) - exact[FOUR.name, kl, size])))
@@ -204,74 +289,14 @@ def _claims(exact: Exact, ours: Trained) -> list[Claim]:
         for size in (SIZES[0], SIZES[-1], None)
     )
     far = float(np.max(np.abs(many[0].target - many[1].target)))
-    return [
-        Claim(
-            "At every group size, and with either KL, GRPO settles below pi* in E[R] - "
-            f"{Greek.beta} KL.",
-            "ours",
-            intervals.agree(tests, -1),
-            f"four arms, trained minus pi* (of {say(float(FOUR.value(FOUR.target)))}, and "
-            f"{say(float(FOUR.value(FOUR.reference)))} at the reference): "
-            + alignment.words(tests),
-            ("group_size",),
-        ),
-        Claim(
-            "The suite's agent settles where the exact calculation says, for every group size.",
-            "ours",
-            max(away.values()) < AGREES,
-            "largest difference of mean probabilities: "
-            + "; ".join(f"{name}, {kl}, G = {g}: {say(x, 2)}" for (name, kl, g), x in away.items()),
-            ("group_size",),
-        ),
-        Claim(
-            "Larger groups go farther: the best arm has the more probability, the larger the "
-            "group.",
-            "ours",
-            all(bool(np.all(np.diff(x) > 0)) for x in best.values()),
-            f"exact, G = {', '.join(map(str, SIZES))}, \N{INFINITY}: "
-            + "; ".join(
-                f"{name}, {kl}: " + ", ".join(say(float(y)) for y in x)
-                for (name, kl), x in best.items()
-            )
-            + "; pi*: "
-            + ", ".join(f"{say(float(p.target[0]))} ({p.name})" for p in PROBLEMS),
-            ("group_size",),
-        ),
-        Claim(
-            "With the direct KL, and not with the published one, large groups leave the other arms "
-            "next to nothing, and groups without end nothing at all.",
-            "ours",
-            all(best[p.name, "direct"][-1] == 1.0 for p in PROBLEMS)
-            and all(best[p.name, "published"][-1] < 0.9 for p in PROBLEMS),
-            "exact probability of all arms but the best, G = "
-            + f"{', '.join(map(str, SIZES))}, ∞: "
-            + "; ".join(
-                f"{name}, {kl}: " + ", ".join(say(float(1.0 - y), 2) for y in x)
-                for (name, kl), x in best.items()
-            )
-            + ". In large groups the advantage of a rare arm is about minus the root of its "
-            "odds, against which log(pi / q) is weak and q / pi is not",
-            ("group_size",),
-        ),
-        Claim(
-            "Two arms have the closed forms of 2502.18548, for groups of two and without end.",
-            "ours",
-            bool(max(map(abs, ends.values())) < 1e-9),
-            "closed form minus exact: "
-            + ", ".join(
-                f"{say(float(x), 2)} (G = {'∞' if g is None else g})" for g, x in ends.items()
-            ),
-            ("group_size",),
-        ),
-        Claim(
-            "Where GRPO settles does not depend on the unit of reward; pi* does.",
-            "ours",
-            moved < 1e-9,
-            f"four arms, rewards times 0.1 and 10: largest change of a probability {say(moved, 2)} "
-            f"(G = 2, 8, \N{INFINITY}, both KLs), of pi* {say(far)}",
-            ("group_size",),
-        ),
-    ]
+    return Claim(
+        "Where GRPO settles does not depend on the unit of reward; pi* does.",
+        "ours",
+        moved < 1e-9,
+        f"four arms, rewards times 0.1 and 10: largest change of a probability {say(moved, 2)} "
+        f"(G = 2, 8, \N{INFINITY}, both KLs), of pi* {say(far)}",
+        ("group_size",),
+    )
 
 
 def _figure(exact: Exact, ours: Trained, seeds: int) -> Figure:

@@ -146,6 +146,35 @@ def judge(outcome: Outcome, name: str) -> Verdict:
     )
 
 
+class Found(NamedTuple):
+    """What all bounds did.
+
+    Attributes:
+      outcome: random processes.
+      verdicts: name -> how the bound did there.
+      trap: one process made to break a bound, of which the page tells.
+      trapped: all of that form.
+    """
+
+    outcome: Outcome
+    verdicts: dict[str, Verdict]
+    trap: Outcome
+    trapped: Outcome
+
+    @property
+    def pairs(self) -> int:
+        return len(self.outcome.improvement)
+
+    def of(self, kind: str) -> dict[float, Verdict]:
+        """Sharpness -> how RGPO's bound of a kind did in random processes."""
+        return {k: self.verdicts[f"{kind} k={k:g}"] for k in catalogue.SHARPNESSES}
+
+    def in_traps(self, kind: str) -> int:
+        """Violations of RGPO's bound of a kind in the other processes, all sharpnesses together."""
+        names = (f"{kind} k={k:g}" for k in catalogue.SHARPNESSES)
+        return sum(judge(self.trapped, name).violations for name in names)
+
+
 def run(options: Options, progress: Progress) -> Study:
     """All bounds in all processes, the inequality they rest on, and its counterexample."""
     outcome = sample(np.random.default_rng((options.seed, 4)), options.mdps, progress)
@@ -166,7 +195,7 @@ def run(options: Options, progress: Progress) -> Study:
             "k²|r - 1|³/12) for f = 4 g/k. A bound is of use "
             "where it is above 0: there it certifies that the new policy is better.",
         ),
-        _claims(outcome, verdicts, trap, traps()),
+        _claims(Found(outcome, verdicts, trap, traps())),
         [_figure(outcome)],
         [
             Table(
@@ -194,109 +223,129 @@ def largest_slope(sharpness: float, scale: float) -> float:
     return float(np.max(np.abs(away - scale * (g - 0.5)) / np.abs(away)))
 
 
-def _claims(
-    outcome: Outcome, verdicts: dict[str, Verdict], trap: Outcome, trapped: Outcome
-) -> list[Claim]:
-    pairs = len(outcome.improvement)
-    sharp = catalogue.SHARPNESSES
-    linear = {k: verdicts[f"{LINEAR} k={k:g}"] for k in sharp}
-    cubic = {k: verdicts[f"{CUBIC} k={k:g}"] for k in sharp}
-    vacuous = {k: float(outcome.bounds[f"{LINEAR} k={k:g}"].max()) for k in sharp}
-    slopes = {k: largest_slope(k, 4.0 / k) for k in sharp}
-    raw = {k: largest_slope(k, 1.0) for k in sharp}
-    bound = float(trap.bounds[f"{WITHOUT_SHIFT} k=4"][0])
-    truth = float(trap.improvement[0])
+def _claims(found: Found) -> list[Claim]:
+    slopes = {k: largest_slope(k, 1.0) for k in catalogue.SHARPNESSES}
+    return [
+        _improvement_is_guaranteed(found),
+        _eq_40(slopes),
+        _eq_40_of_the_normalised_gate(),
+        _eq_38(found),
+        _linear_bound_holds(found, slopes),
+        _linear_bound_says_nothing(found.outcome),
+        _cubic_bound_holds(found),
+    ]
+
+
+def _violations(of: dict[float, Verdict]) -> str:
+    return ", ".join(f"{v.violations} (k = {k:g})" for k, v in of.items())
+
+
+def _improvement_is_guaranteed(found: Found) -> Claim:
+    linear, cubic, trpo = found.of(LINEAR), found.of(CUBIC), found.verdicts["TRPO"]
+    best = cubic[4.0]
+    return Claim(
+        "RGPO has an approximate monotonic improvement guarantee, analogous to TRPO's.",
+        "paper",
+        sum(v.violations for v in (*linear.values(), *cubic.values())) == 0
+        and found.in_traps(LINEAR) + found.in_traps(CUBIC) == 0
+        and best.certified > 0,
+        f"in a repaired form: no violation in {found.pairs:,} pairs, k from 1 to 16; the cubic "
+        f"bound certifies {say(100 * best.certified)} % of the improvements at k = 4 (TRPO's own "
+        f"{say(100 * trpo.certified)} %), up to E[D] = {say(best.farthest)} (TRPO's "
+        f"{say(trpo.farthest)})",
+        ("improvement",),
+    )
+
+
+def _eq_40(slopes: dict[float, float]) -> Claim:
     with jax.enable_x64(True):
         at_one = float(gates.rgpo(4.0)(np.zeros(1), np.ones(1))[0])
-    trpo, best = verdicts["TRPO"], cubic[4.0]
-    in_traps = {name: judge(trapped, name).violations for name in BOUNDS}
-    forgetful = in_traps[f"{WITHOUT_SHIFT} k=4"]
+    return Claim(
+        "Eq. 40: |r - g(r)| ≤ L |r - 1|.",
+        "summary",
+        abs(1.0 - at_one) == 0.0,
+        f"at r = 1 the left side is {say(abs(1.0 - at_one))} and the right side 0, for every L "
+        "and k. With constants taken out, which E_old[A] = 0 allows, L = max(1, k/4 - 1) will "
+        "do: largest |(r - g) - (1 - g(1))|/|r - 1|: "
+        + ", ".join(f"{say(value, 4)} (k = {k:g})" for k, value in slopes.items()),
+        ("improvement",),
+    )
 
-    def in_traps_of(name: str) -> int:
-        return sum(in_traps[f"{name} k={k:g}"] for k in sharp)
 
-    def violations(of: dict[float, Verdict]) -> str:
-        return ", ".join(f"{v.violations} (k = {k:g})" for k, v in of.items())
+def _eq_40_of_the_normalised_gate() -> Claim:
+    slopes = {k: largest_slope(k, 4.0 / k) for k in catalogue.SHARPNESSES}
+    return Claim(
+        "For the normalised gate f = 1 + (4/k)(g - 1/2) Eq. 40 holds, with L = 1.",
+        "ours",
+        max(slopes.values()) <= 1.0,
+        "largest |r - f|/|r - 1|: "
+        + ", ".join(f"{say(value, 4)} (k = {k:g})" for k, value in slopes.items()),
+        ("improvement",),
+    )
 
-    return [
-        Claim(
-            "RGPO has an approximate monotonic improvement guarantee, analogous to TRPO's.",
-            "paper",
-            sum(v.violations for v in (*linear.values(), *cubic.values())) == 0
-            and in_traps_of(LINEAR) + in_traps_of(CUBIC) == 0
-            and best.certified > 0,
-            f"in a repaired form: no violation in {pairs:,} pairs, k from 1 to 16; the cubic bound "
-            f"certifies {say(100 * best.certified)} % of the improvements at k = 4 (TRPO's own "
-            f"{say(100 * trpo.certified)} %), up to E[D] = {say(best.farthest)} (TRPO's "
-            f"{say(trpo.farthest)})",
-            ("improvement",),
-        ),
-        Claim(
-            "Eq. 40: |r - g(r)| ≤ L |r - 1|.",
-            "summary",
-            abs(1.0 - at_one) == 0.0,
-            f"at r = 1 the left side is {say(abs(1.0 - at_one))} and the right side 0, for every L "
-            "and k. With constants taken out, which E_old[A] = 0 allows, L = max(1, k/4 - 1) will "
-            "do: largest |(r - g) - (1 - g(1))|/|r - 1|: "
-            + ", ".join(f"{say(value, 4)} (k = {k:g})" for k, value in raw.items()),
-            ("improvement",),
-        ),
-        Claim(
-            "For the normalised gate f = 1 + (4/k)(g - 1/2) Eq. 40 holds, with L = 1.",
-            "ours",
-            max(slopes.values()) <= 1.0,
-            "largest |r - f|/|r - 1|: "
-            + ", ".join(f"{say(value, 4)} (k = {k:g})" for k, value in slopes.items()),
-            ("improvement",),
-        ),
-        Claim(
-            "Eq. 38: the bound holds without a term for the states that the new policy visits.",
-            "summary",
-            truth >= bound - _ROUNDING,
-            f"in a process of two states the return falls by {say(-truth)} A_max/(1 - gamma) where "
-            f"that bound promises a fall of at most {say(-bound)}; of {len(trapped.kind)} pairs of "
-            f"this form {forgetful} violate it, and in the random processes "
-            f"{verdicts[f'{WITHOUT_SHIFT} k=4'].violations} of {pairs:,}",
-            ("improvement",),
-        ),
-        Claim(
-            "The repaired bound, with L = max(1, k/4 - 1) and Achiam et al.'s term for the states, "
-            "holds.",
-            "ours",
-            sum(v.violations for v in linear.values()) + in_traps_of(LINEAR) == 0
-            and all(value <= max(1.0, k / 4.0 - 1.0) + 1e-9 for k, value in raw.items()),
-            f"violations in {pairs:,} pairs: {violations(linear)}; least margin "
-            f"{say(min(v.closest for v in linear.values()))}; in {len(trapped.kind)} pairs made to "
-            f"break a bound without the states' term: {in_traps_of(LINEAR)}",
-            ("improvement",),
-        ),
-        Claim(
-            "The repaired bound says nothing for k ≤ 4: it is never above 0.",
-            "ours",
-            all(vacuous[k] <= _ROUNDING for k in sharp if k <= 4.0),
-            "its largest value: "
-            + ", ".join(f"{say(value)} (k = {k:g})" for k, value in vacuous.items())
-            + "; both the surrogate and what it may hide are of the first order in the distance, "
-            "and for k ≤ 4 the surrogate's slope k/4 is not the larger one",
-            ("improvement",),
-        ),
-        Claim(
-            "With |r - f| ≤ min(|r - 1|, k²"
-            "|r - 1|³/12) in its place the bound holds, and certifies small "
-            "steps for every k.",
-            "ours",
-            sum(v.violations for v in cubic.values()) + in_traps_of(CUBIC) == 0
-            and all(v.certified > 0 for v in cubic.values()),
-            f"violations in {pairs:,} pairs: {violations(cubic)}, and {in_traps_of(CUBIC)} in "
-            f"{len(trapped.kind)} made to break a bound without the states' term; certified "
-            "shares of the improvements: "
-            + ", ".join(f"{say(100 * v.certified)} % (k = {k:g})" for k, v in cubic.items())
-            + f"; importance sampling's own bound "
-            f"{say(100 * verdicts['importance (Achiam et al.)'].certified)} %, PPO's surrogate in "
-            f"it {say(100 * verdicts['PPO clip 0.2'].certified)} %",
-            ("improvement",),
-        ),
-    ]
+
+def _eq_38(found: Found) -> Claim:
+    name = f"{WITHOUT_SHIFT} k=4"
+    bound, truth = float(found.trap.bounds[name][0]), float(found.trap.improvement[0])
+    return Claim(
+        "Eq. 38: the bound holds without a term for the states that the new policy visits.",
+        "summary",
+        truth >= bound - _ROUNDING,
+        f"in a process of two states the return falls by {say(-truth)} A_max/(1 - gamma) where "
+        f"that bound promises a fall of at most {say(-bound)}; of {len(found.trapped.kind)} pairs "
+        f"of this form {judge(found.trapped, name).violations} violate it, and in the random "
+        f"processes {found.verdicts[name].violations} of {found.pairs:,}",
+        ("improvement",),
+    )
+
+
+def _linear_bound_holds(found: Found, slopes: dict[float, float]) -> Claim:
+    linear, in_traps = found.of(LINEAR), found.in_traps(LINEAR)
+    return Claim(
+        "The repaired bound, with L = max(1, k/4 - 1) and Achiam et al.'s term for the states, "
+        "holds.",
+        "ours",
+        sum(v.violations for v in linear.values()) + in_traps == 0
+        and all(value <= max(1.0, k / 4.0 - 1.0) + 1e-9 for k, value in slopes.items()),
+        f"violations in {found.pairs:,} pairs: {_violations(linear)}; least margin "
+        f"{say(min(v.closest for v in linear.values()))}; in {len(found.trapped.kind)} pairs made "
+        f"to break a bound without the states' term: {in_traps}",
+        ("improvement",),
+    )
+
+
+def _linear_bound_says_nothing(outcome: Outcome) -> Claim:
+    sharp = catalogue.SHARPNESSES
+    largest = {k: float(outcome.bounds[f"{LINEAR} k={k:g}"].max()) for k in sharp}
+    return Claim(
+        "The repaired bound says nothing for k ≤ 4: it is never above 0.",
+        "ours",
+        all(value <= _ROUNDING for k, value in largest.items() if k <= 4.0),
+        "its largest value: "
+        + ", ".join(f"{say(value)} (k = {k:g})" for k, value in largest.items())
+        + "; both the surrogate and what it may hide are of the first order in the distance, "
+        "and for k ≤ 4 the surrogate's slope k/4 is not the larger one",
+        ("improvement",),
+    )
+
+
+def _cubic_bound_holds(found: Found) -> Claim:
+    cubic, in_traps = found.of(CUBIC), found.in_traps(CUBIC)
+    return Claim(
+        "With |r - f| ≤ min(|r - 1|, k²|r - 1|³/12) in its place the bound holds, and certifies "
+        "small steps for every k.",
+        "ours",
+        sum(v.violations for v in cubic.values()) + in_traps == 0
+        and all(v.certified > 0 for v in cubic.values()),
+        f"violations in {found.pairs:,} pairs: {_violations(cubic)}, and {in_traps} in "
+        f"{len(found.trapped.kind)} made to break a bound without the states' term; certified "
+        "shares of the improvements: "
+        + ", ".join(f"{say(100 * v.certified)} % (k = {k:g})" for k, v in cubic.items())
+        + f"; importance sampling's own bound "
+        f"{say(100 * found.verdicts['importance (Achiam et al.)'].certified)} %, PPO's surrogate "
+        f"in it {say(100 * found.verdicts['PPO clip 0.2'].certified)} %",
+        ("improvement",),
+    )
 
 
 _DRAWN = (
@@ -310,61 +359,76 @@ _DRAWN = (
 
 
 def _figure(outcome: Outcome) -> Figure:
-    edges = np.geomspace(1e-4, 1.0, 17)
-    middle = np.sqrt(edges[1:] * edges[:-1])
-    places = np.digitize(outcome.variation, edges) - 1
-    loose, certified, scatter = [], [], []
-    uphill = (outcome.improvement > 0) & (outcome.discount == 0.9)
-    rng = np.random.default_rng(0)
-    shown = rng.choice(len(places), min(500, len(places)), replace=False)
-    for style, name in enumerate(_DRAWN):
-        margin, bound = outcome.improvement - outcome.bounds[name], outcome.bounds[name]
-
-        def per_place(values: np.ndarray, which: np.ndarray, reduce: Callable) -> np.ndarray:
-            chosen = [values[which & (places == i)] for i in range(len(middle))]
-            return np.array([reduce(part) if len(part) > 4 else np.nan for part in chosen])
-
-        everywhere = np.full(len(places), True)
-        loose.append(Line(name, middle, per_place(margin, everywhere, np.median), style))
-        share = per_place((bound > _ROUNDING).astype(float), uphill, np.mean)
-        certified.append(Line(name, middle, share, style))
-        if name in ("TRPO", f"{CUBIC} k=4"):
-            x, y = (
-                values[shown] / outcome.variation[shown] for values in (outcome.improvement, bound)
-            )
-            scatter.append(Line(name, x, y, style, "", marker="."))
-    diagonal = np.array([-1.0, 1.0])
-    r = np.linspace(0.0, 3.0, 301)
-    with jax.enable_x64(True):
-        g = np.asarray(gates.rgpo(4.0)(np.log(np.maximum(r, 1e-12)), np.ones_like(r)))
-    inequality = [
-        Line("|r - g|", r, np.abs(r - g), 6),
-        Line("|r - f|", r, np.abs(r - 0.5 - g), 7),
-        Line("|r - 1|", r, np.abs(r - 1.0), None),
-        Line(
-            "min(|r - 1|, k²|r - 1|³/12)",
-            r,
-            np.minimum(np.abs(r - 1.0), 16.0 / 12.0 * np.abs(r - 1.0) ** 3),
-            None,
-            ":",
-        ),
-    ]
     return Figure(
         "improvement",
         "Median of improvement minus bound against the distance; share of the improvements, at "
         "discount 0.9, for which the bound is above 0; bound against truth, both over E[D], where "
         "no point may lie above the line; and the inequality that the bounds rest on, at k = 4. "
         "Returns are in units of A_max/(1 - \N{GREEK SMALL LETTER GAMMA}).",
-        [
-            Panel("looseness", "E[D]", "improvement - bound", loose, log_x=True, log_y=True),
-            Panel("certified improvements", "E[D]", "share", certified, log_x=True),
-            Panel(
-                "bound and truth",
-                "improvement / E[D]",
-                "bound / E[D]",
-                [*scatter, Line("", diagonal, diagonal, None)],
-                limits=(-2.0, 1.0),
-            ),
-            Panel("the inequality", "ratio r", "", inequality, limits=(0.0, 2.0)),
-        ],
+        [*_by_distance(outcome), _against_truth(outcome), _inequality()],
     )
+
+
+def _by_distance(outcome: Outcome) -> tuple[Panel, Panel]:
+    """How loose bounds are, and how many improvements they certify."""
+    edges = np.geomspace(1e-4, 1.0, 17)
+    middle = np.sqrt(edges[1:] * edges[:-1])
+    places = np.digitize(outcome.variation, edges) - 1
+    uphill = (outcome.improvement > 0) & (outcome.discount == 0.9)
+    everywhere = np.full(len(places), True)
+
+    def per_place(values: np.ndarray, which: np.ndarray, reduce: Callable) -> np.ndarray:
+        chosen = [values[which & (places == i)] for i in range(len(middle))]
+        return np.array([reduce(part) if len(part) > 4 else np.nan for part in chosen])
+
+    loose, certified = [], []
+    for style, name in enumerate(_DRAWN):
+        bound = outcome.bounds[name]
+        margin = per_place(outcome.improvement - bound, everywhere, np.median)
+        share = per_place((bound > _ROUNDING).astype(float), uphill, np.mean)
+        loose.append(Line(name, middle, margin, style))
+        certified.append(Line(name, middle, share, style))
+    return (
+        Panel("looseness", "E[D]", "improvement - bound", loose, log_x=True, log_y=True),
+        Panel("certified improvements", "E[D]", "share", certified, log_x=True),
+    )
+
+
+def _against_truth(outcome: Outcome) -> Panel:
+    """Some pairs, drawn at random."""
+    number = len(outcome.improvement)
+    shown = np.random.default_rng(0).choice(number, min(500, number), replace=False)
+    distance = outcome.variation[shown]
+    points = [
+        Line(
+            name,
+            outcome.improvement[shown] / distance,
+            outcome.bounds[name][shown] / distance,
+            _DRAWN.index(name),
+            "",
+            marker=".",
+        )
+        for name in ("TRPO", f"{CUBIC} k=4")
+    ]
+    diagonal = np.array([-1.0, 1.0])
+    return Panel(
+        "bound and truth",
+        "improvement / E[D]",
+        "bound / E[D]",
+        [*points, Line("", diagonal, diagonal, None)],
+        limits=(-2.0, 1.0),
+    )
+
+
+def _inequality() -> Panel:
+    r = np.linspace(0.0, 3.0, 301)
+    with jax.enable_x64(True):
+        g = np.asarray(gates.rgpo(4.0)(np.log(np.maximum(r, 1e-12)), np.ones_like(r)))
+    away = np.abs(r - 1.0)
+    lines = [
+        Line("|r - g|", r, np.abs(r - g), 6),
+        Line("|r - f|", r, np.abs(r - 0.5 - g), 7),
+        Line("|r - 1|", r, away, None),
+        Line("min(|r - 1|, k²|r - 1|³/12)", r, np.minimum(away, 16.0 / 12.0 * away**3), None, ":"),
+    ]
+    return Panel("the inequality", "ratio r", "", lines, limits=(0.0, 2.0))

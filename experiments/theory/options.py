@@ -10,7 +10,7 @@ from rgpo_jax.config import Checked
 from rgpo_jax.ranges import Count, CountOrZero, Range
 
 Control = Literal["family", "variance", "bias", "improvement", "unification", "cost"]
-Alignment = Literal[
+Alignment = Literal[  # of methods, in exact worlds
     "coverage",
     "overoptimisation",
     "zeroth_order",
@@ -22,7 +22,6 @@ Alignment = Literal[
 ]
 StudyName = Literal[Control, Alignment]
 CONTROL: tuple[Control, ...] = get_args(Control)  # of the paper's claims; made by default
-ALIGNMENT: tuple[Alignment, ...] = get_args(Alignment)  # of methods, in exact worlds
 STUDIES: tuple[StudyName, ...] = get_args(StudyName)
 
 AtLeastTwo = Annotated[

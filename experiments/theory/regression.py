@@ -1,5 +1,8 @@
 """REBEL, a regression to rewards, against PPO-RLHF and RGPO, at equal samples."""
 
+import functools
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from agents.language import ppo, rebel, rgpo
 from envs.language import bandit, tree
 from experiments.align import intervals
 from experiments.align.frontier import Frontier
-from experiments.align.intervals import Interval, compare
+from experiments.align.intervals import Comparison, Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, tell_ratio, words
 from experiments.theory.options import Options
@@ -21,7 +24,7 @@ BETA = 0.3
 UPDATES = 30
 POINTS = 30
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
-CHOOSERS = 5  # seeds that choose a learning rate
+TUNING_SEEDS = 5  # that choose a learning rate
 PROMPTS, GROUP = 16, 8  # of an update
 _ETA = 0.3  # where the two forms of REBEL's loss differ; the suite's default, 1, has but one
 REBEL = "REBEL"
@@ -36,11 +39,25 @@ ROWS: dict[str, tuple[Any, dict[str, Any]]] = {
     PRODUCT: (rgpo, {"dual": "product", "normalize": True}),
 }
 OTHERS = (PPO, GEOMETRIC, PRODUCT)
+WORLDS: dict[str, ModuleType] = {"bandit": bandit, "tree": tree}
 
 
 def worlds() -> dict[str, World]:
     """Problem 0 of each; training's seeds do not change it."""
-    return {"bandit": bandit.make(), "tree": tree.make()}
+    return {name: module.make() for name, module in WORLDS.items()}
+
+
+class Row(NamedTuple):
+    """A method in a world, at the rate that tuning seeds chose; arrays [S, points + 1]."""
+
+    rate: float
+    reward: np.ndarray
+    kl: np.ndarray
+    loss: np.ndarray
+    distance: np.ndarray  # largest |pi - pi*|
+
+
+Rows = dict[tuple[str, str], Row]  # of a world and a method
 
 
 class Exact(NamedTuple):
@@ -67,21 +84,15 @@ class Exact(NamedTuple):
         """By how much E[R] - beta KL is below the most: beta KL(pi || pi*), mean over prompts."""
         return np.asarray(BETA * alignment.divergence(policy, self.target).mean(axis=-1))
 
-
-class Row(NamedTuple):
-    """A method in a world, at the rate that was best for the choosers; arrays [S, points + 1]."""
-
-    rate: float
-    reward: np.ndarray
-    kl: np.ndarray
-    loss: np.ndarray
-    distance: np.ndarray  # largest |pi - pi*|
+    def share(self, row: Row) -> np.ndarray:
+        """Of the frontier's gain at the policy's own KL, at the end [S]."""
+        return self.frontier.share(row.kl[:, -1], row.reward[:, -1])
 
 
 def learn(
     name: str, world: World, exact: Exact, seed: int, seeds: int, updates: int = UPDATES
 ) -> Row:
-    """All rates, on choosers' and on reported seeds, in one program."""
+    """All rates, on tuning and on reported seeds, in one program."""
     module, settings = ROWS[name]
     made = alignment.setup(
         module,
@@ -95,24 +106,24 @@ def learn(
         **settings,
     )
     keys = jnp.concatenate(
-        [alignment.keys_of(seed + alignment.CHOICE, CHOOSERS), alignment.keys_of(seed, seeds)]
+        [alignment.keys_of(seed + alignment.CHOICE, TUNING_SEEDS), alignment.keys_of(seed, seeds)]
     )
-    nothing = jnp.zeros(CHOOSERS + seeds)
+    nothing = jnp.zeros(TUNING_SEEDS + seeds)
     found = alignment.train(
         lambda _: made, nothing, keys, updates, POINTS, {"learning_rate": np.array(RATES)}
     )
     loss = exact.loss(found)
-    best = int(np.argmin(loss[:, :CHOOSERS, -1].mean(axis=1)))
-    ours = found[best, CHOOSERS:]
+    best = int(np.argmin(loss[:, :TUNING_SEEDS, -1].mean(axis=1)))
+    ours = found[best, TUNING_SEEDS:]
     distance = np.max(np.abs(ours - exact.target), axis=(-1, -2))
-    return Row(RATES[best], exact.reward(ours), exact.kl(ours), loss[best, CHOOSERS:], distance)
+    return Row(RATES[best], exact.reward(ours), exact.kl(ours), loss[best, TUNING_SEEDS:], distance)
 
 
 def run(options: Options, progress: Progress) -> Study:
     """All rows in both worlds."""
     made = worlds()
     exact = {name: Exact.of(world) for name, world in made.items()}
-    rows: dict[tuple[str, str], Row] = {}
+    rows: Rows = {}
     for name, world in made.items():
         for row in ROWS:
             rows[name, row] = learn(row, world, exact[name], options.seed, options.seeds)
@@ -129,7 +140,7 @@ def run(options: Options, progress: Progress) -> Study:
             f"to {Greek.eta} times differences of reward, in pairs of neighbours; {Greek.eta} = 1 "
             f"is the suite's default. The paper divides the loss by {Greek.eta}², its code does "
             f"not: {Greek.eta} = {_ETA:g} has both. Each row has the best learning rate of "
-            f"{', '.join(f'{r:g}' for r in RATES)}, by the mean final loss on {CHOOSERS} other "
+            f"{', '.join(f'{r:g}' for r in RATES)}, by the mean final loss on {TUNING_SEEDS} other "
             f"seeds ({alignment.CHOICE} above these); other settings are the suite's. With ten "
             "times the answers all rows that were tried came to within 0.01 of pi* in every "
             "probability, so that what is compared here is how fast they come.",
@@ -145,75 +156,84 @@ def run(options: Options, progress: Progress) -> Study:
     )
 
 
-def _claims(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> list[Claim]:
-    def last(world: str, row: str) -> np.ndarray:
-        return np.log(rows[world, row].loss[:, -1])
-
-    def share(world: str, row: str) -> np.ndarray:
-        """Of the frontier's gain at the policy's own KL, at the end [S]."""
-        found = rows[world, row]
-        return exact[world].frontier.share(found.kl[:, -1], found.reward[:, -1])
-
-    tests = compare(
+def _against_others(of: Callable[[str, str], np.ndarray]) -> list[Comparison]:
+    """REBEL's minus each of the others, in all worlds, of a number of each seed (world, row)."""
+    return compare(
         {
-            f"{world}, {other}": last(world, REBEL) - last(world, other)
-            for world in exact
+            f"{world}, {other}": of(world, REBEL) - of(world, other)
+            for world in WORLDS
             for other in OTHERS
         }
     )
-    divided = compare({world: last(world, DIVIDED) - last(world, SMALL) for world in exact})
-    at_equal = compare(
-        {
-            f"{world}, {other}": share(world, REBEL) - share(world, other)
-            for world in exact
-            for other in OTHERS
-        }
-    )
-    near = {key: Interval.of(row.distance[:, -1]) for key, row in rows.items()}
-    small = [bool(np.exp(c.interval.high) < 1.25 and np.exp(c.interval.low) > 0.8) for c in divided]
+
+
+def _last(rows: Rows, world: str, row: str) -> np.ndarray:
+    """Logarithm of the loss at the end [S]."""
+    return np.log(rows[world, row].loss[:, -1])
+
+
+def _claims(rows: Rows, exact: dict[str, Exact]) -> list[Claim]:
     return [
-        Claim(
-            f"At equal samples REBEL ends nearer to the best of E[R] - {Greek.beta} KL than "
-            "PPO-RLHF and RGPO, in bandit and tree.",
-            "ours",
-            intervals.agree(tests, -1),
-            "ratio of losses, REBEL's over the other's: " + words(tests, tell_ratio),
-            ("regression",),
-        ),
-        Claim(
-            "At equal samples REBEL is nearer to the frontier, at the KL that each has, than "
-            "PPO-RLHF and RGPO, in bandit and tree.",
-            "ours",
-            intervals.agree(at_equal, 1),
-            "share of the frontier's gain, REBEL's minus the other's: " + words(at_equal),
-            ("regression",),
-        ),
-        Claim(
-            f"Whether REBEL's loss is divided by {Greek.eta}² changes its final loss by less than "
-            "a quarter, under Adam and with a rate chosen for each.",
-            "ours",
-            True if all(small) else (False if any(c.sign for c in divided) else None),
-            "ratio of losses, divided over not: "
-            + words(divided, tell_ratio)
-            + "; rates "
-            + "; ".join(
-                f"{world}: {rows[world, DIVIDED].rate:g} and {rows[world, SMALL].rate:g}"
-                for world in exact
-            ),
-            ("regression",),
-        ),
-        Claim(
-            "All rows are within 0.05 of pi* in every probability, on average over seeds.",
-            "ours",
-            all(x.high < 0.05 for x in near.values()),
-            "largest |pi - pi*|: "
-            + "; ".join(f"{w}, {r}: {alignment.tell(x, 2)}" for (w, r), x in near.items()),
-            ("regression",),
-        ),
+        _nearer_to_the_best(rows),
+        _nearer_to_the_frontier(rows, exact),
+        _division_changes_little(rows),
+        _all_near_the_target(rows),
     ]
 
 
-def _figure(rows: dict[tuple[str, str], Row], exact: dict[str, Exact], seeds: int) -> Figure:
+def _nearer_to_the_best(rows: Rows) -> Claim:
+    tests = _against_others(functools.partial(_last, rows))
+    return Claim(
+        f"At equal samples REBEL ends nearer to the best of E[R] - {Greek.beta} KL than "
+        "PPO-RLHF and RGPO, in bandit and tree.",
+        "ours",
+        intervals.agree(tests, -1),
+        "ratio of losses, REBEL's over the other's: " + words(tests, tell_ratio),
+        ("regression",),
+    )
+
+
+def _nearer_to_the_frontier(rows: Rows, exact: dict[str, Exact]) -> Claim:
+    tests = _against_others(lambda world, row: exact[world].share(rows[world, row]))
+    return Claim(
+        "At equal samples REBEL is nearer to the frontier, at the KL that each has, than "
+        "PPO-RLHF and RGPO, in bandit and tree.",
+        "ours",
+        intervals.agree(tests, 1),
+        "share of the frontier's gain, REBEL's minus the other's: " + words(tests),
+        ("regression",),
+    )
+
+
+def _division_changes_little(rows: Rows) -> Claim:
+    tests = compare({w: _last(rows, w, DIVIDED) - _last(rows, w, SMALL) for w in WORLDS})
+    small = [bool(np.exp(c.interval.high) < 1.25 and np.exp(c.interval.low) > 0.8) for c in tests]
+    return Claim(
+        f"Whether REBEL's loss is divided by {Greek.eta}² changes its final loss by less than "
+        "a quarter, under Adam and with a rate chosen for each.",
+        "ours",
+        True if all(small) else (False if any(c.sign for c in tests) else None),
+        "ratio of losses, divided over not: "
+        + words(tests, tell_ratio)
+        + "; rates "
+        + "; ".join(f"{w}: {rows[w, DIVIDED].rate:g} and {rows[w, SMALL].rate:g}" for w in WORLDS),
+        ("regression",),
+    )
+
+
+def _all_near_the_target(rows: Rows) -> Claim:
+    near = {key: Interval.of(row.distance[:, -1]) for key, row in rows.items()}
+    return Claim(
+        "All rows are within 0.05 of pi* in every probability, on average over seeds.",
+        "ours",
+        all(x.high < 0.05 for x in near.values()),
+        "largest |pi - pi*|: "
+        + "; ".join(f"{w}, {r}: {alignment.tell(x, 2)}" for (w, r), x in near.items()),
+        ("regression",),
+    )
+
+
+def _figure(rows: Rows, exact: dict[str, Exact], seeds: int) -> Figure:
     panels = []
     for world, known in exact.items():
         losses, paths = [], []
@@ -248,11 +268,11 @@ def _figure(rows: dict[tuple[str, str], Row], exact: dict[str, Exact], seeds: in
     )
 
 
-def _table(rows: dict[tuple[str, str], Row], exact: dict[str, Exact]) -> Table:
+def _table(rows: Rows, exact: dict[str, Exact]) -> Table:
     cells: list[tuple[Value, ...]] = []
     for (world, name), row in rows.items():
         loss = (float(np.exp(x)) for x in Interval.of(np.log(row.loss[:, -1])))
-        share = exact[world].frontier.share(row.kl[:, -1], row.reward[:, -1])
+        share = exact[world].share(row)
         kl = float(row.kl[:, -1].mean())
         line: list[Value] = [world, name, row.rate, *loss]
         line += [*Interval.of(row.reward[:, -1]), kl, *Interval.of(share)]

@@ -11,7 +11,7 @@ from envs.language import tiny
 from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval, compare
-from experiments.theory import alignment, dual_gates, equal_kl
+from experiments.theory import alignment, dual_verdicts, equal_kl
 from experiments.theory.alignment import Greek, words
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains
 from experiments.theory.options import Options
@@ -30,7 +30,7 @@ from rgpo_jax.language.world import World
 
 UPDATES, POINTS = 40, 20
 PROMPTS, GROUP, EPOCHS, MINIBATCHES = 8, 8, 4, 4
-CHOOSERS = 3
+TUNING_SEEDS = 3
 # With these, runs of one transformer that is not reported ended between 0.15 and 4.5 nats.
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0)
 RATES = (1e-4, 3e-4)
@@ -63,11 +63,6 @@ class Found(NamedTuple):
         return cls(
             Chosen(*(arrays[name] for name in Chosen._fields)), arrays["area"], arrays["path"]
         )
-
-
-def settings_of() -> dict[str, np.ndarray]:
-    """What every row is searched over."""
-    return equal_kl.grid(kl_coefficient=COEFFICIENTS, learning_rate=RATES)
 
 
 def _make(problem: Any) -> tuple[World, float]:
@@ -113,7 +108,7 @@ def learn(
       told: called after each run with the share of the row that is done.
       updates: of each run.
     """
-    grid = settings_of()
+    grid = equal_kl.settings_of(COEFFICIENTS, RATES)
 
     def part(
         chosen: slice, numbers: dict[str, np.ndarray], after: float
@@ -127,10 +122,10 @@ def learn(
         paths = follow(row, known, some, keys[chosen], numbers, updates, tell)
         return paths, equal_kl.gains_of(paths, known, LEVELS)
 
-    _, searched = part(slice(CHOOSERS), grid, 0.0)
+    _, searched = part(slice(TUNING_SEEDS), grid, 0.0)
     best = searched.best()
     kept, at = np.unique(best, return_inverse=True)
-    paths, gains = part(slice(CHOOSERS, None), {name: x[kept] for name, x in grid.items()}, 0.5)
+    paths, gains = part(slice(TUNING_SEEDS, None), {name: x[kept] for name, x in grid.items()}, 0.5)
     chosen = equal_kl.take(gains, at, best)
     shown = at[_at(PRIMARY)]
     return Found(chosen, chosen.share.mean(axis=1), np.stack([x[shown] for x in paths]))
@@ -142,7 +137,7 @@ def _at(level: float) -> int:
 
 def run(options: Options, progress: Progress) -> Study:
     """All rows."""
-    numbers = [*range(alignment.CHOICE, alignment.CHOICE + CHOOSERS), *range(options.seeds)]
+    numbers = [*range(alignment.CHOICE, alignment.CHOICE + TUNING_SEEDS), *range(options.seeds)]
     frontiers, problems = equal_kl.draw(tiny, [options.seed + number for number in numbers])
     keys = jnp.concatenate([alignment.keys_of(options.seed + number, 1) for number in numbers])
 
@@ -151,7 +146,7 @@ def run(options: Options, progress: Progress) -> Study:
 
     kept = equal_kl.each(ALL, progress, arrays)
     found = {row: Found.of(x) for row, x in kept.items()}
-    answers, searched = UPDATES * PROMPTS * GROUP, len(settings_of()["learning_rate"])
+    answers, searched = UPDATES * PROMPTS * GROUP, len(COEFFICIENTS) * len(RATES)
     return Study(
         "Dual gates at equal KL: transformers",
         (
@@ -161,21 +156,21 @@ def run(options: Options, progress: Progress) -> Study:
             f"{answers:,} answers, {PROMPTS} prompts \N{MULTIPLICATION SIGN} {GROUP} an update, "
             f"{EPOCHS} passes in {MINIBATCHES} minibatches, Adam, and {searched} settings "
             f"({Greek.beta} of {', '.join(f'{b:g}' for b in COEFFICIENTS)}; rates "
-            f"{', '.join(f'{r:g}' for r in RATES)}), of which {CHOOSERS} other transformers choose "
-            f"the best at each KL, at this horizon. The policy is looked at {POINTS} times. Rows "
-            "whose papers have no KL are searched with one like the others. Gates have k = 4 and "
-            f"are normalised. {TOLD[-1]:g} nats are more than the best answers have: there a row "
-            "has the most that it ever earned.",
+            f"{', '.join(f'{r:g}' for r in RATES)}), of which {TUNING_SEEDS} other transformers "
+            f"choose the best at each KL, at this horizon. The policy is looked at {POINTS} times. "
+            "Rows whose papers have no KL are searched with one like the others. Gates have "
+            f"k = 4 and are normalised. {TOLD[-1]:g} nats are more than the best answers have: "
+            "there a row has the most that it ever earned.",
             "Primary comparison, stated before the reported transformers were trained: the share "
             f"of the frontier's gain at {PRIMARY:.2g} nats, each of the four dual gates minus "
             f"PPO-RLHF: {len(DUAL)} tests, paired by transformer, by Student's t, corrected by "
             "Holm's method. Each claim's tests are corrected together. A difference of less than "
-            f"{dual_gates.MATTERS:g} of a share is taken as of no use. Area: the mean share over "
-            f"{len(LEVELS)} KLs from {LEVELS[0]:g} to {LEVELS[-1]:g} nats, equally far apart in "
-            "the logarithm.",
+            f"{dual_verdicts.MATTERS:g} of a share is taken as of no use. Area: the mean share "
+            f"over {len(LEVELS)} KLs from {LEVELS[0]:g} to {LEVELS[-1]:g} nats, equally far apart "
+            "in the logarithm.",
         ),
         _claims(found),
-        [_figure(found, frontiers[CHOOSERS:], options.seeds)],
+        [_figure(found, frontiers[TUNING_SEEDS:], options.seeds)],
         [_table(found)],
     )
 
@@ -185,8 +180,28 @@ def _share(found: dict[str, Found], row: str, level: float = PRIMARY) -> np.ndar
 
 
 def _claims(found: dict[str, Found]) -> list[Claim]:
-    primary = compare({row: _share(found, row) - _share(found, "ppo") for row in DUAL})
-    without = compare(
+    return [
+        _gains_over_ppo(found),
+        _gains_over_no_reference(found),
+        _larger_area_than_ppo(found),
+        _regressions_gain(found),
+    ]
+
+
+def _gains_over_ppo(found: dict[str, Found]) -> Claim:
+    tests = compare({row: _share(found, row) - _share(found, "ppo") for row in DUAL})
+    return Claim(
+        f"At equal KL ({PRIMARY:.2g} nats) some dual gate has more reward than PPO-RLHF, in "
+        "transformers.",
+        "ours",
+        dual_verdicts.gains(tests),
+        f"share of the frontier's gain, minus PPO-RLHF's: {words(tests)}",
+        ("tiny_gates",),
+    )
+
+
+def _gains_over_no_reference(found: dict[str, Found]) -> Claim:
+    tests = compare(
         {
             f"{row}, {level:.2g} nats": _share(found, row, level)
             - _share(found, "rgpo-none", level)
@@ -194,47 +209,42 @@ def _claims(found: dict[str, Found]) -> list[Claim]:
             for row in DUAL
         }
     )
-    area = compare({row: found[row].area - found["ppo"].area for row in DUAL})
-    regression = compare(
+    return Claim(
+        "A reference in the gate adds reward at equal KL to RGPO's gate without it, in "
+        "transformers.",
+        "ours",
+        dual_verdicts.gains(tests),
+        f"share minus that of rgpo-none: {words(tests)}",
+        ("tiny_gates",),
+    )
+
+
+def _larger_area_than_ppo(found: dict[str, Found]) -> Claim:
+    tests = compare({row: found[row].area - found["ppo"].area for row in DUAL})
+    return Claim(
+        "Some dual gate has a larger area under its frontier than PPO-RLHF.",
+        "ours",
+        dual_verdicts.gains(tests),
+        f"mean share, {LEVELS[0]:g} to {LEVELS[-1]:g} nats, minus PPO-RLHF's: {words(tests)}",
+        ("tiny_gates",),
+    )
+
+
+def _regressions_gain(found: dict[str, Found]) -> Claim:
+    tests = compare(
         {
             f"{other} minus {row}": _share(found, other) - _share(found, row)
             for other in REGRESSIONS
             for row in DUAL
         }
     )
-    figures = ("tiny_gates",)
-    return [
-        Claim(
-            f"At equal KL ({PRIMARY:.2g} nats) some dual gate has more reward than PPO-RLHF, in "
-            "transformers.",
-            "ours",
-            dual_gates.gains(primary),
-            f"share of the frontier's gain, minus PPO-RLHF's: {words(primary)}",
-            figures,
-        ),
-        Claim(
-            "A reference in the gate adds reward at equal KL to RGPO's gate without it, in "
-            "transformers.",
-            "ours",
-            dual_gates.gains(without),
-            f"share minus that of rgpo-none: {words(without)}",
-            figures,
-        ),
-        Claim(
-            "Some dual gate has a larger area under its frontier than PPO-RLHF.",
-            "ours",
-            dual_gates.gains(area),
-            f"mean share, {LEVELS[0]:g} to {LEVELS[-1]:g} nats, minus PPO-RLHF's: {words(area)}",
-            figures,
-        ),
-        Claim(
-            "REBEL and dual_kl have more reward at equal KL than every dual gate, in transformers.",
-            "ours",
-            intervals.agree(regression, 1),
-            f"difference of shares at {PRIMARY:.2g} nats: {words(regression)}",
-            figures,
-        ),
-    ]
+    return Claim(
+        "REBEL and dual_kl have more reward at equal KL than every dual gate, in transformers.",
+        "ours",
+        intervals.agree(tests, 1),
+        f"difference of shares at {PRIMARY:.2g} nats: {words(tests)}",
+        ("tiny_gates",),
+    )
 
 
 def _figure(found: dict[str, Found], frontiers: Sequence[Frontier], seeds: int) -> Figure:
@@ -275,7 +285,7 @@ def _shares(intervals: Mapping[str, Interval]) -> Panel:
 
 
 def _table(found: dict[str, Found]) -> Table:
-    grid = settings_of()
+    grid = equal_kl.settings_of(COEFFICIENTS, RATES)
     columns = ["row"]
     for level in TOLD:
         columns += [f"reward at {level:.2g} nats", "from", "to", "share", "from", "to"]

@@ -5,14 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from envs.language import tiny
 from experiments.align import intervals
 from experiments.align.frontier import Frontier
 from experiments.align.intervals import Interval
-from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates
+from experiments.theory import alignment, equal_kl, tiny_gates
 from experiments.theory.alignment import Greek, plain, tell_ratio, words
+from experiments.theory.dual_verdicts import at_equal_steps
 from experiments.theory.equal_kl import DUAL, Paths
 from experiments.theory.options import Options
 from experiments.theory.study import Arrays, Claim, Figure, Panel, Progress, Study, Table, Value
@@ -21,11 +21,6 @@ ALL = ("ppo", "grpo-published", "rgpo-none", *DUAL)
 COEFFICIENTS = tiny_gates.COEFFICIENTS
 # For all rows: what GRPO as published and three of five RGPO choose at 1 nat in `tiny_gates`.
 COEFFICIENT, RATE = 0.3, 3e-4
-
-
-def settings_of() -> dict[str, np.ndarray]:
-    """What every row is run with."""
-    return equal_kl.grid(kl_coefficient=COEFFICIENTS, learning_rate=(RATE,))
 
 
 def learn(
@@ -44,7 +39,7 @@ def learn(
       keys: of each seed [S].
       told: called after each run with the share of the row that is done.
     """
-    numbers = settings_of()
+    numbers = equal_kl.settings_of(COEFFICIENTS, (RATE,))
     paths = tiny_gates.follow(row, frontiers, problems, keys, numbers, tiny_gates.UPDATES, told)
     return Paths(*(x[..., -1] for x in paths))
 
@@ -83,7 +78,7 @@ def run(options: Options, progress: Progress) -> Study:
 def _claims(found: dict[str, Paths]) -> list[Claim]:
     which = COEFFICIENTS.index(COEFFICIENT)
     ends = {row: Paths(*(x[which] for x in last)) for row, last in found.items()}
-    at_end = dual_gates.at_equal_steps({"transformers": ends})
+    at_end = at_equal_steps({"transformers": ends})
     same = f"with one {Greek.beta} ({COEFFICIENT:g}) and one rate ({RATE:g}) for all"
     return [
         Claim(

@@ -47,6 +47,7 @@ FORMS: dict[str, Callable[[float], ratios.ParetoBandit | ratios.Normals]] = {
 
 
 _STEPS = 12  # of the staircase
+_FIGURES = ("variance", "variance_normal")
 
 
 def staircase_moments(tail: float) -> np.ndarray:
@@ -137,77 +138,6 @@ def exponent(at: np.ndarray, moments: np.ndarray) -> tuple[float, float, float]:
     return float(slopes.mean()), float(slopes.mean() - half), float(slopes.mean() + half)
 
 
-def run(options: Options, progress: Progress) -> Study:
-    """Second moments, exact and measured, of each estimator, form and tail."""
-    at = sizes(options.samples)
-    tasks = [
-        (form, tail, replicate)
-        for form in FORMS
-        for tail in TAILS
-        for replicate in range(options.replicates)
-    ]
-
-    def work(task: tuple[str, float, int]) -> dict[str, np.ndarray]:
-        form, tail, replicate = task
-        key = (options.seed, list(FORMS).index(form), TAILS.index(tail), replicate)
-        return measure(FORMS[form](tail), ESTIMATORS, at, np.random.default_rng(key))
-
-    measured: dict[tuple[str, float, str], list[np.ndarray]] = {}
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for i, (task, moments) in enumerate(zip(tasks, pool.map(work, tasks), strict=True)):
-                for name, values in moments.items():
-                    measured.setdefault((*task[:2], name), []).append(values)
-                progress((i + 1) / len(tasks))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    cells = [_cell(form, tail, name, at, np.array(m)) for (form, tail, name), m in measured.items()]
-    figures = [_figure(form, at, cells) for form in FORMS]
-    table = Table(
-        "variance",
-        f"Second moment E[w² A² s²] of each "
-        f"estimator: exact, and of {options.replicates} samples of {options.samples:,} (median, "
-        "least, largest); the bound (sup |w|)² "
-        "E[A² s²]; the power of n with which it grows, fitted "
-        f"from n = {min(_FIT_FROM, options.samples // 10):,} on with its 95 % interval, and what "
-        "theory says: 2 p/a - 1 where w ~ r^p, if above 0",
-        (
-            *("form", "tail a", "estimator", "exact", "median", "least", "largest", "bound"),
-            *("exponent", "low", "high", "exponent, theory"),
-        ),
-        [cell.row() for cell in cells],
-    )
-    stairs = {tail: staircase_moments(tail) for tail in (1.5, 2.5)}
-    staircase = Table(
-        "variance_staircase",
-        "A monotone gate in [0, 1] of infinite variance: what the first steps of "
-        "Σ 2^-n \N{GREEK SMALL LETTER SIGMA}(16^n (r - 2^n)) add up to in "
-        "E[w²], at least",
-        ("steps", *(f"a = {tail:g}" for tail in stairs)),
-        [(n + 1, *(float(sums[n]) for sums in stairs.values())) for n in range(_STEPS)],
-    )
-    return Study(
-        "Variance under heavy-tailed ratios",
-        (
-            "Ratios with P(r > t) falling like t^-a: for a ≤ 2 their second "
-            "moment is infinite. Bandit: the ratio itself is Pareto's. Normal: a policy wider than "
-            "the old one, of variance a/(a - 1) times the old one's, whose ratio has that tail but "
-            "for a logarithm. Advantages are +1 or -1, mixed for all actions, so that the tail has "
-            "both signs. All exact values are quadratures of the very gates that agents use. "
-            "RGPO's is the paper's, whose weight at r = 1 is k/4: moments at different k are to be "
-            "divided by its square before they are compared.",
-            "Where the exact value is finite (dashed) the sample's settles on it; where it is "
-            "infinite the sample's grows with its size as n^(2p/a - 1), which the last panel holds "
-            "against theory. At a = 2 the growth is logarithmic, which a fit "
-            "of a power over few decades takes for a small one.",
-        ),
-        _claims(cells, stairs, options),
-        figures,
-        [table, staircase],
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One estimator under one model.
@@ -253,6 +183,59 @@ def _cell(form: str, tail: float, name: str, at: np.ndarray, moments: np.ndarray
     return Cell(form, tail, name, exact, moments, bound, exponent(at, moments), theory)
 
 
+def measure_all(options: Options, at: np.ndarray, progress: Progress) -> list[Cell]:
+    """Each estimator, form and tail; samples are drawn side by side."""
+    tasks = [
+        (form, tail, replicate)
+        for form in FORMS
+        for tail in TAILS
+        for replicate in range(options.replicates)
+    ]
+
+    def work(task: tuple[str, float, int]) -> dict[str, np.ndarray]:
+        form, tail, replicate = task
+        key = (options.seed, list(FORMS).index(form), TAILS.index(tail), replicate)
+        return measure(FORMS[form](tail), ESTIMATORS, at, np.random.default_rng(key))
+
+    measured: dict[tuple[str, float, str], list[np.ndarray]] = {}
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for i, (task, moments) in enumerate(zip(tasks, pool.map(work, tasks), strict=True)):
+                for name, values in moments.items():
+                    measured.setdefault((*task[:2], name), []).append(values)
+                progress((i + 1) / len(tasks))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [_cell(form, tail, name, at, np.array(m)) for (form, tail, name), m in measured.items()]
+
+
+def run(options: Options, progress: Progress) -> Study:
+    """Second moments, exact and measured, of each estimator, form and tail."""
+    at = sizes(options.samples)
+    cells = measure_all(options, at, progress)
+    stairs = {tail: staircase_moments(tail) for tail in (1.5, 2.5)}
+    return Study(
+        "Variance under heavy-tailed ratios",
+        (
+            "Ratios with P(r > t) falling like t^-a: for a ≤ 2 their second "
+            "moment is infinite. Bandit: the ratio itself is Pareto's. Normal: a policy wider than "
+            "the old one, of variance a/(a - 1) times the old one's, whose ratio has that tail but "
+            "for a logarithm. Advantages are +1 or -1, mixed for all actions, so that the tail has "
+            "both signs. All exact values are quadratures of the very gates that agents use. "
+            "RGPO's is the paper's, whose weight at r = 1 is k/4: moments at different k are to be "
+            "divided by its square before they are compared.",
+            "Where the exact value is finite (dashed) the sample's settles on it; where it is "
+            "infinite the sample's grows with its size as n^(2p/a - 1), which the last panel holds "
+            "against theory. At a = 2 the growth is logarithmic, which a fit "
+            "of a power over few decades takes for a small one.",
+        ),
+        _claims(cells, stairs, options.samples),
+        [_figure(form, at, cells) for form in FORMS],
+        [_moments_table(cells, options), _staircase_table(stairs)],
+    )
+
+
 def _colors() -> dict[str, str]:
     """Estimator -> the colour of the agent whose gate it has."""
     agents = {name: _AGENTS.get(name, name.split()[0]) for name in ESTIMATORS}
@@ -293,76 +276,123 @@ def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
     )
 
 
-def _claims(
-    cells: Sequence[Cell], stairs: dict[float, np.ndarray], options: Options
-) -> list[Claim]:
-    figures = ("variance", "variance_normal")
-    rgpo = [cell for cell in cells if cell.estimator.startswith("rgpo")]
-    closest = max(rgpo, key=lambda cell: cell.exact / cell.bound)
-    off = max(abs(float(np.median(c.moments[:, -1])) / c.exact - 1.0) for c in rgpo)
-
-    def heavy(name: str) -> list[Cell]:
-        return [cell for cell in cells if cell.estimator == name and cell.tail < 2.0]
-
-    def fits(name: str) -> str:
-        return "; ".join(
-            f"{c.form} a = {c.tail:g}: {say(c.exponent[0])} [{say(c.exponent[1])}, "
-            f"{say(c.exponent[2])}], theory {say(c.theory)}"
-            for c in heavy(name)
-        )
-
-    def grows(name: str) -> bool | None:
-        """Whether all fits are above 0; None where their intervals leave that open."""
-        if all(cell.exponent[1] > 0.0 for cell in heavy(name)):
-            return True
-        return False if any(cell.exponent[2] < 0.0 for cell in heavy(name)) else None
-
-    importance = [cell for cell in cells if cell.estimator == "importance"]
-    return [
-        Claim(
-            "RGPO's gradient variance is finite and bounded even where importance ratios are "
-            "heavy-tailed.",
-            "paper",
-            all(max(c.exact, float(c.moments[:, -1].max())) <= c.bound for c in rgpo),
-            f"in all {len(rgpo)} cells (k, form, tail from {TAILS[0]:g}) the exact second moment, "
-            f"and that of every sample of {options.samples:,}, is below (sup w)² E[A² s²]; it "
-            f"comes closest at {closest.estimator}, {closest.form}, a = {closest.tail:g}, with "
-            f"{say(closest.exact)} of {say(closest.bound)}; samples' medians are within "
-            f"{say(100 * off)} % of exact",
-            figures,
-        ),
-        Claim(
-            "There the variance of importance sampling diverges.",
-            "paper",
-            all(math.isinf(c.exact) == (c.tail <= 2.0) for c in importance) and grows("importance"),
-            f"the exact second moment is infinite for a <= 2 and finite above; fitted power of n: "
-            f"{fits('importance')}",
-            figures,
-        ),
-        Claim(
-            "What bounds the variance is a bounded weight w; that g lies in [0, 1] does not.",
-            "ours",
-            all(sums[-1] > 4.0 * sums[_STEPS // 2] for sums in stairs.values()) and grows(SINE),
-            f"g = {SINE} lies in [0, 1] and w = r cos(r - 1)/2; fitted power of n: {fits(SINE)}. A "
-            "monotone g in [0, 1] can diverge as well: the staircase's second moment is at least "
-            + ", ".join(f"{say(sums[-1])} at a = {tail:g}" for tail, sums in stairs.items())
-            + f" after {_STEPS} steps, without end",
-            figures,
-        ),
-        Claim(
-            "PPO's estimator diverges as importance sampling's does where the tail has samples of "
-            "negative advantage, since its clip leaves their weight at r.",
-            "ours",
-            grows("ppo"),
-            f"fitted power of n: {fits('ppo')}",
-            figures,
-        ),
-    ]
-
-
 def _exponents(
     form: str, name: str, cells: Sequence[Cell]
 ) -> tuple[np.ndarray, str, str, np.ndarray, np.ndarray]:
     """What a line needs of an estimator's fits over tails, after its x."""
     fits = np.array([c.exponent for c in cells if (c.form, c.estimator) == (form, name)])
     return fits[:, 0], _colors()[name], "", fits[:, 1], fits[:, 2]
+
+
+def _claims(cells: Sequence[Cell], stairs: dict[float, np.ndarray], samples: int) -> list[Claim]:
+    return [
+        _rgpo_is_bounded(cells, samples),
+        _importance_diverges(cells),
+        _bounded_gates_can_diverge(cells, stairs),
+        _ppo_diverges(cells),
+    ]
+
+
+def _heavy(cells: Sequence[Cell], name: str) -> list[Cell]:
+    """An estimator's, under tails of infinite variance."""
+    return [cell for cell in cells if cell.estimator == name and cell.tail < 2.0]
+
+
+def _fits(cells: Sequence[Cell], name: str) -> str:
+    return "; ".join(
+        f"{c.form} a = {c.tail:g}: {say(c.exponent[0])} [{say(c.exponent[1])}, "
+        f"{say(c.exponent[2])}], theory {say(c.theory)}"
+        for c in _heavy(cells, name)
+    )
+
+
+def _grows(cells: Sequence[Cell], name: str) -> bool | None:
+    """Whether all fits are above 0; None where their intervals leave that open."""
+    heavy = _heavy(cells, name)
+    if all(cell.exponent[1] > 0.0 for cell in heavy):
+        return True
+    return False if any(cell.exponent[2] < 0.0 for cell in heavy) else None
+
+
+def _rgpo_is_bounded(cells: Sequence[Cell], samples: int) -> Claim:
+    rgpo = [cell for cell in cells if cell.estimator.startswith("rgpo")]
+    closest = max(rgpo, key=lambda cell: cell.exact / cell.bound)
+    off = max(abs(float(np.median(c.moments[:, -1])) / c.exact - 1.0) for c in rgpo)
+    return Claim(
+        "RGPO's gradient variance is finite and bounded even where importance ratios are "
+        "heavy-tailed.",
+        "paper",
+        all(max(c.exact, float(c.moments[:, -1].max())) <= c.bound for c in rgpo),
+        f"in all {len(rgpo)} cells (k, form, tail from {TAILS[0]:g}) the exact second moment, "
+        f"and that of every sample of {samples:,}, is below (sup w)² E[A² s²]; it "
+        f"comes closest at {closest.estimator}, {closest.form}, a = {closest.tail:g}, with "
+        f"{say(closest.exact)} of {say(closest.bound)}; samples' medians are within "
+        f"{say(100 * off)} % of exact",
+        _FIGURES,
+    )
+
+
+def _importance_diverges(cells: Sequence[Cell]) -> Claim:
+    importance = [cell for cell in cells if cell.estimator == "importance"]
+    return Claim(
+        "There the variance of importance sampling diverges.",
+        "paper",
+        all(math.isinf(c.exact) == (c.tail <= 2.0) for c in importance)
+        and _grows(cells, "importance"),
+        f"the exact second moment is infinite for a <= 2 and finite above; fitted power of n: "
+        f"{_fits(cells, 'importance')}",
+        _FIGURES,
+    )
+
+
+def _bounded_gates_can_diverge(cells: Sequence[Cell], stairs: dict[float, np.ndarray]) -> Claim:
+    return Claim(
+        "What bounds the variance is a bounded weight w; that g lies in [0, 1] does not.",
+        "ours",
+        all(sums[-1] > 4.0 * sums[_STEPS // 2] for sums in stairs.values()) and _grows(cells, SINE),
+        f"g = {SINE} lies in [0, 1] and w = r cos(r - 1)/2; fitted power of n: "
+        f"{_fits(cells, SINE)}. A monotone g in [0, 1] can diverge as well: the staircase's second "
+        "moment is at least "
+        + ", ".join(f"{say(sums[-1])} at a = {tail:g}" for tail, sums in stairs.items())
+        + f" after {_STEPS} steps, without end",
+        _FIGURES,
+    )
+
+
+def _ppo_diverges(cells: Sequence[Cell]) -> Claim:
+    return Claim(
+        "PPO's estimator diverges as importance sampling's does where the tail has samples of "
+        "negative advantage, since its clip leaves their weight at r.",
+        "ours",
+        _grows(cells, "ppo"),
+        f"fitted power of n: {_fits(cells, 'ppo')}",
+        _FIGURES,
+    )
+
+
+def _moments_table(cells: Sequence[Cell], options: Options) -> Table:
+    return Table(
+        "variance",
+        f"Second moment E[w² A² s²] of each "
+        f"estimator: exact, and of {options.replicates} samples of {options.samples:,} (median, "
+        "least, largest); the bound (sup |w|)² "
+        "E[A² s²]; the power of n with which it grows, fitted "
+        f"from n = {min(_FIT_FROM, options.samples // 10):,} on with its 95 % interval, and what "
+        "theory says: 2 p/a - 1 where w ~ r^p, if above 0",
+        (
+            *("form", "tail a", "estimator", "exact", "median", "least", "largest", "bound"),
+            *("exponent", "low", "high", "exponent, theory"),
+        ),
+        [cell.row() for cell in cells],
+    )
+
+
+def _staircase_table(stairs: dict[float, np.ndarray]) -> Table:
+    return Table(
+        "variance_staircase",
+        "A monotone gate in [0, 1] of infinite variance: what the first steps of "
+        "Σ 2^-n \N{GREEK SMALL LETTER SIGMA}(16^n (r - 2^n)) add up to in "
+        "E[w²], at least",
+        ("steps", *(f"a = {tail:g}" for tail in stairs)),
+        [(n + 1, *(float(sums[n]) for sums in stairs.values())) for n in range(_STEPS)],
+    )
