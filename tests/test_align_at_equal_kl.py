@@ -9,8 +9,8 @@ import pytest
 from experiments.align import answer_log, at_equal_kl, show
 from experiments.align.answer_log import Answered
 from experiments.align.at_equal_kl import Reading, judge, read_at, rows_of, verdicts
-from experiments.align.intervals import Interval, compare
 from experiments.cli.flags import BadInput
+from experiments.comparing.intervals import Interval, compare
 
 
 def write(folder, method, seed, rewards, kls, **settings):

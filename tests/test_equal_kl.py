@@ -7,8 +7,8 @@ import pytest
 
 from agents import language as methods
 from envs.language import bandit, tiny, tree
-from experiments.align import intervals
-from experiments.align.frontier import Frontier, reward_within
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier, reward_within
 from experiments.theory import alignment, dual_gates, equal_kl, tiny_gates, tiny_steps
 from experiments.theory.equal_kl import Paths
 from rgpo_jax import gates

@@ -12,8 +12,8 @@ from scipy.special import expit
 
 from agents.language import rloo, zbcpg, zpg
 from envs.language import bandit
-from experiments.align import intervals
-from experiments.align.intervals import Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.intervals import Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, softmax
 from experiments.theory.options import Options
