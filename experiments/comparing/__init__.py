@@ -1,1 +1,1 @@
-"""What comparisons share: rows, the exact frontier, intervals and tests, the style of a page."""
+"""What comparisons share: rows, the exact frontier, intervals, timing in turn, a page's style."""
