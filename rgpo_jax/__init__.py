@@ -5,52 +5,15 @@ reporting a mistyped flag does not wait for JAX.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_SUBMODULES = (
-    "acting",
-    "advantages",
-    "agent",
-    "callback",
-    "checkpoint",
-    "config",
-    "convolution",
-    "data_parallel",
-    "descent",
-    "diagnostics",
-    "distributions",
-    "environment",
-    "export",
-    "gate_table",
-    "gates",
-    "host",
-    "inspection",
-    "learner",
-    "metrics",
-    "networks",
-    "normalization",
-    "objective",
-    "penalties",
-    "policy",
-    "policy_file",
-    "processes",
-    "ranges",
-    "rollout",
-    "samples",
-    "schedules",
-    "shuffle",
-    "statistics",
-    "train",
-    "trust_region",
-    "tunable",
-    "update",
-)
-
+_SUBMODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 _OF_POLICIES = ("load", "save")  # functions of `policy`
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the modules of the folder, whose types would not be known else
     from rgpo_jax import (  # noqa: F401
         acting,
         advantages,
@@ -68,12 +31,16 @@ if TYPE_CHECKING:
         gate_table,
         gates,
         host,
+        hyperparameters,
+        importing,
         inspection,
+        language,
         learner,
         metrics,
         networks,
         normalization,
         objective,
+        onnx_graph,
         penalties,
         policy,
         policy_file,

@@ -1,6 +1,6 @@
-"""Summary statistics over seeds and environments, with bootstrap intervals.
+"""Summary statistics over seeds and environments, with bootstrap intervals; Holm's correction.
 
-These are the recommendations of Agarwal et al., "Deep RL at the edge of the statistical
+The statistics are the recommendations of Agarwal et al., "Deep RL at the edge of the statistical
 precipice", arXiv 2108.13264. Its own library, rliable 1.2, does not import beside pandas 3 (it
 needs arch < 8, which does not), and its `random_state` has no effect on stratified resampling.
 SciPy's bootstrap gives the same numbers, but takes longer to load than JAX. Tests hold this module
@@ -156,3 +156,16 @@ def bootstrap_interval(
         return None
     interval = estimate(pooled_iqm, [np.asarray(scores)], confidence, resamples)
     return float(interval.low), float(interval.high)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that bound the chance of any false discovery.
+
+    The i-th smallest of m is multiplied by m + 1 - i; none may fall below one before it, or
+    exceed 1 (Holm, Scandinavian Journal of Statistics 6, 1979).
+    """
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = largest
+    return corrected

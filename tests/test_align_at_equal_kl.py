@@ -7,9 +7,9 @@ import pytest
 
 from experiments.align import at_equal_kl, show
 from experiments.align.at_equal_kl import Reading, judge, read_at, rows_of, verdicts
-from experiments.align.intervals import Interval, compare
 from experiments.align.stored import of_folder
 from experiments.cli.flags import BadInput
+from experiments.comparing.intervals import Interval, compare
 from tests.align_folders import rows_in, write
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from agents import language as methods
 from experiments.align import compare
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Interval
 from experiments.align.plan import read_plan
+from experiments.comparing.alignment_rows import ROWS
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Interval
 from rgpo_jax.language import targets
 
 SMALL = ("--methods", "rloo", "dapo", "--num-seeds", "2", "--num-updates", "40")
@@ -86,13 +87,13 @@ def test_rows_are_chosen_by_their_name_or_their_methods():
     def rows(*names):
         return compare.Options(methods=names).rows
 
-    gated = [row for row, args in compare.ROWS.items() if args[1] in methods.GATED]
+    gated = [row for row, args in ROWS.items() if args[1] in methods.GATED]
     assert rows() == gated and len(gated) == 16
     assert rows("dpo", "rebel") == ["rebel", "dpo"]
     assert rows("dr-grpo", "grpo") == ["grpo-published", "grpo-direct", "dr_grpo"]
     assert rows("rgpo-two-sided") == ["rgpo-two_sided"]
     assert len(rows("rgpo")) == 5
-    for name, args in compare.ROWS.items():
+    for name, args in ROWS.items():
         assert read_plan(args).label == name
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from agents import language as methods
 from envs.language import bandit, tiny, tree
-from experiments.align import intervals
-from experiments.align.frontier import Frontier, reward_within
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier, reward_within
 from experiments.theory import (
     alignment,
     dual_ascent,

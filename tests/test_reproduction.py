@@ -29,7 +29,7 @@ from experiments.reproduction import ablations, claims, figures, page, ranks, ro
 from experiments.reproduction.claims import HELD, NOT_HELD, UNTOLD
 from experiments.sweep import grid
 from rgpo_jax import gates
-from rgpo_jax.statistics import Estimate
+from rgpo_jax.statistics import Estimate, holm
 from tests import run_folders
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -239,22 +239,6 @@ def test_a_verdict_that_samples_share_goes_without_saying(collection):
         assert claim.findings["rgpo_k4"].scope == ""
 
 
-def test_holms_correction_by_hand():
-    # Smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not fall below 0.06.
-    assert ranks.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert ranks.holm([0.5, 0.9, 0.02]) == pytest.approx([1.0, 1.0, 0.06])
-    assert ranks.holm([0.2]) == [0.2]
-    assert ranks.holm([]) == []
-
-
-def test_holms_correction_is_that_of_statsmodels():
-    # multipletests(ps, method="holm")[1] of statsmodels 0.15.
-    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
-    ps += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # Benjamini and Hochberg 1995
-    expected = [0.0015, 0.0056, 0.0247, 0.1140, 0.2211, 0.2780, 0.2780, 0.2780, 0.3213]
-    assert ranks.holm(ps) == pytest.approx([*expected, *[1.0] * 6], abs=1e-9)
-
-
 def test_the_rank_test_is_exact():
     ours, theirs = np.arange(5.0), np.arange(5.0) + 10.0
     better, p = ranks.rank_test(ours, theirs)
@@ -269,7 +253,7 @@ def test_contests_are_corrected_together(collection):
     ]
     assert all(c.sampled is None or c.sampled.p <= c.sampled.corrected for c in found)
     tests = [t for c in found for t in (c.mode, c.sampled) if t is not None]
-    assert [t.corrected for t in tests] == ranks.holm([t.p for t in tests])
+    assert [t.corrected for t in tests] == holm([t.p for t in tests])
     by_task = {c.task: c.mode for c in found}
     assert by_task["Walker2d-v4"].better == 1.0 and by_task["Ant-v4"].better == 0.0
     shown = ranks.RankTest(1.0, 0.001, 0.049)

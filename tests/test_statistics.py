@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rgpo_jax import statistics
-from rgpo_jax.statistics import bootstrap_interval, interquartile_mean
+from rgpo_jax.statistics import bootstrap_interval, holm, interquartile_mean
 
 SCORES = [3.0, 100.0, 5.0, 1.0, 4.0, 2.0, 6.0, -50.0]
 
@@ -175,3 +175,19 @@ def test_interquartile_mean_is_scipys_trimmed_mean(n):
     scores = np.random.default_rng(n).normal(size=(n, 3))
     ours = statistics.pooled_iqm(scores, axis=0)
     np.testing.assert_allclose(ours, stats.trim_mean(scores, 0.25, axis=0), rtol=1e-13, atol=1e-14)
+
+
+def test_holms_correction_by_hand():
+    # Smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not fall below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9, 0.02]) == pytest.approx([1.0, 1.0, 0.06])
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    # multipletests(ps, method="holm")[1] of statsmodels 0.15.
+    ps = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
+    ps += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # Benjamini and Hochberg 1995
+    expected = [0.0015, 0.0056, 0.0247, 0.1140, 0.2211, 0.2780, 0.2780, 0.2780, 0.3213]
+    assert holm(ps) == pytest.approx([*expected, *[1.0] * 6], abs=1e-9)

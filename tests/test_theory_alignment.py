@@ -14,8 +14,8 @@ from scipy.special import expit
 
 from agents.language import dpo, reinforce
 from envs.language import bandit
-from experiments.align import intervals
-from experiments.align.intervals import Interval
+from experiments.comparing import intervals
+from experiments.comparing.intervals import Interval
 from experiments.theory import __main__ as program
 from experiments.theory import (
     alignment,

@@ -7,7 +7,8 @@ import pytest
 
 import agents
 import envs
-from experiments.benchmark import measure, timing
+from experiments.benchmark import measure
+from experiments.comparing import timing
 from experiments.theory import cost
 from experiments.theory.options import Options
 

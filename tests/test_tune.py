@@ -12,10 +12,10 @@ from experiments import run
 from experiments.cli.exits import EXIT_BROKEN
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted
+from experiments.plan.drawn import Drawn
 from experiments.plan.reading import read_plan
 from experiments.record.run_folder import is_finished
 from experiments.report import runs
-from experiments.sweep.drawn import Drawn
 from experiments.training import building
 from experiments.tune import __main__ as tune
 from experiments.tune import space, trials

@@ -16,13 +16,13 @@ import tyro
 
 from agents import language as methods
 from experiments.align import show, stored
-from experiments.align.intervals import LEVEL, Comparison, Interval, compare
 from experiments.align.options import Options as AlignOptions
 from experiments.align.show import Shown, table_line
 from experiments.align.stored import Stored
 from experiments.cli import flags, frame
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
+from experiments.comparing.intervals import LEVEL, Comparison, Interval, compare
 from experiments.plan.reading import with_defaults
 from experiments.record import colors
 from experiments.record.run_folder import reached_end

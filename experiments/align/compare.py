@@ -20,14 +20,15 @@ import tyro
 from agents import language as methods
 from experiments.align import __main__ as program
 from experiments.align import building
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Interval
 from experiments.align.plan import HEADLINE, Plan, read_plan
 from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.cli.terminal import Terminal
+from experiments.comparing.alignment_rows import ROWS
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Interval
 from experiments.record import colors
 from experiments.record.files import require_space, to_json, write_atomically
 from experiments.record.run_folder import (
@@ -51,29 +52,6 @@ MARK, PAGE, TABLE, NUMBERS, FIGURE = (
     "table.csv",
     "frontier.png",
 )
-# Row -> the flags of `experiments.align` that make it.
-ROWS: dict[str, tuple[str, ...]] = {
-    "reinforce": ("--method", "reinforce"),
-    "rloo": ("--method", "rloo"),
-    "grpo-published": ("--method", "grpo", "--kl", "published"),
-    "grpo-direct": ("--method", "grpo", "--kl", "direct"),
-    "dr_grpo": ("--method", "dr_grpo"),
-    "ppo": ("--method", "ppo"),
-    "rgpo-product": ("--method", "rgpo", "--dual", "product"),
-    "rgpo-geometric": ("--method", "rgpo", "--dual", "geometric"),
-    "rgpo-two_sided": ("--method", "rgpo", "--dual", "two_sided"),
-    "rgpo-min": ("--method", "rgpo", "--dual", "min"),
-    "rgpo-none": ("--method", "rgpo", "--dual", "none"),
-    "dual_kl": ("--method", "dual_kl"),
-    "dapo": ("--method", "dapo"),
-    "gspo": ("--method", "gspo"),
-    "cispo": ("--method", "cispo"),
-    "sapo": ("--method", "sapo"),
-    **{
-        name: ("--method", name)
-        for name in (*methods.FROM_OWN_PAIRS, *methods.FROM_DATA, *methods.FROM_WINS)
-    },
-}
 # Flags that each row has by itself, or that this program gives.
 _OWN = ("--method", "--out", "--overwrite", "--resume")
 # World -> evaluations of a row: points of its line. They are exact, and cost most in tiny.

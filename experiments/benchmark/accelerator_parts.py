@@ -20,10 +20,11 @@ import numpy as np
 import agents
 import envs
 from experiments.benchmark import kernels, roofline
-from experiments.benchmark.measure import MIB, collect
+from experiments.benchmark.measure import MIB
 from experiments.benchmark.roofline import Peaks, Work
-from experiments.benchmark.timing import Program, in_turn
+from experiments.comparing.timing import Program, in_turn
 from experiments.plan import families
+from experiments.training.collecting import collect
 from rgpo_jax import rollout
 from rgpo_jax.agent import Agent
 from rgpo_jax.config import Config

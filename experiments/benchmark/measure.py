@@ -1,25 +1,20 @@
 """What the benchmark times: programs of an agent's parts, and of a peer, in turn."""
 
 import dataclasses
-import functools
 import statistics
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 import agents
 import envs
 from experiments.benchmark import peers
-from experiments.benchmark.timing import Program, in_turn
+from experiments.comparing.timing import Program, in_turn
 from experiments.training import compiling, devices
+from experiments.training.collecting import collect
 from rgpo_jax.config import Checked, Config
 from rgpo_jax.ranges import AT_LEAST_ONE, Count, Positive
-
-if TYPE_CHECKING:
-    from rgpo_jax.agent import Agent, AgentState
-    from rgpo_jax.rollout import Trajectory
-
 
 MIB = 2**20
 
@@ -62,31 +57,6 @@ class Options(Checked):
     """Environment steps of each seed with --start."""
     out: str | None = None
     """JSON file for the results; None: print only."""
-
-
-def collect(
-    agent: "Agent", state: "AgentState", axis_name: str | None = None
-) -> tuple["AgentState", "Trajectory"]:
-    """The rollout of `agent.step` alone: the state after it, with the learner as it was.
-
-    `axis_name`: that of `rgpo_jax.agent.make`.
-    """
-    import jax
-
-    from rgpo_jax import rollout
-    from rgpo_jax.data_parallel import DataParallel
-
-    key, rollout_key = jax.random.split(state.key)
-    rollout_state, trajectory, _ = rollout.collect(
-        agent.env,  # type: ignore[arg-type]
-        functools.partial(agent.learner.policy, state.learner),
-        state.rollout,
-        rollout_key,
-        agent.config.num_steps,
-        agent.config.reset_pool_size,
-        DataParallel(axis_name),
-    )
-    return state._replace(rollout=rollout_state, key=key), trajectory
 
 
 def build(

@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import envs
-from experiments.benchmark.timing import Program
 from experiments.cli.flags import BadInput
+from experiments.comparing.timing import Program
 from experiments.training import devices
 from rgpo_jax.config import Config
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import Program
+from experiments.comparing.timing import Program
 from experiments.training.programs import memory_of
 
 _BITS = re.compile(r"\d+")

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.comparing import style
 from experiments.record.files import to_json
 from experiments.record.headline import CONTROL
 from experiments.report import charts, episodes, scores, sweeps
@@ -173,18 +174,14 @@ def render(report: Report, refresh: float | None = None) -> bytes:
             scipy=importlib.metadata.version("scipy"),
             made=f"Made {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z} by "
             "python -m experiments.report.",
-            css=_source("page.css"),
-            js=_source("page.js"),
+            css=Markup(style.css()),
+            js=Markup((_HERE / "page.js").read_text()),
             data=_data(shown, unit, collection),
             headline=collection.headline,
             plotly=_plotly(),
         )
         .encode()
     )
-
-
-def _source(name: str) -> Markup:
-    return Markup((_HERE / name).read_text())
 
 
 @functools.cache

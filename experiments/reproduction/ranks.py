@@ -1,7 +1,6 @@
 """Rank tests of RGPO's returns against PPO's, corrected for their number."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -10,6 +9,7 @@ from experiments.report import scores
 from experiments.report.runs import FINISHED
 from experiments.reproduction.claims import Cells, short_name
 from experiments.reproduction.rows import ALL, CONTESTS
+from rgpo_jax.statistics import holm
 
 LEVEL = 0.05  # a corrected p below this shows a difference
 AHEAD, BEHIND, UNSHOWN = "ahead", "behind", "not shown"
@@ -99,19 +99,6 @@ def rank_test(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Share of pairs in which ours is larger, and p of the exact two-sided Mann-Whitney test."""
     test = stats.mannwhitneyu(ours, theirs, method="exact")
     return float(test.statistic) / (len(ours) * len(theirs)), float(test.pvalue)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that bound the chance of any false discovery.
-
-    The i-th smallest of m is multiplied by m + 1 - i; none may fall below one before it, or
-    exceed 1 (Holm, Scandinavian Journal of Statistics 6, 1979).
-    """
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def say(p: float) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from experiments.cli import flags, frame
+from experiments.cli.children import environment
 from experiments.cli.exits import EXIT_BAD_INPUT, EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
@@ -300,7 +301,7 @@ def _ask_worker(
         worker.write_spec(spec, Path(folder), cells, options)
         return subprocess.run(
             launchers.command(spec, flag),
-            env=launchers.environment(),
+            env=environment(),
             capture_output=True,
             text=True,
         )

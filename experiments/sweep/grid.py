@@ -6,17 +6,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import env_kwargs, own
+from experiments.plan import drawn, env_kwargs, own, settings_file
 from experiments.plan.run_options import OF_ONE_RUN
-from experiments.sweep import drawn
 from experiments.sweep.kinds import KINDS, RUN, Kind
 from experiments.training.subject import Planned
 from rgpo_jax.config import ConfigError
@@ -43,23 +40,6 @@ class Cell:
     settings: dict[str, Any]
     plan: Planned
     kind: Kind = RUN
-
-
-def read_file(path: str) -> dict[str, Any]:
-    """The content of a sweep file, YAML or JSON.
-
-    Raises:
-      BadInput: it cannot be read, or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text())
-    except OSError as error:
-        raise BadInput(f"--file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"--file {path}: not YAML: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise BadInput(f"--file {path}: expected a mapping of settings, such as `agents: [ppo]`")
-    return flags.with_new_names(content)
 
 
 def _is_grid(name: str, value: Any, lists: frozenset[str]) -> bool:
@@ -131,7 +111,7 @@ def _names_in(content: Mapping[str, Any], key: str, source: str) -> list[str] | 
 
 def refuse_code(file: str, args: Sequence[str], kind: Kind) -> None:
     """Raises BadInput if a sweep file names code that is not of the suite, and `args` do not."""
-    content = read_file(file)
+    content = settings_file.read(file)
     own.refuse_found(content, f"--file {file}", args)
     for axis in (kind.subjects, kind.places):
         names = content.get(axis.field)
@@ -160,7 +140,7 @@ def expand(
     Raises:
       BadInput: an unknown name, a setting that no subject has, a value out of range ...
     """
-    content = read_file(file) if file is not None else {}
+    content = settings_file.read(file) if file is not None else {}
     source = f"--file {file}"
     of_subjects, of_places = kind.subjects, kind.places
     subjects_of_file = _names_in(content, of_subjects.field, source)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments.cli.children import environment
 from experiments.cli.exits import EXIT_LOST
 from experiments.cli.flags import BadInput
 from experiments.record.files import append_plain
@@ -20,12 +21,6 @@ LOG = "worker.log"
 def command(spec: Path, *flags: str) -> list[str]:
     """What runs a program; packages of the folder in which it runs do not come before ours."""
     return [sys.executable, "-P", "-m", "experiments.sweep.worker", str(spec), *flags]
-
-
-def environment() -> dict[str, str]:
-    """Ours; and a worker finds the packages of this checkout, whatever folder it runs in."""
-    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 class Launcher(Protocol):

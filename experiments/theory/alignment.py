@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, log_expit
 
-from experiments.align.intervals import Comparison, Interval
+from experiments.comparing.intervals import Comparison, Interval
 from experiments.theory.study import Line, say
 from experiments.training import compiling
 from experiments.training.programs import wait

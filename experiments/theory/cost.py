@@ -11,9 +11,11 @@ from scipy import stats
 
 import agents
 import envs
-from experiments.benchmark import measure, timing
+from experiments.benchmark import measure
+from experiments.comparing import timing
 from experiments.theory.options import Options
 from experiments.theory.study import Claim, Figure, Line, Panel, Progress, Study, Table, say
+from experiments.training.collecting import collect
 from rgpo_jax import update
 from rgpo_jax.agent import Agent
 
@@ -84,7 +86,7 @@ def differentiation_order(agent: Agent) -> int:
 
     def once(key: jax.Array) -> Any:
         state = agent.init(key)
-        return probed.update(state.learner, measure.collect(agent, state)[1])
+        return probed.update(state.learner, collect(agent, state)[1])
 
     jax.eval_shape(once, jax.random.key(0))
     return order

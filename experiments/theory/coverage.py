@@ -9,8 +9,8 @@ import numpy as np
 
 from agents.language import on_policy_dpo
 from envs.language import bandit
-from experiments.align import intervals
-from experiments.align.intervals import Comparison, Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.intervals import Comparison, Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, divergence, draw_wins, exact_fit, softmax
 from experiments.theory.options import Options

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.align.frontier import Frontier
+from experiments.comparing.frontier import Frontier
 from experiments.theory import equal_kl
 from experiments.theory.equal_kl import DUAL, Paths
 from rgpo_jax import gates

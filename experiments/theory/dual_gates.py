@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.language import bandit, tree
-from experiments.align import intervals
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Comparison, Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Comparison, Interval, compare
 from experiments.theory import alignment, dual_ascent, equal_kl
 from experiments.theory.alignment import Greek, band, plain, tell, tell_ratio, words
 from experiments.theory.dual_verdicts import MATTERS, at_equal_steps, gains, in_all

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.align.intervals import Comparison, compare
+from experiments.comparing.intervals import Comparison, compare
 from experiments.theory.equal_kl import DUAL, Paths
 
 MATTERS = 0.02  # of a share: a smaller difference is of no use to anybody

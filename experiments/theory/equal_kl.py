@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents import language as methods
-from experiments.align import compare
-from experiments.align.frontier import Frontier, reward_within
+from experiments.comparing import alignment_rows
+from experiments.comparing.frontier import Frontier, reward_within
 from experiments.theory import alignment
 from experiments.theory.alignment import Setup, plain
 from experiments.theory.study import Arrays, Line, Progress
@@ -29,11 +29,11 @@ _NOISE = 7  # of the key that noise comes from: no other key is folded with it
 
 
 def row_of(name: str) -> tuple[str, dict[str, Any]]:
-    """The method of a row of `align.compare`, and the row's own settings.
+    """The method of a row of `alignment_rows`, and the row's own settings.
 
     Gates of RGPO are normalised, so that each has the weight 1 at first, as all others have.
     """
-    flags = compare.ROWS[name]
+    flags = alignment_rows.ROWS[name]
     settings: dict[str, Any] = {
         flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
     }
@@ -58,7 +58,7 @@ def build(row: str, world: World, noise: Any, **settings: Any) -> Setup:
     """A row's agent in a world whose rewards are given with noise.
 
     Args:
-      row: of `align.compare`.
+      row: of `alignment_rows`.
       world: without noise.
       noise: standard deviation of what is added to each answer's reward, anew each time.
       **settings: of the Config, beside the row's own.

@@ -8,8 +8,8 @@ import numpy as np
 
 from agents.language import grpo
 from envs.language import bandit
-from experiments.align import intervals
-from experiments.align.intervals import Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.intervals import Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, divergence, plain
 from experiments.theory.options import Options

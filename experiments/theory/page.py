@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.comparing import style
 from experiments.record.provenance import short_commit
 from experiments.theory import drawing
 from experiments.theory.study import Study, say
@@ -39,7 +39,6 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = importlib.resources.files("experiments.report") / "page.css"
     content = environment.get_template("page.html").render(
         studies=studies,
         claims=[(key, claim) for key, study in studies.items() for claim in study.claims],
@@ -56,7 +55,7 @@ def render(
             *([f"commit {commit}"] if (commit := short_commit(where["git_commit"])) else []),
         ],
         options=", ".join(f"{name} {value}" for name, value in options.items()),
-        css=Markup(style.read_text()),
+        css=Markup(style.css()),
         made=f"Made {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z} by python -m "
         f"experiments.theory; SciPy {importlib.metadata.version('scipy')}.",
     )

@@ -10,9 +10,9 @@ import numpy as np
 
 from agents.language import ppo, rebel, rgpo
 from envs.language import bandit, tree
-from experiments.align import intervals
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Comparison, Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Comparison, Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band, tell_ratio, words
 from experiments.theory.options import Options

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 import envs
 from agents import ppo
-from experiments.benchmark import measure
 from experiments.plan import families
+from experiments.training.collecting import collect
 from rgpo_jax import advantages, gates, networks, objective, samples
 from rgpo_jax.distributions import Categorical, Distribution, Normal
 from rgpo_jax.environment import Discrete
@@ -162,7 +162,7 @@ def draw(
     @jax.jit
     def experience(key: Array) -> tuple[Any, Any, Any, Any]:
         state, _ = jax.lax.scan(agent.step, agent.init(key), length=num_updates)
-        _, trajectory = measure.collect(agent, state)
+        _, trajectory = collect(agent, state)
         learner = state.learner
         numbers, network = learner.hyperparameters, agent.learner.network
         value, next_value = samples.bootstrap_values(

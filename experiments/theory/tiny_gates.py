@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.language import tiny
-from experiments.align import intervals
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Interval, compare
 from experiments.theory import alignment, dual_verdicts, equal_kl
 from experiments.theory.alignment import Greek, words
 from experiments.theory.equal_kl import DUAL, REGRESSIONS, ROWS, Chosen, Gains

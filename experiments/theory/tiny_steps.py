@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from envs.language import tiny
-from experiments.align import intervals
-from experiments.align.frontier import Frontier
-from experiments.align.intervals import Interval
+from experiments.comparing import intervals
+from experiments.comparing.frontier import Frontier
+from experiments.comparing.intervals import Interval
 from experiments.theory import alignment, equal_kl, tiny_gates
 from experiments.theory.alignment import Greek, plain, tell_ratio, words
 from experiments.theory.dual_verdicts import at_equal_steps

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.align import intervals
-from experiments.align.intervals import Comparison, Interval, compare
+from experiments.comparing import intervals
+from experiments.comparing.intervals import Comparison, Interval, compare
 from experiments.theory import alignment
 from experiments.theory.alignment import Greek, band
 from experiments.theory.options import Options

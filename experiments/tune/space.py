@@ -8,11 +8,10 @@ import yaml
 
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import own, reading
+from experiments.plan import drawn, own, reading, settings_file
+from experiments.plan.drawn import Drawn
 from experiments.plan.reading import Plan
 from experiments.plan.run_options import OF_ONE_RUN
-from experiments.sweep import drawn, grid
-from experiments.sweep.drawn import Drawn
 
 BUDGET = "total_steps"
 _FORM = "expected NAME=log_uniform:LOW,HIGH, NAME=uniform:LOW,HIGH or NAME=choice:A,B,..."
@@ -61,7 +60,7 @@ def read(search: Sequence[str], file: str | None, arguments: Sequence[str], prog
       BadInput: an unknown setting, one that cannot be searched, or a value out of its range.
     """
     if file is not None:
-        own.refuse_found(grid.read_file(file), f"--file {file}", arguments)
+        own.refuse_found(settings_file.read(file), f"--file {file}", arguments)
     ranges: dict[str, Drawn] = {}
     sources: dict[str, str] = {}
     for name, how, source in (*_of_file(file), *map(_of_line, search)):
@@ -104,7 +103,7 @@ def _of_line(item: str) -> tuple[str, dict[str, Any], str]:
 
 
 def _of_file(file: str | None) -> Iterator[tuple[str, dict[str, Any], str]]:
-    content = {} if file is None else grid.read_file(file)
+    content = {} if file is None else settings_file.read(file)
     for name, how in content.items():
         source = f"--file {file}"
         if isinstance(how, list):

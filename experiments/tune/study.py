@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.cli.flags import BadInput
+from experiments.plan.drawn import Drawn, rounded
 from experiments.record.files import read_plain
-from experiments.sweep.drawn import Drawn, rounded
 
 JOURNAL = "study.jsonl"
 _NAME = "tune"

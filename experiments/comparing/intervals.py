@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts load where they are first used
 
-from experiments.reproduction.ranks import holm
+from rgpo_jax.statistics import holm
 
 LEVEL = 0.05  # of tests, after Holm's correction
 
