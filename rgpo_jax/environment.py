@@ -181,7 +181,7 @@ class Spaces:
     action_space: ActionSpace
     observation_dtype: Any = np.float32
     max_episode_steps: int | None = None
-    name: str = "a world of your own"
+    name: str = "an environment of your own"
 
     def make_pool(self, seeds: Sequence[int]) -> Pool:
         """Raises TypeError: nobody but you can step it."""

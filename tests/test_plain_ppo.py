@@ -1,4 +1,4 @@
-"""The yardstick is a PPO that learns; how fast is measured elsewhere."""
+"""The baseline is a PPO that learns; how fast is measured elsewhere."""
 
 import jax
 import jax.numpy as jnp

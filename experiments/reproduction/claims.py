@@ -55,7 +55,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, the rule by which it is judged, and row -> what its runs say.
+    """A sentence of the paper, as summaries report it, the rule by which it is judged, and row -> what its runs say.
 
     Of a return, `paper` is the gain that it states, in words.
     """
