@@ -15,6 +15,7 @@ from typing import Any
 from experiments.benchmark import peers
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.record.run_folder import SUMMARY
 from rgpo_jax.config import Config
 
 # The first result that each of both programs prints.
@@ -76,7 +77,7 @@ def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
         out = Path(folder) / "run"
         command = ["-m", "experiments.run", *arguments, "--out", str(out)]
         first, total, _ = wait_for([*command, "--compilation-cache", str(cache)])
-        summary = json.loads((out / "summary.json").read_text())
+        summary = json.loads((out / SUMMARY).read_text())
     return Wait(first, total, summary["compile_seconds"])
 
 

@@ -18,6 +18,7 @@ from experiments.plan.run_plan import RunPlan
 from experiments.record.files import read_plain
 from experiments.record.headline import CONTROL, Headline
 from experiments.record.lengthening import LENGTHS, lengthened
+from experiments.record.run_folder import CONFIG
 from rgpo_jax.config import Config
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
     out = flags.peek("--out", args)
     if "--resume" not in args or out is None:
         return {}
-    path = Path(out).expanduser() / "config.json"
+    path = Path(out).expanduser() / CONFIG
     try:
         return flags.settings_from_file(str(path), read_plain) if path.exists() else {}
     except BadInput as error:
