@@ -184,18 +184,14 @@ def place(name: str, **params: Any) -> Place:
     if not is_own(name):
         prefix = split(name)[0]
         return Place(prefix in ON_HOST, prefix == "playground" or params.get("backend") == "mjx")
+    return place_of(make(name, **params))
+
+
+def place_of(env: "AnyEnvironment") -> Place:
+    """Where an environment of a user's own is computed."""
     from rgpo_jax.environment import HostEnvironment
 
-    env = make(name, **params)
     return Place(isinstance(env, HostEnvironment), getattr(env, "is_on_mjx", False))
-
-
-def is_on_host(name: str, **params: Any) -> bool:
-    """Whether the environment that `make` builds from these lives on the host.
-
-    One of a user's own is built to know it; raises ValueError as `make` does.
-    """
-    return place(name, **params).on_host
 
 
 def is_on_mjx(name: str, **params: Any) -> bool:

@@ -1,7 +1,6 @@
 """Saves a trained policy for use elsewhere: `python -m experiments.export --help`."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.record.files import read_plain
-from experiments.record.run_folder import POLICY
+from experiments.record.run_folder import POLICY, choose_file
 from experiments.training import compiling
 from rgpo_jax import policy_file
 from rgpo_jax.config import Checked, is_own_network
@@ -79,16 +78,9 @@ def _save(args: Sequence[str], _: Interrupts) -> int:
 
 def _choose_file(options: Options) -> Path:
     """Where it goes; raises BadInput where it cannot."""
-    path = Path(options.out).expanduser()
-    if path.suffix not in _SUFFIXES:
-        accepted = f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}"
-        raise BadInput(f"--out {options.out}: expected a name that ends in {accepted}")
+    path = choose_file(options.out, _SUFFIXES, options.overwrite)
     if path.suffix == ".npz" and options.seed is not None:
         raise BadInput(f"--seed {options.seed}: an .npz has all seeds; expected None")
-    if path.exists() and not (options.overwrite and path.is_file()):
-        raise BadInput(f"--out {options.out}: is there already; choose another, or say --overwrite")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BadInput(f"--out {options.out}: {path.parent} is no folder that can be written")
     return path
 
 

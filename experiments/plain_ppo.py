@@ -1,11 +1,12 @@
 """A plain PPO to measure against: whole training is one compiled function of a key.
 
-A yardstick for `experiments.benchmark`, not an agent of this library, of which it uses nothing but
-the reading of flags. It is written in the manner of PureJaxRL (github.com/luchris429/purejaxrl, the
-code base of arXiv 2210.05639): gymnax's own auto-reset; the critic evaluated in the rollout; a
-time limit treated as an end; the return of episodes logged at every step, and all of that handed
-back; advantages by a reverse scan; minibatches shuffled by a permutation and gathered; the value
-loss clipped; Adam over the tree of parameters. It does what that manner needs, no more and no less.
+A baseline for `experiments.benchmark`, not an agent of this library, of which it uses nothing but
+the reading of flags and the words for a rate. It is written in the manner of PureJaxRL
+(github.com/luchris429/purejaxrl, the code base of arXiv 2210.05639): gymnax's own auto-reset; the
+critic evaluated in the rollout; a time limit treated as an end; the return of episodes logged at
+every step, and all of that handed back; advantages by a reverse scan; minibatches shuffled by a
+permutation and gathered; the value loss clipped; Adam over the tree of parameters. It does what
+that manner needs, no more and no less.
 
     python -m experiments.plain_ppo --env CartPole-v1 --num-seeds 8
 """
@@ -29,6 +30,7 @@ from gymnax.environments import spaces
 import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.record.headline import CONTROL
 from rgpo_jax.config import Checked, ConfigError
 from rgpo_jax.ranges import Count, CountOrZero, NonNegative, Positive, UnitInterval
 
@@ -437,7 +439,7 @@ def final_return(metrics: dict[str, Array]) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Settings):
-    """Train a plain PPO, the yardstick of the benchmark; nothing is kept."""
+    """Train a plain PPO, the baseline of the benchmark; nothing is kept."""
 
     seed: CountOrZero = 0
     """First seed."""
@@ -469,7 +471,7 @@ def main(args: Sequence[str] | None = None) -> int:
     result = jax.block_until_ready(compiled(keys[0] if options.num_seeds == 1 else keys))
     seconds = time.perf_counter() - started
     steps = options.num_seeds * options.num_updates * options.batch_size
-    print(f"trained in {seconds:.2f} s, {steps / seconds / 1e3:,.0f}k steps/s", flush=True)
+    print(f"trained in {seconds:.2f} s, {CONTROL.unit.a_second(steps / seconds)}", flush=True)
     metrics = jax.device_get(result["metrics"])
     if options.num_seeds == 1:
         metrics = jax.tree.map(lambda x: x[None], metrics)

@@ -142,12 +142,13 @@ def _list_environments(args: Sequence[str]) -> None:
 
 def _log_film(plan: Plan, folder: Path, recorder: "Recorder") -> None:
     """Plays an episode of the policy, and shows it; a run that cannot be drawn is no less whole."""
-    from experiments.play import __main__ as play
+    from experiments.play import filming
+    from experiments.play.options import Options
     from experiments.training import trained
 
     try:
         loaded = trained.load(str(folder), "--run", trust_code=True)  # it has just run
-        path, outcome = play.make_film(play.Options(run=str(folder), overwrite=True), loaded)
+        path, outcome = filming.make_film(Options(run=str(folder), overwrite=True), loaded)
         recorder.log_film(plan.num_updates * plan.batch_size, path)
     except Exception as error:  # whatever a library for drawing raises, where there is no screen
         line = (str(error).splitlines() or [""])[0]

@@ -145,6 +145,7 @@ def make(
     penalty: Tunable | None = None,
     optimizer: update.Optimizer = update.adam,
     network: Network | nn.Module | None = None,
+    flatten: bool = True,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
 
@@ -162,6 +163,7 @@ def make(
       axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
         spread in equal shares: `state.rollout` is then a device's own, all else is the same on
         all devices. None: one device has them all.
+      flatten: see `update.make`; False for an optimizer that tells parameters apart by name.
 
     Raises:
       ValueError: the environment or the gate is none (`inspection`); the network cannot be built
@@ -187,6 +189,7 @@ def make(
         penalty,
         optimizer,
         parallel,
+        flatten,
     )
 
     def act(
@@ -211,7 +214,7 @@ def make(
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(key, 3)
-        overrides = check_overrides(config, hyperparameters)
+        overrides = check_overrides(config, hyperparameters, type(learner.hyperparameters))
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
             rollout.init(

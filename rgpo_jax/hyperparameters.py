@@ -29,6 +29,12 @@ class TracedNumbers:
         }
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cls(**numbers, **functions))
 
+    @classmethod
+    def functions(cls) -> set[str]:
+        """The names of the fields that are Tunables, or may be."""
+        hints = typing.get_type_hints(cls)
+        return {name for name, hint in hints.items() if Tunable in (hint, *typing.get_args(hint))}
+
     def replace(self, **overrides: Any) -> Self:
         """Returns a copy with fields replaced, or numbers of its functions by name.
 
@@ -49,18 +55,26 @@ class TracedNumbers:
         return dataclasses.replace(self, **fields)
 
 
-def check_overrides(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def check_overrides(
+    config: Any, overrides: Mapping[str, Any], kind: type[TracedNumbers]
+) -> dict[str, Any]:
     """Checks overrides as far as they can be looked at, and gives them definite types.
 
     Args:
       config: of the agent, whose numbers they take the place of.
       overrides: by name.
+      kind: of the agent's hyper-parameters, which tells its functions.
 
     Raises:
       ValueError: a number is out of range, or not above another as it should be.
       TypeError: a function is none.
     """
     hints = typing.get_type_hints(type(config), include_extras=True)
+    for name in kind.functions() & overrides.keys():
+        if not isinstance(overrides[name], Tunable):
+            raise TypeError(
+                f"{name} = {overrides[name]!r}: expected a Tunable, such as gates.rgpo(2.0)"
+            )
     checked = {name: _checked(hints.get(name), name, x) for name, x in overrides.items()}
     for name, hint in hints.items():
         for above in (c for c in _constraints(hint) if isinstance(c, Above)):
@@ -82,7 +96,4 @@ def _checked(hint: Any, name: str, value: Any) -> Any:
     for constraint in _constraints(hint):
         if isinstance(constraint, Range):
             require(name, value, constraint)
-    functions = ("gate", "advantage_transform", "policy_step", "penalty", "loss")
-    if name in functions and not isinstance(value, Tunable):
-        raise TypeError(f"{name} = {value!r}: expected a Tunable, such as gates.rgpo(2.0)")
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)

@@ -80,7 +80,8 @@ class LearnerState(NamedTuple):
 
     Attributes:
       params: {"actor": ..., "critic": ...}.
-      optimizer_state: of the optimiser, over the parameters as one flat vector.
+      optimizer_state: of the optimiser, over the parameters as one flat vector, or as they are
+        where `update.make` was told so.
       key: typed key, for shuffling.
       updates: number of updates so far, int32 [].
       observation_moments: of all observations learnt from, elementwise; where these are a dict of

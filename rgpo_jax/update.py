@@ -1,5 +1,6 @@
 """THE update step: epochs of minibatches over one trajectory, the same for every agent."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -122,68 +123,48 @@ def _step_metrics(steps: GradientSteps, may_stop: bool) -> Metrics:
     return means(taken, weight=rate > 0) | means({"gradient_step_rate": rate})
 
 
-def make(
-    network: Network,
-    config: Config,
-    gate: Tunable,
-    advantage_transform: Tunable | None = None,
-    policy_step: Tunable | None = None,
-    penalty: Tunable | None = None,
-    optimizer: Optimizer = adam,
-    parallel: DataParallel = DataParallel(),
-) -> Learner:
-    """Builds the update step.
+def _penalty(config: Config, own: Tunable | None) -> Tunable | None:
+    """The further term of the loss: one that was given, or what the config says."""
+    configured = penalties.make(config.kl_coefficient, config.value_clip)
+    if own is None:
+        return configured
+    if configured is not None:
+        raise ValueError("penalty: expected None with the config's kl_coefficient or value_clip")
+    return as_tunable(own)
 
-    An update estimates advantages over the trajectory, then takes `num_epochs` passes over it in
-    `num_minibatches` shuffled parts, each a step of the optimiser on the gated objective. With a
-    `policy_step` the actor takes one such step on the whole batch instead, and the passes train
-    the critic alone. What is shuffled are steps, and with a recurrent network whole sequences, one
-    of each environment, which are run again from the memory with which the rollout began.
 
-    Args:
-      network: policy and value function.
-      config: shapes, and the defaults of the hyper-parameters.
-      gate: function (log_ratio, advantage) -> g.
-      advantage_transform: applied to the advantages after normalisation; None: the identity.
-      policy_step: see `trust_region.natural_gradient`; None: gradient steps.
-      penalty: a further term of the loss, see `penalties`; None: what the config says.
-      optimizer: (hyper-parameters, step size) -> optax's transformation; one that needs structure,
-        such as a mask for weight decay, has to find it in one flat vector.
-      parallel: of which trajectories are this device's share, if environments are spread over
-        several.
+def _refuse_early_stopping(target_kl: Any) -> None:
+    if target_kl is not None:
+        raise ValueError("target_kl: expected None with a policy_step, which is one step")
 
-    Returns:
-      An (init, update) pair, with the default hyper-parameters.
 
-    Raises:
-      ValueError: a `policy_step` excludes the config's `target_kl`, penalties, and a torso that
-        the critic shares; a `penalty` excludes those of the config; or the optimizer is no
-        function.
-    """
-    descent.check_optimizer(optimizer)
-    if policy_step is not None and network.joint is not None:
+def _refuse_beside_policy_step(network: Network, config: Config, penalty: Tunable | None) -> None:
+    """Raises ValueError for what a `policy_step` excludes."""
+    if network.joint is not None:
         raise ValueError(
             "shared_torso: expected False with a policy_step, past which the critic's gradient "
             "steps would move the policy"
         )
-
-    def refuse_early_stopping(target_kl: Any) -> None:
-        if policy_step is not None and target_kl is not None:
-            raise ValueError("target_kl: expected None with a policy_step, which is one step")
-
-    refuse_early_stopping(config.target_kl)
-    configured = penalties.make(config.kl_coefficient, config.value_clip)
-    if penalty is not None and configured is not None:
-        raise ValueError("penalty: expected None with the config's kl_coefficient or value_clip")
-    penalty = configured if penalty is None else as_tunable(penalty)
-    if policy_step is not None and penalty is not None:
+    _refuse_early_stopping(config.target_kl)
+    if penalty is not None:
         raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
-    defaults = Hyperparameters.from_config(
-        config, gate, advantage_transform or advantages.identity(), policy_step, penalty
-    )
 
-    def init(key: Array, hyperparameters: Hyperparameters) -> LearnerState:
-        refuse_early_stopping(hyperparameters.target_kl)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Update:
+    """The update step of one agent: what is the same in each call; see `make`."""
+
+    network: Network
+    config: Config
+    has_policy_step: bool
+    optimizer: Optimizer
+    flatten: bool
+    parallel: DataParallel
+
+    def init(self, key: Array, hyperparameters: Hyperparameters) -> LearnerState:
+        network, config = self.network, self.config
+        if self.has_policy_step:
+            _refuse_early_stopping(hyperparameters.target_kl)
         params_key, key = jax.random.split(key)
         params = network.init(params_key)
         moments = jax.tree.map(
@@ -194,7 +175,7 @@ def make(
         return_scale = normalization.initial_return_scale(config.num_envs)
         return LearnerState(
             params,
-            descent.init(optimizer(hyperparameters, 0.0), params),
+            descent.init(self.optimizer(hyperparameters, 0.0), params, self.flatten),
             key,
             jnp.int32(0),
             moments if config.normalize_observations else None,
@@ -203,15 +184,16 @@ def make(
         )
 
     def update(
-        state: LearnerState, trajectory: Trajectory, max_episode_steps: int | None = None
+        self, state: LearnerState, trajectory: Trajectory, max_episode_steps: int | None = None
     ) -> tuple[LearnerState, Metrics]:
+        network, config, parallel = self.network, self.config, self.parallel
         hyperparameters, params = state.hyperparameters, state.params
         batch, state, metrics = samples.prepare(
             network, config, state, trajectory, max_episode_steps, parallel
         )
         step_size = schedules.learning_rate(config.schedule, hyperparameters, state.updates)
-        loss = _actor_critic_loss(network, hyperparameters)
-        if policy_step is not None:
+        loss, log_ratio = _actor_critic_loss(network, hyperparameters), None
+        if self.has_policy_step:
             actor, log_ratio, policy_metrics = _step_policy(
                 network, hyperparameters, params["actor"], batch, parallel
             )
@@ -230,10 +212,11 @@ def make(
             state.optimizer_state,
             batch,
             shuffle_key,
-            optimizer(hyperparameters, step_size),
+            self.optimizer(hyperparameters, step_size),
             config.num_epochs,
             config.num_minibatches,
             config.microbatch_size,
+            flatten=self.flatten,
             goes_on=is_near if may_stop else None,
             parallel=parallel,
         )
@@ -243,7 +226,7 @@ def make(
             hyperparameters.gate,
             parallel.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
             batch.advantage.ravel(),
-            steps.terms["log_ratio"] if policy_step is None else log_ratio,
+            steps.terms["log_ratio"] if log_ratio is None else log_ratio,
         )
         metrics |= _step_metrics(steps, may_stop)
         entropy = parallel.mean(jnp.mean(policy.entropy()))
@@ -253,4 +236,54 @@ def make(
         )
         return state, metrics
 
-    return Learner(init, update, functools.partial(acting.policy, network), defaults, network)
+
+def make(
+    network: Network,
+    config: Config,
+    gate: Tunable,
+    advantage_transform: Tunable | None = None,
+    policy_step: Tunable | None = None,
+    penalty: Tunable | None = None,
+    optimizer: Optimizer = adam,
+    parallel: DataParallel = DataParallel(),
+    flatten: bool = True,
+) -> Learner:
+    """Builds the update step.
+
+    An update estimates advantages over the trajectory, then takes `num_epochs` passes over it in
+    `num_minibatches` shuffled parts, each a step of the optimiser on the gated objective. With a
+    `policy_step` the actor takes one such step on the whole batch instead, and the passes train
+    the critic alone. What is shuffled are steps, and with a recurrent network whole sequences, one
+    of each environment, which are run again from the memory with which the rollout began.
+
+    Args:
+      network: policy and value function.
+      config: shapes, and the defaults of the hyper-parameters.
+      gate: function (log_ratio, advantage) -> g.
+      advantage_transform: applied to the advantages after normalisation; None: the identity.
+      policy_step: see `trust_region.natural_gradient`; None: gradient steps.
+      penalty: a further term of the loss, see `penalties`; None: what the config says.
+      optimizer: (hyper-parameters, step size) -> optax's transformation.
+      parallel: of which trajectories are this device's share, if environments are spread over
+        several.
+      flatten: hand the optimiser all parameters as one vector, which is faster; False: as they are,
+        {"actor": ..., "critic": ...}, for one that tells them apart by name, as a mask does.
+
+    Returns:
+      An (init, update) pair, with the default hyper-parameters.
+
+    Raises:
+      ValueError: a `policy_step` excludes the config's `target_kl`, penalties, and a torso that
+        the critic shares; a `penalty` excludes those of the config; or the optimizer is no
+        function.
+    """
+    descent.check_optimizer(optimizer)
+    penalty = _penalty(config, penalty)
+    if policy_step is not None:
+        _refuse_beside_policy_step(network, config, penalty)
+    defaults = Hyperparameters.from_config(
+        config, gate, advantage_transform or advantages.identity(), policy_step, penalty
+    )
+    step = _Update(network, config, policy_step is not None, optimizer, flatten, parallel)
+    policy = functools.partial(acting.policy, network)
+    return Learner(step.init, step.update, policy, defaults, network)

@@ -336,6 +336,34 @@ def test_layers_that_are_not_there_are_refused(number):
 # What is known exactly.
 
 
+def _soft_optimum(log_prob, worth, beta):
+    """pi_ref exp(R / beta) / Z of additive rewards by dynamic programming over prefixes.
+
+    The soft value of a prefix is V = beta log sum_t pi_ref(t) exp((worth_t + V(prefix t)) / beta),
+    and the optimum's next token has pi_ref(t) exp((worth_t + V(prefix t) - V(prefix)) / beta).
+
+    Args:
+      log_prob: log pi_ref of the next token after each prefix, by prefixes of 0, 1, ... tokens, a
+        list of arrays [V, ..., V]; the last axis is the next token.
+      worth: of each token [V]; that of the end token ends the answer.
+      beta: weight of the KL.
+
+    Returns:
+      log pi* of the next token, in the same form.
+    """
+    value = 0.0
+    optimum = []
+    for depth in reversed(range(len(log_prob))):
+        future = np.broadcast_to(value, log_prob[depth].shape).copy()
+        future[..., tiny.END] = 0.0
+        logits = log_prob[depth] + (worth + future) / beta
+        peak = logits.max(axis=-1, keepdims=True)
+        total = peak + np.log(np.sum(np.exp(logits - peak), axis=-1, keepdims=True))
+        optimum.append(logits - total)
+        value = beta * total[..., 0]
+    return optimum[::-1]
+
+
 @pytest.mark.parametrize("beta", [0.05, 0.5, 5.0])
 def test_the_soft_optimum_is_the_enumerated_one(beta):
     world = tiny.make(num_prompts=1)
@@ -350,7 +378,7 @@ def test_the_soft_optimum_is_the_enumerated_one(beta):
     worth = np.zeros(tiny.VOCABULARY)
     short = mask.sum(axis=1) == 2
     worth[tokens[short, 0]] = reward[0, short]
-    optimum = tiny.soft_optimum(tables, worth, beta)
+    optimum = _soft_optimum(tables, worth, beta)
     found = sum(
         np.where(mask[:, depth], table[tuple(tokens[:, : depth + 1].T)], 0.0)
         for depth, table in enumerate(optimum)

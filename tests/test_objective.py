@@ -12,7 +12,9 @@ from probes import TABLES, Tabular
 from agents import ppo, trpo
 from rgpo_jax import agent, gates, learner, networks, objective, penalties, train, update
 from rgpo_jax.config import ConfigError
+from rgpo_jax.hyperparameters import check_overrides
 from rgpo_jax.objective import Batch, Prediction
+from rgpo_jax.tunable import Tunable
 
 RNG = np.random.default_rng(0)
 LOG_RATIO, ADVANTAGE = RNG.normal(size=(2, 3, 4)).astype(np.float32)
@@ -169,6 +171,35 @@ def test_optimiser_and_network_may_be_your_own():
     jax.tree.map(np.testing.assert_array_equal, after.learner.params, state.learner.params)
 
 
+def test_an_optimiser_may_tell_parameters_apart_by_name():
+    env = Tabular(TABLES["action"])
+    config = ppo.Config(**{**SETTINGS, "num_epochs": 1, "num_minibatches": 1})
+
+    def is_critics_torso(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[0].key == "critic" and "torso" in jax.tree_util.keystr(path),
+            params,
+        )
+
+    def masked(hyperparameters, step_size):
+        adam = update.adam(hyperparameters, step_size)
+        return optax.chain(adam, optax.masked(optax.set_to_zero(), is_critics_torso))
+
+    def learnt(optimizer):
+        own = agent.make(env, config, gates.ppo(), optimizer=optimizer, flatten=False)
+        before = own.init(jax.random.key(0))
+        return before.learner.params, own.step(before)[0].learner.params
+
+    start, free = learnt(update.adam)
+    _, held = learnt(masked)
+    torso = is_critics_torso(start)
+    assert sum(jax.tree.leaves(torso)) == 2  # weights and biases of its one layer
+    expected = jax.tree.map(lambda mask, x, y: x if mask else y, torso, start, free)
+    jax.tree.map(np.testing.assert_array_equal, held, expected)
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), start, free)
+    assert all(jax.tree.leaves(moved))
+
+
 def test_a_number_beside_a_new_gate_is_the_new_gates():
     ours = hyperparameters(None)
     changed = ours.replace(sharpness=8.0, gate=gates.rgpo(2.0, form="log"))
@@ -190,3 +221,16 @@ def test_hyperparameters_can_be_extended():
     assert isinstance(changed, Extended)
     assert (changed.temperature, changed.gate.numbers["clip"], changed.discount) == (2.0, 0.3, 0.5)
     assert own.temperature == 1.0
+
+
+def test_a_further_function_is_checked_as_the_others_are():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Extended(learner.Hyperparameters):
+        shaping: Tunable | None = None
+
+    config, own = ppo.Config(**SETTINGS), gates.ppo(0.1)
+    assert check_overrides(config, {"shaping": own}, Extended)["shaping"] == own
+    for name in ("gate", "advantage_transform", "policy_step", "penalty", "shaping"):
+        with pytest.raises(TypeError, match=f"{name} = 2.0: expected a Tunable"):
+            check_overrides(config, {name: 2.0}, Extended)

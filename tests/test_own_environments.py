@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from PIL import Image
 import envs
 from agents import ppo
 from experiments import run
+from experiments.plan.reading import read_plan
 from experiments.play import __main__ as play
 from experiments.sweep.__main__ import main as sweep_main
+from experiments.training import building
 from rgpo_jax import inspection
 from rgpo_jax.environment import HostEnvironment
 
@@ -43,7 +46,17 @@ def test_a_class_is_built_with_its_parameters():
     assert env.max_episode_steps == 7
     _, observations = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 200))
     assert 2.5 < abs(observations).max() <= 3.0
-    assert not envs.is_on_host("own_worlds:Line")
+    assert not envs.place("own_worlds:Line").on_host
+
+
+def test_a_run_builds_its_environment_once(monkeypatch):
+    plan = read_plan(["--env", "own_worlds:Line", "--env-kwargs", "max_episode_steps=7"])
+    make, built = envs.make, []
+    monkeypatch.setattr(envs, "make", lambda *a, **k: built.append(make(*a, **k)) or built[-1])
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    building.use_all_cores(plan, 1)
+    agent, _ = building.make_spread_agent(plan, 1)
+    assert built == [agent.env]
 
 
 def test_a_limit_truncates_at_its_step_and_not_before():
@@ -67,7 +80,7 @@ def test_a_shorter_limit_wins_and_a_longer_one_is_refused():
 @pytest.mark.parametrize("name", ["own_worlds:Sign", "own_worlds:make_sign"])
 def test_a_class_of_gymnasium_lives_on_the_host(name):
     env = envs.make(name, scale=0.25, max_episode_steps=5)
-    assert isinstance(env, HostEnvironment) and envs.is_on_host(name)
+    assert isinstance(env, HostEnvironment) and envs.place(name).on_host
     assert env.max_episode_steps == 5
     pool = env.make_pool([3, 4])
     first = pool.reset()
@@ -91,7 +104,7 @@ def test_a_factory_is_told_how_to_draw_if_it_takes_it():
 
 def test_what_a_library_has_once_a_module_is_imported():
     env = envs.make("gymnasium/own_worlds:own/Sign-v0")
-    assert env.max_episode_steps == 10 and envs.is_on_host(env.name)
+    assert env.max_episode_steps == 10 and envs.place(env.name).on_host
     env = envs.make("gymnax/own_worlds:OwnBandit-v0", max_episode_steps=6)
     assert env.max_episode_steps == 6
     assert envs.make("own_worlds:Bandit").max_episode_steps == 5
@@ -148,7 +161,7 @@ def test_bounds_may_be_arrays_where_parameters_are_drawn(folder):
 
 
 def test_a_class_of_the_host_protocol_is_trained(tmp_path):
-    assert envs.is_on_host("own_worlds:Pooled", steps=3)
+    assert envs.place("own_worlds:Pooled", steps=3).on_host
     args = ["--env", "own_worlds:Pooled", "--env-kwargs", "steps=5", "--agent", "ppo", *SMALL]
     assert run.main([*args, "--total-steps", "2000", "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -172,7 +185,7 @@ def test_a_class_of_brax(folder):
     rewards = []
     for bonus in (0.0, 2.0):
         env = envs.make("own_fast:Faster", bonus=bonus, max_episode_steps=12)
-        assert env.max_episode_steps == 12 and not envs.is_on_host("own_fast:Faster")
+        assert env.max_episode_steps == 12 and not envs.place("own_fast:Faster").on_host
         state, _ = env.reset(jax.random.key(0))
         _, timestep = env.step(jax.random.key(1), state, jnp.zeros(env.action_space.shape))
         rewards.append(float(timestep.reward))

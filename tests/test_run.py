@@ -636,7 +636,7 @@ def test_peek_takes_the_last_value():
 
 @pytest.mark.parametrize(("updates", "points"), [(977, 100), (7, 10), (1, 10), (100, 10)])
 def test_points_are_evenly_spread_and_end_at_the_last_update(updates, points):
-    from experiments.training.loop import Every
+    from experiments.training.every import Every
 
     every = Every(updates, points)
     stops, done = [], 0

@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from envs.language import ngram_reward
+from envs.language.rewards import REWARD
 from envs.words import one_line
 from rgpo_jax.language import decoder_policy, reward_model, weights
 from rgpo_jax.language.answers import Answers
@@ -40,7 +41,7 @@ from rgpo_jax.language.reward_model import RewardModel
 from rgpo_jax.language.tokenizer import Message, Tokenizer, Vocabulary
 from rgpo_jax.language.weights import Model
 
-REWARD, ARRAYS, FIGURE = "reward.json", "arrays.npz", "calibration.png"
+ARRAYS, FIGURE = "arrays.npz", "calibration.png"
 SMOLLM2 = "smollm2"  # a name of a model beside those of `weights.find`
 _FORMAT = 1
 _LARGEST = 2**24  # bytes of reward.json

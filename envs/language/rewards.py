@@ -15,6 +15,7 @@ TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
 """(prompts, first answers, second answers), lists of n texts -> n probabilities that the first is
 the better one."""
 
+REWARD = "reward.json"  # by which a folder holds a reward that was learnt
 _NEAREST = 1e-6  # of a judge's probabilities to 0 and 1, whose logits are infinite
 
 

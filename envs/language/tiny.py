@@ -1,6 +1,5 @@
 """A tiny transformer with random weights; its answers are many, and still can be enumerated."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -63,33 +62,3 @@ def of(frozen: Any, tokens: Any, worth: Any, training: Training = Training()) ->
     beginnings = tabular.beginnings(answers, VOCABULARY, END)
     enumeration = Enumeration(answers, reward, beginnings)
     return World("tiny", prompts, policy, frozen, judge, enumeration)
-
-
-def soft_optimum(
-    log_prob: Sequence[np.ndarray], worth: np.ndarray, beta: float
-) -> list[np.ndarray]:
-    """pi_ref exp(R / beta) / Z of additive rewards by dynamic programming over prefixes.
-
-    The soft value of a prefix is V = beta log sum_t pi_ref(t) exp((worth_t + V(prefix t)) / beta),
-    and the optimum's next token has pi_ref(t) exp((worth_t + V(prefix t) - V(prefix)) / beta).
-
-    Args:
-      log_prob: log pi_ref of the next token after each prefix, by prefixes of 0, 1, ... tokens, a
-        list of arrays [V, ..., V]; the last axis is the next token.
-      worth: of each token [V]; that of the end token ends the answer.
-      beta: weight of the KL.
-
-    Returns:
-      log pi* of the next token, in the same form.
-    """
-    value: np.ndarray | float = 0.0
-    optimum = []
-    for depth in reversed(range(len(log_prob))):
-        future = np.broadcast_to(value, log_prob[depth].shape).copy()
-        future[..., END] = 0.0
-        logits = log_prob[depth] + (worth + future) / beta
-        peak = logits.max(axis=-1, keepdims=True)
-        total = peak + np.log(np.sum(np.exp(logits - peak), axis=-1, keepdims=True))
-        optimum.append(logits - total)
-        value = beta * total[..., 0]
-    return optimum[::-1]

@@ -27,7 +27,7 @@ from experiments.plan.reading import with_defaults
 from experiments.record import colors
 from experiments.record.run_folder import reached_end
 from experiments.training import compiling
-from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.config import Checked
 
 PROG = "python -m experiments.align.at_equal_kl"
 PAGE, FIGURE = "README.md", "frontier.png"
@@ -62,8 +62,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.runs:
-            raise ConfigError("runs", "expected at least one folder")
+        flags.check_some("runs", self.runs)
 
 
 class Row(NamedTuple):

@@ -58,8 +58,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("model", "prompts"):
-            flags.check_path(name, getattr(self, name))
+        flags.check_paths(self, "model", "prompts")
         if self.out is not tyro.MISSING and not self.out.endswith(_ENDING):
             raise ConfigError("out", f"{self.out}: expected a file *{_ENDING}")
         if self.world == "model" and self.model is None:

@@ -117,9 +117,7 @@ class Options(RunOptions, _What):  # the fields of the last come first
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flags.check_path("model", self.model)
-        flags.check_path("prompts", self.prompts)
-        flags.check_path("pairs", self.pairs)
+        flags.check_paths(self, "model", "prompts", "pairs")
         if self.world == "model" and self.model is None:
             raise ConfigError("world", "model: needs one too: --model PATH|NAME")
         if self.world in TEXT_WORLDS and self.num_seeds > 1:
@@ -140,12 +138,12 @@ class Options(RunOptions, _What):  # the fields of the last come first
 
     def _refuse_what_nothing_reads(self) -> None:
         for name, worlds in _READ_IN.items():
-            if self.world not in worlds and self._is_given(name):
+            if self.world not in worlds and flags.is_given(self, name):
                 accepted = f"goes with --world {' or '.join(worlds)}"
                 raise ConfigError(name, f"{getattr(self, name)}: {accepted}")
         if self.pairs is None:
             for name in ("too_long", "eval_pairs"):
-                if self._is_given(name):
+                if flags.is_given(self, name):
                     raise ConfigError(name, f"{getattr(self, name)}: goes with --pairs")
         for name, field, value in (
             ("num_last_layers", "train", "last_layers"),
@@ -153,10 +151,5 @@ class Options(RunOptions, _What):  # the fields of the last come first
             ("lora_alpha", "train", "lora"),
             ("critic", "method", "ppo"),
         ):
-            if getattr(self, field) != value and self._is_given(name):
+            if getattr(self, field) != value and flags.is_given(self, name):
                 raise ConfigError(name, f"{getattr(self, name)}: goes with {field} {value}")
-
-    def _is_given(self, name: str) -> bool:
-        """Whether a setting is another than the default."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return bool(getattr(self, name) != defaults[name])

@@ -14,6 +14,7 @@ from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, Options
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan.reading import KnownBefore, refuse_other_settings, with_defaults
+from experiments.plan.run_plan import RunPlan
 from experiments.record.headline import Curve, Headline, Unit
 from rgpo_jax.language.config import Common, Config, Minibatched
 from rgpo_jax.language.pair_config import DataConfig, OwnPairsConfig, PairConfig
@@ -79,18 +80,10 @@ _SHARED = (DataConfig, OwnPairsConfig, ZerothConfig, Config)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """An alignment run whose flags have been read; the loop's `Subject`.
-
-    Attributes:
-      options: of the run.
-      config: of its method.
-      entries: what is known later, and `config.json` has beside the settings.
-    """
+class Plan(RunPlan):
+    """An alignment run; `config` is its method's."""
 
     options: Options
-    config: Any
-    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def method(self) -> str:
@@ -140,38 +133,6 @@ class Plan:
     def is_exact(self) -> bool:
         """Whether all answers of the world can be enumerated."""
         return self.options.world in EXACT_WORLDS
-
-    @property
-    def seeds(self) -> range:
-        return self.options.seeds
-
-    @property
-    def num_updates(self) -> int:
-        return self.config.num_updates
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size
-
-    @property
-    def keep_best(self) -> bool:
-        return self.options.keep_best
-
-    @property
-    def log_every(self) -> int | None:
-        return self.options.log_every
-
-    @property
-    def eval_every(self) -> int | None:
-        return self.options.eval_every
-
-    @property
-    def checkpoint_every(self) -> float | None:
-        return self.options.checkpoint_every
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that repeats the run."""
-        return flags.as_settings(self.options, self.config)
 
     def heading(self) -> dict[str, Any]:
         """With what its summary begins."""

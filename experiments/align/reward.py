@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from envs.language.rewards import REWARD
 from experiments.align import pair_data
 from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
@@ -124,20 +125,15 @@ class Options(Checked):
             raise ConfigError("microbatch_size", message)
         for names, kind in ((_OF_NGRAMS, "ngrams"), (_OF_DECODER, "decoder")):
             for name in names:
-                if self.kind != kind and self._is_given(name):
+                if self.kind != kind and flags.is_given(self, name):
                     raise ConfigError(name, f"{getattr(self, name)}: goes with --kind {kind}")
         for name, part in (
             ("num_last_layers", "last_layers"),
             ("lora_rank", "lora"),
             ("lora_alpha", "lora"),
         ):
-            if self.train != part and self._is_given(name):
+            if self.train != part and flags.is_given(self, name):
                 raise ConfigError(name, f"{getattr(self, name)}: goes with --train {part}")
-
-    def _is_given(self, name: str) -> bool:
-        """Whether a setting is another than the default."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return bool(getattr(self, name) != defaults[name])
 
 
 class _Learnt(NamedTuple):
@@ -214,9 +210,9 @@ def _choose_folder(options: Options) -> Path:
     """The folder, which holds nothing, or a reward that may be replaced."""
     from experiments.record.run_folder import choose_page_folder, refusing
 
-    folder = choose_page_folder(options.out, "reward", ("reward.json",), options.overwrite)
+    folder = choose_page_folder(options.out, "reward", (REWARD,), options.overwrite)
     with refusing(folder):
-        if folder.is_dir() and not (folder / "reward.json").exists() and any(folder.iterdir()):
+        if folder.is_dir() and not (folder / REWARD).exists() and any(folder.iterdir()):
             raise BadInput(
                 f"--out {options.out}: holds something that is no reward; choose another"
             )

@@ -19,7 +19,7 @@ from experiments.cli.interrupts import Interrupts
 from experiments.record import colors
 from experiments.record.files import write_atomically
 from experiments.training import compiling
-from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.config import Checked
 
 PROG = "python -m experiments.align.show"
 # Metric -> what a table calls it.
@@ -47,8 +47,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.runs:
-            raise ConfigError("runs", "expected at least one folder")
+        flags.check_some("runs", self.runs)
 
 
 class Shown(NamedTuple):

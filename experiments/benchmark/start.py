@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from experiments.benchmark import peers
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
+from experiments.record.run_folder import SUMMARY
 from rgpo_jax.config import Config
 
 # A line of results of either program: "  100,352 steps  evaluation 2.1 ...", "final return ...".
@@ -94,7 +95,7 @@ def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
         out = Path(folder) / "run"
         command = ["-m", "experiments.run", *arguments, "--out", str(out)]
         seen = watch([*command, "--compilation-cache", str(cache)])
-        summary = json.loads((out / "summary.json").read_text())
+        summary = json.loads((out / SUMMARY).read_text())
     return Wait(*seen[:3], summary["compile_seconds"], summary["training_seconds"])
 
 

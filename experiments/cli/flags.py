@@ -89,6 +89,24 @@ def check_path(field: str, path: str | None) -> None:
         raise ConfigError(field, f"{path!r}: expected a folder")
 
 
+def check_paths(settings: Any, *fields: str) -> None:
+    """The same of several fields of settings."""
+    for field in fields:
+        check_path(field, getattr(settings, field))
+
+
+def check_some(field: str, folders: Sequence[str]) -> None:
+    """Raises ConfigError where there is no folder."""
+    if not folders:
+        raise ConfigError(field, "expected at least one folder")
+
+
+def is_given(settings: Any, name: str) -> bool:
+    """Whether a setting is another than its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    return bool(getattr(settings, name) != defaults[name])
+
+
 def refuse(error: BaseException | str) -> NoReturn:
     """Prints one line to stderr and exits with status 2."""
     line = " ".join(str(error).split())

@@ -108,10 +108,6 @@ class Options(RunOptions, _What):  # the fields of the last come first
                 raise ConfigError(field, f"{getattr(self, field)}: goes with one process")
         if self.out is None:
             raise ConfigError("coordinator", "needs a folder that all processes see: --out DIR")
-        if envs.split(self.env)[0] in envs.ON_HOST:
-            raise ConfigError(
-                "coordinator", f"{self.coordinator}: {self.env} lives on the host of one process"
-            )
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:

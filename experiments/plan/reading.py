@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import agents
 import envs
@@ -14,27 +14,40 @@ from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs, families, own
 from experiments.plan.options import Options
 from experiments.plan.run_options import MAY_CHANGE
+from experiments.plan.run_plan import RunPlan
 from experiments.record.files import read_plain
 from experiments.record.headline import CONTROL, Headline
 from experiments.record.lengthening import LENGTHS, lengthened
+from experiments.record.run_folder import CONFIG
 from rgpo_jax.config import Config
+
+if TYPE_CHECKING:
+    from rgpo_jax.environment import AnyEnvironment
 
 PROG = "python -m experiments.run"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run whose flags have been read and checked; what the loop reads of it are its properties.
-
-    Attributes:
-      options: of the run.
-      config: of its agent.
-      entries: what is known later, and `config.json` has beside the settings.
-    """
+class Plan(RunPlan):
+    """A run of control; `config` is its agent's."""
 
     options: Options
     config: Config
-    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    @functools.cached_property
+    def env(self) -> "AnyEnvironment":
+        """Its environment, built where it is first asked for; ValueError as `envs.make`."""
+        name, params = self.options.env, self.options.env_params
+        if self.options.ranges:
+            return envs.randomize(name, self.options.ranges, **params)
+        return envs.make(name, **params)
+
+    @functools.cached_property
+    def place(self) -> envs.Place:
+        """Where that is computed; one of a user's own is built to know it, and JAX not begun."""
+        if envs.is_own(self.options.env) and not self.options.ranges:
+            return envs.place_of(self.env)
+        return envs.place(self.options.env, **self.options.env_params)
 
     @property
     def name(self) -> str:
@@ -55,40 +68,8 @@ class Plan:
         return CONTROL
 
     @property
-    def seeds(self) -> range:
-        return self.options.seeds
-
-    @property
-    def num_updates(self) -> int:
-        return self.config.num_updates
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size
-
-    @property
-    def log_every(self) -> int | None:
-        return self.options.log_every
-
-    @property
-    def eval_every(self) -> int | None:
-        return self.options.eval_every
-
-    @property
-    def checkpoint_every(self) -> float | None:
-        return self.options.checkpoint_every
-
-    @property
-    def keep_best(self) -> bool:
-        return self.options.keep_best
-
-    @property
     def curve_title(self) -> str:
         return f"{self.options.agent} on {self.options.where}"
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that repeats the run."""
-        return flags.as_settings(self.options, self.config)
 
     def heading(self) -> dict[str, Any]:
         """With what its summary begins."""
@@ -219,7 +200,7 @@ def settings_to_resume(args: Sequence[str]) -> dict[str, Any]:
     out = flags.peek("--out", args)
     if "--resume" not in args or out is None:
         return {}
-    path = Path(out).expanduser() / "config.json"
+    path = Path(out).expanduser() / CONFIG
     try:
         return flags.settings_from_file(str(path), read_plain) if path.exists() else {}
     except BadInput as error:

@@ -95,6 +95,29 @@ def choose_page_folder(out: str | None, name: str, files: Sequence[str], overwri
     return folder
 
 
+def choose_file(out: str, suffixes: Sequence[str], overwrite: bool, any_case: bool = False) -> Path:
+    """Where a program that writes a single file writes it.
+
+    Args:
+      out: as it was typed.
+      suffixes: with one of which the name has to end.
+      overwrite: whether a file that is there may be replaced.
+      any_case: whether the name may end in capitals.
+
+    Raises:
+      BadInput: it cannot be there.
+    """
+    path = Path(out).expanduser()
+    if (path.suffix.lower() if any_case else path.suffix) not in suffixes:
+        accepted = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+        raise BadInput(f"--out {out}: expected a name that ends in {accepted}")
+    if path.exists() and not (overwrite and path.is_file()):
+        raise BadInput(f"--out {out}: is there already; choose another, or say --overwrite")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {out}: {path.parent} is no folder that can be written")
+    return path
+
+
 def _require_writable(folder: Path, out: str) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():

@@ -55,9 +55,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, as summaries report it, the rule by which it is judged, and row -> what its runs say.
+    """A sentence of the paper, the rule by which it is judged, and row -> what its runs say.
 
-    Of a return, `paper` is the gain that it states, in words.
+    The sentence is as summaries of the paper report it. Of a return, `paper` is the gain that it
+    states, in words.
     """
 
     text: str

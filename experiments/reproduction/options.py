@@ -26,6 +26,4 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flags.check_path("data", self.data)
-        flags.check_path("collect", self.collect)
-        flags.check_path("out", self.out)
+        flags.check_paths(self, "data", "collect", "out")

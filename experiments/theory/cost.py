@@ -1,8 +1,9 @@
 """Cost: RGPO's update and whole step over PPO's and TRPO's, timed in turn in one process."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,20 +74,24 @@ def differentiation_order(agent: Agent) -> int:
         order = max(order, 1)
         return probe(*primals), slope(*primals) * tangents[0]
 
-    learner, joint = agent.learner, agent.learner.network.joint
-    network = learner.network._replace(
-        policy=lambda params, seen: learner.network.policy(jax.tree.map(probe, params), seen),
-        value=lambda params, seen: learner.network.value(jax.tree.map(probe, params), seen),
-        joint=joint and (lambda params, seen: joint(jax.tree.map(probe, params), seen)),
-    )
+    def probed(function: Callable, params: Any, *seen: Any) -> Any:
+        return function(jax.tree.map(probe, params), *seen)
+
+    learner = agent.learner
+    functions: dict[str, Any] = {
+        name: functools.partial(probed, field)
+        for name, field in learner.network._asdict().items()
+        if callable(field) and name != "init"  # all others are of parameters
+    }
+    network = learner.network._replace(**functions)
     parts = learner.hyperparameters
-    probed = update.make(
+    own = update.make(
         network, agent.config, parts.gate, parts.advantage_transform, parts.policy_step
     )
 
     def once(key: jax.Array) -> Any:
         state = agent.init(key)
-        return probed.update(state.learner, collect(agent, state)[1])
+        return own.update(state.learner, collect(agent, state)[1])
 
     jax.eval_shape(once, jax.random.key(0))
     return order

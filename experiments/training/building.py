@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import agents
-import envs
 from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.plan.options import Options
@@ -46,11 +45,13 @@ def _naming(typed: str) -> Iterator[None]:
         raise BadInput(f"{typed}: {error}") from None
 
 
+def _naming_agent(options: Options) -> contextlib.AbstractContextManager[None]:
+    return _naming(f"--env {options.env} --agent {options.agent}")
+
+
 def _make_environment(plan: Plan) -> "AnyEnvironment":
     with _naming(_flags_of_environment(plan.options)):
-        if plan.options.ranges:
-            return envs.randomize(plan.options.env, plan.options.ranges, **plan.options.env_params)
-        return envs.make(plan.options.env, **plan.options.env_params)
+        return plan.env
 
 
 def _make_bounded_environment(plan: Plan) -> "AnyEnvironment":
@@ -73,13 +74,22 @@ def _own_network(plan: Plan, env: "AnyEnvironment") -> Any:
     name = plan.config.network
     if not is_own_network(name):
         return None
-    return own.network(name, env.observation_shape, env.action_space, plan.config)
+    with _naming_agent(plan.options):
+        return own.network(name, env.observation_shape, env.action_space, plan.config)
 
 
 def _assemble(
-    plan: Plan, env: "AnyEnvironment", config: Config, axis_name: str | None = None
+    plan: Plan, env: "AnyEnvironment", config: Config, network: Any, axis_name: str | None = None
 ) -> "Agent":
-    """Builds gate and agent; the config may be the plan's, fitted to devices."""
+    """Builds gate and agent.
+
+    Args:
+      plan: of the run.
+      env: its environment.
+      config: the plan's; or that, fitted to devices.
+      network: a user's own; None: the agent builds one.
+      axis_name: see `rgpo_jax.agent.make`.
+    """
     options = plan.options
     gate = None
     if options.gate is not None:
@@ -87,9 +97,8 @@ def _assemble(
             gate = own.gate(options.gate)
         else:
             gate = agents.load(options.gate).gate(config)
-    with _naming(f"--env {options.env} --agent {options.agent}"):
-        network = _own_network(plan, env)
-        parts = {} if network is None else {"network": network}
+    parts = {} if network is None else {"network": network}
+    with _naming_agent(options):
         agent = own.agent(options.agent).make(env, config, gate, axis_name, **parts)
     own.check(options.agent, agent, config)
     return agent
@@ -106,14 +115,15 @@ def make_agent(plan: Plan) -> "Agent":
     Raises:
       BadInput: they do not fit together.
     """
-    return _assemble(plan, _make_environment(plan), plan.config)
+    env = _make_environment(plan)
+    return _assemble(plan, env, plan.config, _own_network(plan, env))
 
 
 def _places(plan: Plan) -> dict[str, bool]:
     """Whether its environments live on the host, and whether its programs may be spread."""
     options = plan.options
     with _naming(_flags_of_environment(options)):
-        on_host, on_mjx = envs.place(options.env, **options.env_params)
+        on_host, on_mjx = plan.place
     if on_host and options.coordinator is not None:
         raise BadInput(
             f"--coordinator {options.coordinator}: {options.env} lives on the host of one process"
@@ -141,13 +151,13 @@ def make_spread_agent(plan: Plan, num_members: int) -> "tuple[Agent, devices.Lay
 
     layout = devices.Layout.choose(plan.config, num_members, **_places(plan))
     env = _make_bounded_environment(plan)
-    with _naming(f"--env {plan.options.env} --agent {plan.options.agent}"):
-        network = _own_network(plan, env)
-        if not isinstance(network, networks.Network):
+    network = whole = _own_network(plan, env)
+    if not isinstance(whole, networks.Network):
+        with _naming_agent(plan.options):
             spaces = env.observation_shape, env.action_space
-            network = networks.make(*spaces, plan.config, torso=network)
-    config, layout = devices.fit_to_caches(plan.config, network.num_weights, num_members, layout)
-    return _assemble(plan, env, config, layout.axis_name), layout
+            whole = networks.make(*spaces, plan.config, torso=network)
+    config, layout = devices.fit_to_caches(plan.config, whole.num_weights, num_members, layout)
+    return _assemble(plan, env, config, network, layout.axis_name), layout
 
 
 def _qualified_name(function: Any) -> str:

@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
-from experiments.training import best, calling_back, compiling, fingerprint
+from experiments.training import calling_back, compiling, fingerprint, snapshot
+from experiments.training.best import Best
 from experiments.training.calling_back import CallbackFailed, Stopped
 from experiments.training.every import Every
 from experiments.training.keeping import Keeper
-from experiments.training.position import Position, with_own_schedule
+from experiments.training.position import Position
 from experiments.training.programs import Programs, wait
-from experiments.training.results import Outcome, describe, describe_broken
+from experiments.training.reporting import Metrics, Reporter, Show
+from experiments.training.results import describe_broken
 from experiments.training.subject import Cell, parts_of
 from rgpo_jax import processes
 from rgpo_jax.callback import Callback
-from rgpo_jax.train import NEVER
 
 _LONGEST_CHUNK = 2.5  # seconds; how long Ctrl-C and a due checkpoint wait
-_BETWEEN_WORDS = 15.0  # seconds between two lines on what is compiling, where there is no terminal
 
 
 class Broken(Exception):
@@ -45,7 +43,7 @@ class Training:
         make_programs: Callable[[], Programs],
         folder: Path,
         interrupts: Interrupts,
-        show: Callable[[int, float, str], None] = lambda steps, rate, status: None,
+        show: Show = lambda steps, rate, status: None,
         callback: Callback | None = None,
     ):
         """Writes the settings, and compiles.
@@ -56,67 +54,59 @@ class Training:
             compile it; called once, after it was said that this begins.
           folder: of the checkpoints.
           interrupts: what asks it to end.
-          show: is told progress: steps so far (of one member), steps per second of all members, a
-            word on scores.
+          show: is told progress.
           callback: a user's, called after each line of metrics but that before the first update.
         """
-        self._cells, self._parts = cells, parts_of(cells)
-        self._interrupts, self._show = interrupts, show
+        self._cells, self._parts, self._interrupts = cells, parts_of(cells), interrupts
         self._callback, self._is_to_stop = callback, False
         self._plan = cells[0].plan
-        self._headline = self._plan.headline
-        self._seeds = tuple(seed for cell in cells for seed in cell.plan.seeds)
-        for cell in cells:
-            cell.recorder.write_config(
-                cell.plan.settings(), **cell.plan.entries, headline=self._headline.entry()
-            )
-        device = jax.devices()[0]
-        self._device = f"{device.platform}: {device.device_kind} x {jax.device_count()}"
-        self._say(f"{device.platform} ({device.device_kind}), JAX {jax.__version__}: compiling ...")
-        started = self._spoke = time.perf_counter()
-        self._keeper = Keeper(folder, cells, self._parts, self._plan.checkpoint_every)
-        nothing = {name: [0.0] * self._num_members for name in self._headline.largest}
+        self._logs = Every.make(self._plan.log_every, 100, self._plan)
+        self._evaluations = Every.make(self._plan.eval_every, 10, self._plan)
+        self._reporter = Reporter(cells, show)
+        nothing = {name: [0.0] * self._num_members for name in self._plan.headline.largest}
         self._position = Position(largest=nothing)
-        with compiling.no_collections():
-            self._programs = make_programs()
-        self._programs.compiler.load_meanwhile("tensorboardX", "experiments.record.curve")
-        self._programs.ready(self._show_compiling)
-        interrupts.check()  # nothing was shown where all was ready at once
+        self._reporter.begin_compiling()
+        self._keeper = Keeper(folder, cells, self._parts, self._plan.checkpoint_every)
+        self._programs = self._compile(make_programs)
         self._states = self._programs.initial_states
         self._progress = self._programs.start()
-        # Its shapes, until there was an evaluation.
-        self._best = best.copy(best.policy_of(self._states.learner)) if self._keeps_best else None
+        self._best = Best(self._states.learner, self._programs) if self._plan.keep_best else None
         jax.block_until_ready((self._states, self._progress))
-        self._compile_seconds = time.perf_counter() - started
-        spread = f" for {self._programs.spread}" if self._programs.spread else ""
-        self._say(
-            f"compiled in {self._compile_seconds:.1f} s{spread} "
-            f"({self._programs.compiler.describe()}, side by side)"
-        )
+        self._reporter.end_compiling(self._programs)
+        self._update_seconds = math.inf  # that one takes, until it is known
+        self._copies: snapshot.Content | None = None  # where training is, if updates take long
+
+    def _compile(self, make_programs: Callable[[], Programs]) -> Programs:
+        def show(line: str) -> None:
+            self._interrupts.check()
+            self._reporter.show_compiling(line)
+
+        with compiling.no_collections():
+            programs = make_programs()
+        programs.compiler.load_meanwhile("tensorboardX", "experiments.record.curve")
+        programs.ready(show)
+        self._interrupts.check()  # nothing was shown where all was ready at once
+        return programs
 
     @property
     def _num_members(self) -> int:
-        return len(self._seeds)
-
-    @property
-    def _keeps_best(self) -> bool:
-        return self._plan.keep_best
+        return len(self._reporter.seeds)
 
     @property
     def _steps(self) -> int:
-        return self._position.updates * self._plan.batch_size
+        return self._reporter.steps(self._position)
 
-    def _say(self, line: str) -> None:
-        for cell in self._cells:
-            cell.recorder.say(line)
+    @property
+    def _is_last(self) -> bool:
+        return self._position.updates == self._plan.num_updates
 
-    def _show_compiling(self, line: str) -> None:
-        """On a terminal all the time, elsewhere now and then."""
-        self._interrupts.check()
-        self._cells[0].recorder.show_status(line)
-        if time.perf_counter() - self._spoke >= _BETWEEN_WORDS:
-            self._spoke = time.perf_counter()
-            self._say(line)
+    @property
+    def _all_broken(self) -> bool:
+        return len(self._position.broken) == self._num_members
+
+    @property
+    def _is_over(self) -> bool:
+        return self._position.updates >= self._plan.num_updates or self._all_broken
 
     def start_from(self, learners: Any) -> None:
         """Takes what other learners [N] have learnt, over and over, in each cell."""
@@ -129,8 +119,8 @@ class Training:
           CheckpointError: there are checkpoints, but none that can be used.
           BadInput: the metrics are no longer those of the checkpoint.
         """
-        unit = self._headline.unit
-        restored = self._keeper.restore(self._parts_to_keep())
+        unit = self._plan.headline.unit
+        restored = self._keeper.restore(self._content())
         if restored is None:
             for cell in self._cells:
                 if cell.recorder.metrics_bytes():
@@ -138,21 +128,20 @@ class Training:
                 cell.recorder.rewind(0, -1)
             return
         for line in restored.damaged:
-            self._say(f"warning: a damaged checkpoint is passed over: {line}")
+            self._reporter.say(f"warning: a damaged checkpoint is passed over: {line}")
         for line in fingerprint.remarks(restored.position):
-            self._say(f"warning: {line}")
-        parts, self._position = restored.parts, Position.of_checkpoint(restored.position)
-        learner = with_own_schedule(parts["learner"], self._states.learner)
-        self._states = self._states._replace(learner=learner, **parts["rest"])
-        self._progress = self._programs.from_kept(parts["progress"])
-        self._best = parts.get(best.PART)
+            self._reporter.say(f"warning: {line}")
+        self._position = Position.of_checkpoint(restored.position)
+        self._states, self._progress = snapshot.put_back(
+            restored.parts, self._programs, self._states, self._best
+        )
         with processes.together():
             for cell, size in zip(self._cells, self._position.metrics_bytes, strict=True):
                 cell.recorder.rewind(size, self._steps)
         restarted = self._programs.restart_episodes(self._states, self._position.updates)
         if restarted is not None:
             self._states = restarted
-        self._say(
+        self._reporter.say(
             f"going on after {self._steps:,} {unit.name}"
             + (
                 ""
@@ -170,96 +159,62 @@ class Training:
           Stopped, CallbackFailed: so did the callback, or it failed; the same.
           CheckpointError, OSError: what was done cannot be kept.
         """
-        interrupts, plan, position = self._interrupts, self._plan, self._position
-        interrupts.check()
-        logs = Every.make(plan.log_every, 100, plan)
-        evaluations = Every.make(plan.eval_every, 10, plan)
-        self._begun, self._seconds_before = time.perf_counter(), position.seconds
+        position = self._position
+        self._interrupts.check()
         self._keeper.start_clock()
-        for cell in self._cells:
-            cell.recorder.start_clock(position.seconds)
-        with interrupts.deferred():
+        self._reporter.start_clock(position)
+        with self._interrupts.deferred():
             if not position.updates:
-                with self._evaluating():  # there is nothing to keep yet
-                    position.evaluation = self._programs.evaluate(self._states, 0, whole=False)
-                self._keep_if_best()
-                undefined = [math.nan] * self._num_members
-                names = self._programs.metric_names
-                self._log({**dict.fromkeys(names, undefined), **position.evaluation})
-            logged, since = position.updates, position.training_seconds
-            longest = 1  # updates at a time, until it is known how long one takes
-            before = None
-            if position.unreported:
-                is_last = position.updates == plan.num_updates
-                evaluate = is_last or evaluations.includes(position.updates)
-                self._report(evaluate, None, is_last)
-            while position.updates < plan.num_updates and not self._all_broken:
-                done, begun = position.updates, time.perf_counter()
-                stop = min(
-                    logs.next(done), evaluations.next(done), plan.num_updates, done + longest
-                )
-                self._advance(stop - done, before)
-                broken_at = processes.fetch(self._progress.broken_at)
-                # All must make the same number of updates next: one clock decides.
-                seconds = float(processes.agree(time.perf_counter() - begun))
-                longest = max(1, int(_LONGEST_CHUNK / seconds * (stop - done)))
-                takes_long = seconds / (stop - done) > _LONGEST_CHUNK
-                position.updates = stop
-                position.training_seconds += seconds
-                known = {member for member, _ in position.broken}
-                position.broken += [
-                    [int(member), int(broken_at[member])]
-                    for member in np.flatnonzero(broken_at != NEVER)
-                    if member not in known
-                ]
-                is_last = stop == plan.num_updates
-                evaluate = (is_last or evaluations.includes(stop)) and not self._all_broken
-                if evaluate or logs.includes(stop) or self._all_broken:
-                    steps = (stop - logged) * plan.batch_size * self._num_members
-                    seconds = position.training_seconds - since
-                    self._report(evaluate, steps / seconds, is_last)
-                    logged, since = stop, position.training_seconds
-                if self._all_broken or is_last:
-                    break
-                asked = processes.largest(interrupts.pending)
-                if processes.agree(self._keeper.is_due()) or asked or self._is_to_stop:
-                    self._save()
-                if asked or self._is_to_stop:
-                    self._write_summaries(interrupted=True)
-                    raise Interrupted(asked) if asked else Stopped
-                before = None  # not two copies at a time
-                if takes_long and jax.process_count() == 1:
-                    before = self._copied_parts()
+                self._report_the_start()
+            elif position.unreported:
+                self._report()
+            while not self._is_over:
+                self._make_updates()
+                if self._is_to_report:
+                    self._report()
+                if not self._is_over:
+                    self._save_or_stop()
             if not self._all_broken:
                 self._save()
             if position.broken:
-                with contextlib.suppress(Interrupted), self._evaluating():
-                    cause = self._programs.find_cause()
-                    if cause:
-                        self._say(f"error: {cause}")
+                self._say_cause()
             self._write_summaries()
         if position.broken:
-            what = self._headline.broken
-            raise Broken(describe_broken(what, position.broken, self._seeds, plan.num_updates))
+            what, number = self._plan.headline.broken, self._plan.num_updates
+            raise Broken(describe_broken(what, position.broken, self._reporter.seeds, number))
 
     def end_early(self) -> None:
         """Writes summaries of what was done: for who has seen enough, and stopped `run`."""
         self._write_summaries(interrupted=True)
 
-    def _advance(self, num_updates: int, before: dict[str, Any] | None) -> None:
-        """Makes updates.
+    def _make_updates(self) -> None:
+        """Makes updates until one is to be reported, or fewer where these would take long."""
+        position, done = self._position, self._position.updates
+        begun, longest = time.perf_counter(), max(1, int(_LONGEST_CHUNK / self._update_seconds))
+        stop = min(
+            self._logs.next(done),
+            self._evaluations.next(done),
+            self._plan.num_updates,
+            done + longest,
+        )
+        self._advance(stop - done)
+        broken_at = processes.fetch(self._progress.broken_at)
+        # All must make the same number of updates next: one clock decides.
+        seconds = float(processes.agree(time.perf_counter() - begun))
+        self._update_seconds = seconds / (stop - done)
+        position.updates = stop
+        position.training_seconds += seconds
+        position.add_broken(broken_at)
 
-        Args:
-          num_updates: so many.
-          before: copies of the parts to keep, as they are now; None where updates take too little
-            time for it.
+    def _advance(self, num_updates: int) -> None:
+        """Makes so many updates.
 
         Raises:
           Interrupted: asked to end while it made one that takes long; what was before it is saved.
         """
         # Where nothing was learnt since the last checkpoint, nothing is lost.
         nothing_new = self._position.updates in (0, self._keeper.newest)
-        may_give_up = jax.process_count() == 1 and (nothing_new or before is not None)
+        may_give_up = jax.process_count() == 1 and (nothing_new or self._copies is not None)
         patience = (
             self._interrupts.bounded(_LONGEST_CHUNK) if may_give_up else contextlib.nullcontext()
         )
@@ -269,71 +224,75 @@ class Training:
                 self._states, self._progress = advanced
                 wait(self._progress.broken_at)
         except GivenUp:
-            if before is not None:
-                self._save(before)
+            if self._copies is not None:
+                self._save(self._copies)
             if self._position.updates:  # else there is nothing to sum up
                 self._write_summaries(interrupted=True)
             raise
 
     @property
-    def _all_broken(self) -> bool:
-        return len(self._position.broken) == self._num_members
+    def _is_to_evaluate(self) -> bool:
+        is_due = self._is_last or self._evaluations.includes(self._position.updates)
+        return is_due and not self._all_broken
 
-    def _report(self, evaluate: bool, rate: float | None, is_last: bool) -> None:
-        """Logs the updates since the last report, which were made at a rate of steps a second.
+    @property
+    def _is_to_report(self) -> bool:
+        is_due = self._is_to_evaluate or self._logs.includes(self._position.updates)
+        return is_due or self._all_broken
 
-        The rate is not known where they were made before the run was stopped.
+    def _report_the_start(self) -> None:
+        """Logs an evaluation before the first update; a stop meanwhile leaves nothing to keep."""
+        self._evaluate(whole=False)
+        undefined = [math.nan] * self._num_members
+        metrics = dict.fromkeys(self._programs.metric_names, undefined)
+        self._reporter.log(self._position, {**metrics, **self._position.evaluation})
+
+    def _report(self) -> None:
+        """Logs the updates since the last report, with an evaluation where one is due.
 
         Raises:
           Interrupted: asked to end while it evaluated; the updates are saved, the report is not.
             Or in the callback: both are.
           CallbackFailed: both are saved.
         """
-        position, headline = self._position, self._headline
-        training, digits, unit = headline.training, headline.digits, headline.unit
+        position, reporter = self._position, self._reporter
         report = self._programs.finish(self._progress)
         metrics = {name: values.tolist() for name, values in report.metrics.items()}
         remark = f", {self._programs.remark}" if self._programs.remark else ""
-        for name in position.largest:
-            # NumPy's maximum: NaN wins, and a broken run does not look perfect.
-            position.largest[name] = np.maximum(position.largest[name], metrics[name]).tolist()
-        if evaluate:
+        rate = reporter.rate(position)
+        position.add_largest(metrics)
+        if self._is_to_evaluate:
             try:
-                with self._evaluating():
-                    position.evaluation = self._programs.evaluate(
-                        self._states, position.updates, whole=is_last
-                    )
+                self._evaluate(whole=self._is_last)
             except Interrupted:
                 position.unreported = True
                 self._save_and_sum_up()
                 raise
-            self._keep_if_best()
             metrics |= position.evaluation
-            score = headline.score
-            for cell, part in zip(self._cells, self._parts, strict=True):
-                cell.recorder.say(
-                    f"{self._steps:>13,} {unit.name}"
-                    f"  {score.short} {describe(metrics[score.metric][part], digits)}"
-                    f"  {training.short} {describe(metrics[training.metric][part], digits)}"
-                    f"{'' if rate is None else '  ' + unit.a_second(rate)}{remark}"
-                )
-        self._tell_skipped(metrics)
-        self._log(metrics, rate)
-        current = describe(metrics[training.metric], digits, brief=True)
-        self._show(
-            self._steps, rate or 0.0, f"{headline.learning or headline.quantity} {current}{remark}"
-        )
+            reporter.say_scores(position, metrics, rate, remark)
+        reporter.warn_of_skipped(position, metrics)
+        reporter.log(position, metrics, rate)
+        reporter.show_progress(position, metrics, rate, remark)
         self._progress = self._programs.start()
         position.unreported = False
         self._call_back(metrics)
 
-    def _call_back(self, metrics: dict[str, list[float]]) -> None:
+    def _evaluate(self, whole: bool) -> None:
+        """Evaluates, and keeps the policies that are the best so far; Interrupted: neither."""
+        position = self._position
+        with self._hearing_stops():
+            position.evaluation = self._programs.evaluate(self._states, position.updates, whole)
+        if self._best is not None:
+            scores = position.evaluation[self._plan.headline.score.metric]
+            self._best.keep(position, scores, self._states.learner)
+
+    def _call_back(self, metrics: Metrics) -> None:
         if self._callback is None:
             return
         updates, states = self._position.updates, self._states
         act = self._programs.actor(states)
         try:
-            with self._evaluating():
+            with self._hearing_stops():
                 self._is_to_stop |= calling_back.call(
                     self._callback, updates, self._steps, metrics, states.learner, act
                 )
@@ -341,88 +300,49 @@ class Training:
             self._save_and_sum_up()
             raise
 
+    def _hearing_stops(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a stop is heard at once, as what is done there changes nothing; but of several
+        processes all have to stop at the same place.
+        """
+        several = jax.process_count() > 1
+        return contextlib.nullcontext() if several else self._interrupts.at_once()
+
+    def _save_or_stop(self) -> None:
+        """Saves if it is time to, or if it is to stop here.
+
+        Raises:
+          Interrupted, Stopped: asked to end; all is kept.
+        """
+        asked = processes.largest(self._interrupts.pending)
+        if processes.agree(self._keeper.is_due()) or asked or self._is_to_stop:
+            self._save()
+        if asked or self._is_to_stop:
+            self._write_summaries(interrupted=True)
+            raise Interrupted(asked) if asked else Stopped
+        self._copies = None  # not two at a time
+        if self._update_seconds > _LONGEST_CHUNK and jax.process_count() == 1:
+            self._copies = snapshot.copied(self._content())
+
+    def _content(self) -> snapshot.Content:
+        return snapshot.take(self._programs, self._states, self._progress, self._best)
+
+    def _save(self, content: snapshot.Content | None = None) -> None:
+        """Keeps where training is; of that, copies may be given, made after the same update."""
+        self._position.seconds = self._reporter.run_seconds()
+        pack = self._programs.pack_policies
+        self._keeper.save(self._position, content or self._content(), self._is_last, pack)
+
     def _save_and_sum_up(self) -> None:
         """What is left where a run does not go on for now."""
         self._save()
         self._write_summaries(interrupted=True)
 
-    def _keep_if_best(self) -> None:
-        """Keeps the policies of those members whose last evaluation is their best so far."""
-        if self._best is None:
-            return
-        position = self._position
-        scores = position.evaluation[self._headline.score.metric]
-        better = best.are_better(scores, position.best_scores, position.broken)
-        if not better.any():
-            return
-        newest = best.policy_of(self._states.learner)
-        self._best = best.choose(better, newest, self._best, self._programs.place)
-        best_scores = position.best_scores or [math.nan] * self._num_members
-        best_at = position.best_at or [0] * self._num_members
-        position.best_scores = np.where(better, scores, best_scores).tolist()
-        position.best_at = np.where(better, position.updates, best_at).tolist()
-
-    def _evaluating(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a stop is heard at once, as evaluation changes nothing; but of several processes
-        all have to stop at the same place.
-        """
-        several = jax.process_count() > 1
-        return contextlib.nullcontext() if several else self._interrupts.at_once()
-
-    def _tell_skipped(self, metrics: dict[str, list[float]]) -> None:
-        """Warns of gradient steps since the last report that were not taken."""
-        name = self._headline.skipped
-        if not name:
-            return
-        for cell, part in zip(self._cells, self._parts, strict=True):
-            for seed, share in zip(cell.plan.seeds, metrics[name][part], strict=True):
-                if share > 0:
-                    cell.recorder.say(
-                        f"warning: {share:.1%} of the gradient steps up to {self._steps:,} "
-                        f"{self._headline.unit.name} were not finite and were skipped (seed {seed})"
-                    )
-
-    def _log(self, metrics: dict[str, list[float]], rate: float | None = None) -> None:
-        for cell, part in zip(self._cells, self._parts, strict=True):
-            own = {name: values[part] for name, values in metrics.items()}
-            cell.recorder.log_metrics(self._steps, self._position.updates, own, rate)
-
-    def _parts_to_keep(self) -> dict[str, Any]:
-        # The learner apart: who wants the policy alone reads nothing else.
-        rest = {name: value for name, value in self._states._asdict().items() if name != "learner"}
-        progress = self._programs.to_keep(self._progress)
-        kept = {} if self._best is None else {best.PART: self._best}
-        return {"learner": self._states.learner, "rest": rest, "progress": progress, **kept}
-
-    def _copied_parts(self) -> dict[str, Any]:
-        """The parts to keep, in memory that no program reuses: the host's."""
-
-        def copy(leaf: Any) -> Any:
-            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            return jnp.copy(leaf) if is_key else np.array(leaf)
-
-        return jax.tree.map(copy, self._parts_to_keep())
-
-    def _save(self, parts: dict[str, Any] | None = None) -> None:
-        """Keeps the parts to keep, or copies of them that were made after the same update."""
-        self._position.seconds = self._run_seconds()
-        is_last = self._position.updates == self._plan.num_updates
-        pack = self._programs.pack_policies
-        self._keeper.save(self._position, parts or self._parts_to_keep(), is_last, pack)
-
-    def _run_seconds(self) -> float:
-        """That the run has taken, with what it took before it went on, but without compiling."""
-        return self._seconds_before + time.perf_counter() - self._begun
+    def _say_cause(self) -> None:
+        """Says what may have broken the parameters, if that is found before a stop."""
+        with contextlib.suppress(Interrupted), self._hearing_stops():
+            cause = self._programs.find_cause()
+            if cause:
+                self._reporter.say(f"error: {cause}")
 
     def _write_summaries(self, interrupted: bool = False) -> None:
-        outcome = Outcome(
-            self._headline,
-            self._position,
-            self._seeds,
-            compile_seconds=self._compile_seconds,
-            run_seconds=self._run_seconds(),
-            in_turn=self._programs.in_turn,
-            device=self._device,
-        )
-        for cell, part in zip(self._cells, self._parts, strict=True):
-            outcome.write(cell, part, interrupted)
+        self._reporter.write_summaries(self._position, interrupted)

@@ -1,9 +1,12 @@
 """Where training stands."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from rgpo_jax import schedules
+import numpy as np
+
+from rgpo_jax.train import NEVER
 
 
 @dataclasses.dataclass
@@ -53,11 +56,20 @@ class Position:
         """(member, update) of those in a part whose parameters are no longer finite."""
         return [entry for entry in self.broken if part.start <= entry[0] < part.stop]
 
+    def add_largest(self, metrics: Mapping[str, list[float]]) -> None:
+        """Takes in the metrics of further updates."""
+        for name in self.largest:
+            # NumPy's maximum: NaN wins, and a broken run does not look perfect.
+            self.largest[name] = np.maximum(self.largest[name], metrics[name]).tolist()
 
-def with_own_schedule(kept: Any, own: Any) -> Any:
-    """A learner that was kept, with the schedule of another: that of a run which may be longer."""
-    numbers = getattr(own, "hyperparameters", None)
-    if numbers is None:  # not all that is trained has a learning rate
-        return kept
-    schedule = {name: getattr(numbers, name) for name in schedules.NUMBERS}
-    return kept._replace(hyperparameters=dataclasses.replace(kept.hyperparameters, **schedule))
+    def add_broken(self, broken_at: np.ndarray) -> None:
+        """Takes in after which update each member's parameters broke [M]; `NEVER` if they did not.
+
+        Those that are known already stay as they are.
+        """
+        known = {member for member, _ in self.broken}
+        self.broken += [
+            [int(member), int(broken_at[member])]
+            for member in np.flatnonzero(broken_at != NEVER)
+            if member not in known
+        ]

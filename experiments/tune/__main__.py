@@ -77,8 +77,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("out", "compilation_cache"):
-            flags.check_path(field, getattr(self, field))
+        flags.check_paths(self, "out", "compilation_cache")
 
 
 def main(args: Sequence[str] | None = None) -> int:

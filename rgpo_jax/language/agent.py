@@ -94,7 +94,7 @@ def initializer(learner: Learner, config: Common) -> Callable[..., AgentState]:
 
     def init(key: Array, frozen: Any, **hyperparameters: Any) -> AgentState:
         learner_key, prompt_key, key = jax.random.split(key, 3)
-        overrides = check_overrides(config, hyperparameters)
+        overrides = check_overrides(config, hyperparameters, type(learner.hyperparameters))
         numbers = learner.hyperparameters.replace(**overrides)
         return AgentState(learner.init(learner_key, frozen, numbers), prompt_key, key)
 
