@@ -12,7 +12,7 @@ import pytest
 
 import agents
 from experiments.cli import flags
-from experiments.plan.options import Options
+from experiments.plan.options import ControlOptions
 from rgpo_jax.config import Config
 
 PROGRAMS = ("run", "sweep", "benchmark")
@@ -82,13 +82,13 @@ def test_a_bad_value_names_its_flag(agent, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Options)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ControlOptions)])
 def test_an_option_without_its_value_or_twice_wrong_is_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flag = flags.flag(name)
-    if isinstance(getattr(Options(), name), bool):
+    if isinstance(getattr(ControlOptions(), name), bool):
         refusal("run", [f"{flag}=perhaps"], capsys)
-    elif isinstance(getattr(Options(), name), tuple):  # may be empty
+    elif isinstance(getattr(ControlOptions(), name), tuple):  # may be empty
         refusal("run", [flag, "perhaps"], capsys)
     else:
         refusal("run", [flag], capsys)

@@ -15,7 +15,7 @@ import pytest
 from experiments import run
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
-from experiments.plan.options import Options
+from experiments.plan.options import ControlOptions
 from experiments.training import fingerprint, loop, trained
 from experiments.training.programs import CompiledPrograms
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
@@ -475,7 +475,7 @@ def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
     assert len(first["eval_return"]) == 3
     kept = trained.load(str(whole), "--run").learners
     agent = trained.load(str(whole), "--run").agent
-    options = Options(init_from=str(whole), agent="ppo")
+    options = ControlOptions(init_from=str(whole), agent="ppo")
     start = trained.load_start(options, agent)
     for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(kept.params), strict=True):
         np.testing.assert_array_equal(a, b)

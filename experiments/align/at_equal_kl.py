@@ -16,7 +16,7 @@ import tyro
 
 from agents import language as methods
 from experiments.align import show, stored
-from experiments.align.options import Options as AlignOptions
+from experiments.align.options import AlignOptions
 from experiments.align.show import Shown, table_line
 from experiments.align.stored import Stored
 from experiments.cli import flags, frame

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from experiments.align.options import Options as RunOptions
+from experiments.align.options import AlignOptions
 from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
@@ -172,7 +172,7 @@ def sample(options: Options) -> Iterator[list[Made]]:
     """
     from experiments.align import text_building
 
-    run = RunOptions(
+    run = AlignOptions(
         method="rloo",
         world=options.world,
         model=options.model,

@@ -46,7 +46,7 @@ class _What(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, _What):  # the fields of the last come first
+class AlignOptions(RunOptions, _What):  # the fields of the last come first
     """What to align, by what, and where the results go."""
 
     problem: CountOrZero = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from agents import language as methods
 from envs.language.rewards import BUILT_IN
-from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, Options
+from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, WORLDS, AlignOptions
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan.reading import KnownBefore, refuse_other_settings, with_defaults
@@ -83,7 +83,7 @@ _SHARED = (DataConfig, OwnPairsConfig, ZerothConfig, Config)
 class Plan(RunPlan):
     """An alignment run; `config` is its method's."""
 
-    options: Options
+    options: AlignOptions
 
     @property
     def method(self) -> str:
@@ -218,7 +218,7 @@ def _defaults(config_class: Any, world: str, part: str, judged: bool = False) ->
     return dataclasses.replace(own, **{k: x for k, x in wanted.items() if k in names})
 
 
-def _with_whole_paths(options: Options) -> Options:
+def _with_whole_paths(options: AlignOptions) -> AlignOptions:
     """The options as they hold from another folder, too."""
     names = ("model", "prompts", "pairs", "reward", "gold")
     paths = {name: getattr(options, name) for name in names}
@@ -266,12 +266,12 @@ def read_plan(
         from_file = {name: x for name, x in from_file.items() if name not in made_of}
     if world not in WORLDS:
         raise BadInput(f"--world {world}: expected one of {', '.join(WORLDS)}")
-    fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
+    fields = (*dataclasses.fields(AlignOptions), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     file_args = flags.as_arguments(from_file, source, known, settings_of_methods())
     what = "Align a language model, or a small one whose every answer is known."
     default = _defaults(config_class, world, part, chosen("preference", None) is not None)
-    options, config = flags.read_pair(Options(), default, [*file_args, *args], prog, what)
+    options, config = flags.read_pair(AlignOptions(), default, [*file_args, *args], prog, what)
     if isinstance(config, Minibatched):
         minibatch_size = config.num_samples // config.num_minibatches
         at_a_time = min(config.microbatch_size or minibatch_size, minibatch_size)
@@ -298,10 +298,10 @@ def command(settings: Mapping[str, Any]) -> str:
         its default.
     """
     config_class = _config_class(settings["method"])
-    whole = with_defaults(settings, Options, config_class)
+    whole = with_defaults(settings, AlignOptions, config_class)
     judged = whole["preference"] is not None
     default = _defaults(config_class, whole["world"], whole["train"], judged)
-    usual = json.loads(json.dumps(flags.as_settings(Options(), default)))
+    usual = json.loads(json.dumps(flags.as_settings(AlignOptions(), default)))
     given = {
         name: value
         for name, value in whole.items()

@@ -11,7 +11,7 @@ from agents import language as methods
 from envs.language import prompts, rewards, text
 from envs.language.text import TextWorld
 from experiments.align import building, pair_data
-from experiments.align.options import Options
+from experiments.align.options import AlignOptions
 from experiments.align.pair_data import Parts
 from experiments.align.plan import Plan
 from experiments.cli.flags import BadInput
@@ -67,7 +67,7 @@ class Prepared:
         page.write(self.folder, self.plan.curve_title, self.description)
 
 
-def read_prompts(options: Options) -> list[str]:
+def read_prompts(options: AlignOptions) -> list[str]:
     """The prompts that the options name; BadInput where they cannot be read."""
     file = options.prompts
     try:
@@ -77,7 +77,7 @@ def read_prompts(options: Options) -> list[str]:
         raise BadInput(f"--prompts {file}: {reason}") from None
 
 
-def _mesh_of(options: Options) -> "Mesh | None":
+def _mesh_of(options: AlignOptions) -> "Mesh | None":
     """The devices over which a model is spread; None for one.
 
     Raises:
@@ -97,7 +97,7 @@ def _mesh_of(options: Options) -> "Mesh | None":
 
 
 def load_world(
-    options: Options,
+    options: AlignOptions,
     texts: Sequence[str] | Parts,
     mesh: "Mesh | None" = None,
 ) -> TextWorld:

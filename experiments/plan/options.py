@@ -46,7 +46,7 @@ class _What(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(RunOptions, _What):  # the fields of the last come first
+class ControlOptions(RunOptions, _What):  # the fields of the last come first
     """What to train, and where the results go."""
 
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None

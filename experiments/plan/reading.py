@@ -12,7 +12,7 @@ import envs
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import env_kwargs, families, own
-from experiments.plan.options import Options
+from experiments.plan.options import ControlOptions
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.plan.run_plan import RunPlan
 from experiments.record.files import read_plain
@@ -31,7 +31,7 @@ PROG = "python -m experiments.run"
 class Plan(RunPlan):
     """A run of control; `config` is its agent's."""
 
-    options: Options
+    options: ControlOptions
     config: Config
 
     @functools.cached_property
@@ -177,14 +177,14 @@ def read_plan(
 
     if of_a_run or is_whole:  # not what the environment's family has now
         from_file = with_defaults(from_file, config_class)
-    fields = (*dataclasses.fields(Options), *dataclasses.fields(config_class))
+    fields = (*dataclasses.fields(ControlOptions), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
     file_args = flags.as_arguments(from_file, source, known, settings_of_agents())
     network = chosen("network", None)
     default = families.defaults(config_class, env, gate or agent, network)
     what = "Train one agent on one environment over several seeds."
-    plan = Plan(*flags.read_pair(Options(), default, [*file_args, *args], prog, what))
+    plan = Plan(*flags.read_pair(ControlOptions(), default, [*file_args, *args], prog, what))
     if stored:
         refuse_other_settings(stored, plan.options, plan.config, Path(str(plan.options.out)))
     return plan

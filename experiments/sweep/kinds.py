@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from experiments.align import plan as align_plan
-from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS
-from experiments.align.options import Options as AlignOptions
+from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, AlignOptions
 from experiments.cli.flags import BadInput
 from experiments.plan import families, reading
-from experiments.plan.options import Options as RunOptions
+from experiments.plan.options import ControlOptions
 from experiments.record.headline import CONTROL, Headline
 from experiments.training.subject import Planned
 from rgpo_jax.config import Config as ControlConfig
@@ -117,7 +116,7 @@ class _Control(Kind):
     program = "run"
     subjects = Axis("agents", "agent", "rgpo")
     places = Axis("envs", "env", "CartPole-v1")
-    options = RunOptions
+    options = ControlOptions
     config = ControlConfig
     choosing = ("agent", "gate")
     headline = CONTROL

@@ -25,7 +25,7 @@ SIZES = (64, 512, 4096, 32_768)  # samples of a gradient estimate
 SIGNALS = (0.1, 1.0)  # noisy advantages, and advantages that say all there is to say
 
 
-class Cell(NamedTuple):
+class Measured(NamedTuple):
     """The bias of a sharpness between policies so far apart, at the larger signal.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cell(NamedTuple):
 
 def measure(
     model: ratios.Normals, kl: float, draws: int, rng: np.random.Generator
-) -> Iterator[Cell]:
+) -> Iterator[Measured]:
     """Of each sharpness that is shown, all on the same draws."""
     samples, drawn = model.quadrature(), model.draw(rng, draws)
     truth = estimators.true_gradient(samples)
@@ -61,20 +61,20 @@ def measure(
         gaps = (w - r) * drawn.advantage * drawn.score
         error = float(gaps.std(ddof=1)) / math.sqrt(draws)
         limit = estimators.bound(k, samples)
-        yield Cell(kl, k, truth, exact.bias, float(gaps.mean()), error, limit)
+        yield Measured(kl, k, truth, exact.bias, float(gaps.mean()), error, limit)
 
 
 def run(options: Options, progress: Progress) -> Study:
     """The identity, the bound, and the trade of bias for variance."""
     rng = np.random.default_rng((options.seed, 3))
     draws = min(options.samples, 1_000_000)
-    cells: list[Cell] = []
+    measured: list[Measured] = []
     choices: list[estimators.Choice] = []
     for i, kl in enumerate(KLS):
         models = {signal: ratios.Normals.at_distance(kl, signal) for signal in SIGNALS}
         for signal, model in models.items():
             choices += estimators.choose(signal, kl, SIZES, model.quadrature())
-        cells += measure(models[SIGNALS[-1]], kl, draws, rng)
+        measured += measure(models[SIGNALS[-1]], kl, draws, rng)
         progress((i + 1) / len(KLS))
     tails = [estimators.under_tail(tail) for tail in ratios.TAILS]
     return Study(
@@ -94,31 +94,31 @@ def run(options: Options, progress: Progress) -> Study:
             "the policies are far apart: there the samples that the gate accepts, of r near 1, no "
             "longer say where the gradient points.",
         ),
-        _claims(cells, choices, tails, draws),
-        [_bias_figure(cells), _trade_figure(), _guide_figure(choices)],
-        _tables(cells, choices, tails, draws),
+        _claims(measured, choices, tails, draws),
+        [_bias_figure(measured), _trade_figure(), _guide_figure(choices)],
+        _tables(measured, choices, tails, draws),
     )
 
 
 def _claims(
-    cells: Sequence[Cell],
+    measured: Sequence[Measured],
     choices: Sequence[estimators.Choice],
     tails: Sequence[estimators.Tail],
     draws: int,
 ) -> list[Claim]:
     return [
-        _bias_is_bounded(cells, draws),
+        _bias_is_bounded(measured, draws),
         _falls_slowly_under_tails(tails),
-        _counts_in_usual_updates(cells),
+        _counts_in_usual_updates(measured),
         _identity(),
         _best_sharpness_has_a_rule(choices),
     ]
 
 
-def _bias_is_bounded(cells: Sequence[Cell], draws: int) -> Claim:
-    closest = max(cells, key=lambda c: abs(c.bias) / c.bound)
-    farthest = max(abs(c.measured - c.bias) / c.error for c in cells)
-    truth = {c.kl: c.truth for c in cells}
+def _bias_is_bounded(measured: Sequence[Measured], draws: int) -> Claim:
+    closest = max(measured, key=lambda c: abs(c.bias) / c.bound)
+    farthest = max(abs(c.measured - c.bias) / c.error for c in measured)
+    truth = {c.kl: c.truth for c in measured}
     least = SHARPNESSES[0]
 
     def nearly_flat(kl: float) -> float:
@@ -130,9 +130,9 @@ def _bias_is_bounded(cells: Sequence[Cell], draws: int) -> Claim:
     return Claim(
         "RGPO incurs a bounded bias, which its sharpness controls.",
         "paper",
-        bool(all(abs(c.bias) <= c.bound for c in cells) and flat < 0.01 and farthest < 5.0),
+        bool(all(abs(c.bias) <= c.bound for c in measured) and flat < 0.01 and farthest < 5.0),
         f"of the normalised gate between normal policies: |bias| is below (k²/4) "
-        f"E[(r-1)² |A| |s|] in all {len(cells)} cells (closest: "
+        f"E[(r-1)² |A| |s|] in all {len(measured)} cells (closest: "
         f"{say(abs(closest.bias) / closest.bound)} of it, k = {closest.sharpness:g}, KL = "
         f"{closest.kl:g}); at k = {least:g} it is at most {say(100 * flat)} % of the gradient; "
         f"{draws:,} draws agree with the exact values within {say(farthest)} standard errors. "
@@ -164,8 +164,8 @@ def _falls_slowly_under_tails(tails: Sequence[estimators.Tail]) -> Claim:
     )
 
 
-def _counts_in_usual_updates(cells: Sequence[Cell]) -> Claim:
-    at_four = {c.kl: c for c in cells if c.sharpness == 4.0}
+def _counts_in_usual_updates(measured: Sequence[Measured]) -> Claim:
+    at_four = {c.kl: c for c in measured if c.sharpness == 4.0}
     share = {kl: abs(c.bias / c.truth) for kl, c in at_four.items()}
     reversed_at = [kl for kl, c in at_four.items() if c.bias < -c.truth]
     return Claim(
@@ -223,11 +223,11 @@ def _best_sharpness_has_a_rule(choices: Sequence[estimators.Choice]) -> Claim:
     )
 
 
-def _bias_figure(cells: Sequence[Cell]) -> Figure:
+def _bias_figure(measured: Sequence[Measured]) -> Figure:
     lines = []
     for style, k in enumerate(SHOWN):
         kl, _, truth, bias, measured, error, limit = np.array(
-            [c for c in cells if c.sharpness == k]
+            [c for c in measured if c.sharpness == k]
         ).T
         lines.append(Line(f"k = {k:g}", kl, np.abs(bias / truth), style))
         lines.append(Line("", kl, limit / np.abs(truth), style, ":"))
@@ -330,7 +330,7 @@ def _guide_figure(choices: Sequence[estimators.Choice]) -> Figure:
 
 
 def _tables(
-    cells: Sequence[Cell],
+    measured: Sequence[Measured],
     choices: Sequence[estimators.Choice],
     tails: Sequence[estimators.Tail],
     draws: int,
@@ -342,7 +342,7 @@ def _tables(
             "draws (and its standard error), and the bound (k²/4) E[(r-1)² |A| |s|] under the "
             "new policy",
             ("KL", "k", "true gradient", "bias", "measured", "standard error", "bound"),
-            [tuple(cell) for cell in cells],
+            [tuple(one) for one in measured],
         ),
         Table(
             "bias_tails",

@@ -139,7 +139,7 @@ def exponent(at: np.ndarray, moments: np.ndarray) -> tuple[float, float, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Measured:
     """One estimator under one model.
 
     Attributes:
@@ -168,7 +168,7 @@ class Cell:
         )
 
 
-def _cell(form: str, tail: float, name: str, at: np.ndarray, moments: np.ndarray) -> Cell:
+def _measured(form: str, tail: float, name: str, at: np.ndarray, moments: np.ndarray) -> Measured:
     gate, model = ESTIMATORS[name], FORMS[form](tail)
     if name == SINE:  # its weight oscillates between r/2 and -r/2
         power, largest = 1.0, math.inf
@@ -180,10 +180,10 @@ def _cell(form: str, tail: float, name: str, at: np.ndarray, moments: np.ndarray
     square = model.quadrature()
     bound = largest**2 * float(np.sum(square.mass * np.square(square.advantage * square.score)))
     theory = max(0.0, 2.0 * power / tail - 1.0)
-    return Cell(form, tail, name, exact, moments, bound, exponent(at, moments), theory)
+    return Measured(form, tail, name, exact, moments, bound, exponent(at, moments), theory)
 
 
-def measure_all(options: Options, at: np.ndarray, progress: Progress) -> list[Cell]:
+def measure_all(options: Options, at: np.ndarray, progress: Progress) -> list[Measured]:
     """Each estimator, form and tail; samples are drawn side by side."""
     tasks = [
         (form, tail, replicate)
@@ -207,13 +207,15 @@ def measure_all(options: Options, at: np.ndarray, progress: Progress) -> list[Ce
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [_cell(form, tail, name, at, np.array(m)) for (form, tail, name), m in measured.items()]
+    return [
+        _measured(form, tail, name, at, np.array(m)) for (form, tail, name), m in measured.items()
+    ]
 
 
 def run(options: Options, progress: Progress) -> Study:
     """Second moments, exact and measured, of each estimator, form and tail."""
     at = sizes(options.samples)
-    cells = measure_all(options, at, progress)
+    measured = measure_all(options, at, progress)
     stairs = {tail: staircase_moments(tail) for tail in (1.5, 2.5)}
     return Study(
         "Variance under heavy-tailed ratios",
@@ -230,9 +232,9 @@ def run(options: Options, progress: Progress) -> Study:
             "against theory. At a = 2 the growth is logarithmic, which a fit "
             "of a power over few decades takes for a small one.",
         ),
-        _claims(cells, stairs, options.samples),
-        [_figure(form, at, cells) for form in FORMS],
-        [_moments_table(cells, options), _staircase_table(stairs)],
+        _claims(measured, stairs, options.samples),
+        [_figure(form, at, measured) for form in FORMS],
+        [_moments_table(measured, options), _staircase_table(stairs)],
     )
 
 
@@ -243,18 +245,18 @@ def _colors() -> dict[str, str]:
     return {name: look.color for name, look in zip(agents, looks, strict=True)}
 
 
-def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
+def _figure(form: str, at: np.ndarray, measured: Sequence[Measured]) -> Figure:
     panels = []
     for tail in TAILS:
         lines = []
         for name, style in _colors().items():
-            (cell,) = (c for c in cells if (c.form, c.tail, c.estimator) == (form, tail, name))
-            m = cell.moments
+            (one,) = (c for c in measured if (c.form, c.tail, c.estimator) == (form, tail, name))
+            m = one.moments
             middle, low, high = np.median(m, axis=0), m.min(axis=0), m.max(axis=0)
             lines.append(Line(name, at, middle, style, low=low, high=high))
-            if math.isfinite(cell.exact):
+            if math.isfinite(one.exact):
                 ends = at[[0, -1]]
-                lines.append(Line("", ends, np.full(2, cell.exact), style, "--"))
+                lines.append(Line("", ends, np.full(2, one.exact), style, "--"))
         panels.append(
             Panel(f"a = {tail:g}", "samples n", "second moment", lines, log_x=True, log_y=True)
         )
@@ -262,7 +264,7 @@ def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
     lines = [
         Line("max(2/a - 1, 0)", tails, np.maximum(2.0 / tails - 1.0, 0.0), None),
         *(
-            Line(name, np.array(TAILS), *_exponents(form, name, cells), marker="o")
+            Line(name, np.array(TAILS), *_exponents(form, name, measured), marker="o")
             for name in ESTIMATORS
         ),
     ]
@@ -277,46 +279,48 @@ def _figure(form: str, at: np.ndarray, cells: Sequence[Cell]) -> Figure:
 
 
 def _exponents(
-    form: str, name: str, cells: Sequence[Cell]
+    form: str, name: str, measured: Sequence[Measured]
 ) -> tuple[np.ndarray, str, str, np.ndarray, np.ndarray]:
     """What a line needs of an estimator's fits over tails, after its x."""
-    fits = np.array([c.exponent for c in cells if (c.form, c.estimator) == (form, name)])
+    fits = np.array([c.exponent for c in measured if (c.form, c.estimator) == (form, name)])
     return fits[:, 0], _colors()[name], "", fits[:, 1], fits[:, 2]
 
 
-def _claims(cells: Sequence[Cell], stairs: dict[float, np.ndarray], samples: int) -> list[Claim]:
+def _claims(
+    measured: Sequence[Measured], stairs: dict[float, np.ndarray], samples: int
+) -> list[Claim]:
     return [
-        _rgpo_is_bounded(cells, samples),
-        _importance_diverges(cells),
-        _bounded_gates_can_diverge(cells, stairs),
-        _ppo_diverges(cells),
+        _rgpo_is_bounded(measured, samples),
+        _importance_diverges(measured),
+        _bounded_gates_can_diverge(measured, stairs),
+        _ppo_diverges(measured),
     ]
 
 
-def _heavy(cells: Sequence[Cell], name: str) -> list[Cell]:
+def _heavy(measured: Sequence[Measured], name: str) -> list[Measured]:
     """An estimator's, under tails of infinite variance."""
-    return [cell for cell in cells if cell.estimator == name and cell.tail < 2.0]
+    return [one for one in measured if one.estimator == name and one.tail < 2.0]
 
 
-def _fits(cells: Sequence[Cell], name: str) -> str:
+def _fits(measured: Sequence[Measured], name: str) -> str:
     return "; ".join(
         f"{c.form} a = {c.tail:g}: {say(c.exponent[0])} [{say(c.exponent[1])}, "
         f"{say(c.exponent[2])}], theory {say(c.theory)}"
-        for c in _heavy(cells, name)
+        for c in _heavy(measured, name)
     )
 
 
-def _grows(cells: Sequence[Cell], name: str) -> bool | None:
+def _grows(measured: Sequence[Measured], name: str) -> bool | None:
     """Whether all fits are above 0; None where their intervals leave that open."""
-    heavy = _heavy(cells, name)
-    if all(cell.exponent[1] > 0.0 for cell in heavy):
+    heavy = _heavy(measured, name)
+    if all(one.exponent[1] > 0.0 for one in heavy):
         return True
-    return False if any(cell.exponent[2] < 0.0 for cell in heavy) else None
+    return False if any(one.exponent[2] < 0.0 for one in heavy) else None
 
 
-def _rgpo_is_bounded(cells: Sequence[Cell], samples: int) -> Claim:
-    rgpo = [cell for cell in cells if cell.estimator.startswith("rgpo")]
-    closest = max(rgpo, key=lambda cell: cell.exact / cell.bound)
+def _rgpo_is_bounded(measured: Sequence[Measured], samples: int) -> Claim:
+    rgpo = [one for one in measured if one.estimator.startswith("rgpo")]
+    closest = max(rgpo, key=lambda one: one.exact / one.bound)
     off = max(abs(float(np.median(c.moments[:, -1])) / c.exact - 1.0) for c in rgpo)
     return Claim(
         "RGPO's gradient variance is finite and bounded even where importance ratios are "
@@ -332,45 +336,48 @@ def _rgpo_is_bounded(cells: Sequence[Cell], samples: int) -> Claim:
     )
 
 
-def _importance_diverges(cells: Sequence[Cell]) -> Claim:
-    importance = [cell for cell in cells if cell.estimator == "importance"]
+def _importance_diverges(measured: Sequence[Measured]) -> Claim:
+    importance = [one for one in measured if one.estimator == "importance"]
     return Claim(
         "There the variance of importance sampling diverges.",
         "paper",
         all(math.isinf(c.exact) == (c.tail <= 2.0) for c in importance)
-        and _grows(cells, "importance"),
+        and _grows(measured, "importance"),
         f"the exact second moment is infinite for a <= 2 and finite above; fitted power of n: "
-        f"{_fits(cells, 'importance')}",
+        f"{_fits(measured, 'importance')}",
         _FIGURES,
     )
 
 
-def _bounded_gates_can_diverge(cells: Sequence[Cell], stairs: dict[float, np.ndarray]) -> Claim:
+def _bounded_gates_can_diverge(
+    measured: Sequence[Measured], stairs: dict[float, np.ndarray]
+) -> Claim:
     return Claim(
         "What bounds the variance is a bounded weight w; that g lies in [0, 1] does not.",
         "ours",
-        all(sums[-1] > 4.0 * sums[_STEPS // 2] for sums in stairs.values()) and _grows(cells, SINE),
+        all(sums[-1] > 4.0 * sums[_STEPS // 2] for sums in stairs.values())
+        and _grows(measured, SINE),
         f"g = {SINE} lies in [0, 1] and w = r cos(r - 1)/2; fitted power of n: "
-        f"{_fits(cells, SINE)}. A monotone g in [0, 1] can diverge as well: the staircase's second "
-        "moment is at least "
+        f"{_fits(measured, SINE)}. A monotone g in [0, 1] can diverge as well: the staircase's "
+        "second moment is at least "
         + ", ".join(f"{say(sums[-1])} at a = {tail:g}" for tail, sums in stairs.items())
         + f" after {_STEPS} steps, without end",
         _FIGURES,
     )
 
 
-def _ppo_diverges(cells: Sequence[Cell]) -> Claim:
+def _ppo_diverges(measured: Sequence[Measured]) -> Claim:
     return Claim(
         "PPO's estimator diverges as importance sampling's does where the tail has samples of "
         "negative advantage, since its clip leaves their weight at r.",
         "ours",
-        _grows(cells, "ppo"),
-        f"fitted power of n: {_fits(cells, 'ppo')}",
+        _grows(measured, "ppo"),
+        f"fitted power of n: {_fits(measured, 'ppo')}",
         _FIGURES,
     )
 
 
-def _moments_table(cells: Sequence[Cell], options: Options) -> Table:
+def _moments_table(measured: Sequence[Measured], options: Options) -> Table:
     return Table(
         "variance",
         f"Second moment E[w² A² s²] of each "
@@ -383,7 +390,7 @@ def _moments_table(cells: Sequence[Cell], options: Options) -> Table:
             *("form", "tail a", "estimator", "exact", "median", "least", "largest", "bound"),
             *("exponent", "low", "high", "exponent, theory"),
         ),
-        [cell.row() for cell in cells],
+        [one.row() for one in measured],
     )
 
 

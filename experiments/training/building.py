@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import agents
 from experiments.cli.flags import BadInput
 from experiments.plan import own
-from experiments.plan.options import Options
+from experiments.plan.options import ControlOptions
 from experiments.plan.reading import Plan
 from experiments.plan.run_options import RunOptions
 from experiments.training import devices
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rgpo_jax.tunable import Tunable
 
 
-def _flags_of_environment(options: Options) -> str:
+def _flags_of_environment(options: ControlOptions) -> str:
     """What was typed that makes the environment."""
     typed = [
         "--env",
@@ -45,7 +45,7 @@ def _naming(typed: str) -> Iterator[None]:
         raise BadInput(f"{typed}: {error}") from None
 
 
-def _naming_agent(options: Options) -> contextlib.AbstractContextManager[None]:
+def _naming_agent(options: ControlOptions) -> contextlib.AbstractContextManager[None]:
     return _naming(f"--env {options.env} --agent {options.agent}")
 
 

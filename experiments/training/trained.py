@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import own
-from experiments.plan.options import Options
+from experiments.plan.options import ControlOptions
 from experiments.plan.reading import Plan, read_plan
 from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS, CONFIG
@@ -172,7 +172,7 @@ def load(
     return Trained(read, agent, learners, env_steps)
 
 
-def load_start(options: Options, agent: Agent) -> LearnerState:
+def load_start(options: ControlOptions, agent: Agent) -> LearnerState:
     """The learners of a run [N, ...] whose parameters another agent is to start from.
 
     Args:

@@ -33,7 +33,7 @@ from rgpo_jax.ranges import Count, CountOrZero
 
 if TYPE_CHECKING:
     from experiments.tune.study import Trial
-    from experiments.tune.trials import Ended, Planned
+    from experiments.tune.trials import Ended, PlannedTrial
 
 PROG = "python -m experiments.tune"
 SEARCH, TUNE_LOG, TRIALS, PROGRAMS = "tune.json", "tune.log", "trials", "programs"
@@ -241,7 +241,7 @@ class _Search:
     def _done(self) -> int:
         return sum(trial.state is not None for trial in self._study.trials())
 
-    def _next(self) -> "list[Planned]":
+    def _next(self) -> "list[PlannedTrial]":
         """What goes on, else as many new trials as are wanted at once; those refused are told."""
         while True:
             trials = [trial for trial in self._study.trials() if trial.state is None]
@@ -254,9 +254,9 @@ class _Search:
             if planned:
                 return planned
 
-    def _plan_of(self, trial: "Trial") -> "Planned | None":
+    def _plan_of(self, trial: "Trial") -> "PlannedTrial | None":
         from experiments.tune.study import FAILED
-        from experiments.tune.trials import Planned
+        from experiments.tune.trials import PlannedTrial
 
         if len(trial.chosen) < len(self._space.ranges):  # it was killed while it was asked for
             self._study.tell(trial.number, FAILED)
@@ -271,9 +271,9 @@ class _Search:
         if (folder / CONFIG).exists():  # it goes on; or the study's file was lost
             stored = flags.settings_from_file(str(folder / CONFIG), read_plain)
             refuse_other_settings(stored, plan.options, plan.config, folder)
-        return Planned(trial.number, plan, folder)
+        return PlannedTrial(trial.number, plan, folder)
 
-    def _train(self, group: "list[Planned]") -> None:
+    def _train(self, group: "list[PlannedTrial]") -> None:
         from experiments.tune.trials import checkpoints_of
 
         checkpoints = checkpoints_of(group, self.out / PROGRAMS)
@@ -297,7 +297,7 @@ class _Search:
                 shutil.rmtree(checkpoints.parent, ignore_errors=True)
             self._write()
 
-    def _say(self, ended: "Ended", trial: "Planned") -> None:
+    def _say(self, ended: "Ended", trial: "PlannedTrial") -> None:
         from experiments.tune.page import show
 
         chosen = self._study.trials()[ended.number].chosen

@@ -22,7 +22,7 @@ from rgpo_jax.statistics import interquartile_mean
 _MOST_KEPT = 4  # programs that are not traced again: one for each choice of shapes
 
 
-class Planned(NamedTuple):
+class PlannedTrial(NamedTuple):
     """A trial that is to be trained.
 
     Attributes:
@@ -54,7 +54,7 @@ class _Watch:
     A program trains all of its members, so that one trial alone gains nothing by being stopped.
     """
 
-    def __init__(self, study: Study, trials: Sequence[Planned]):
+    def __init__(self, study: Study, trials: Sequence[PlannedTrial]):
         self._study, self._last = study, trials[-1].number
         plan = trials[0].plan
         self._evaluations = Every.make(plan.eval_every, 10, plan)
@@ -82,7 +82,7 @@ class _Watch:
 class _Reporting(Recorder):
     """A recorder that also tells a watch of evaluations."""
 
-    def __init__(self, trial: Planned, watch: _Watch):
+    def __init__(self, trial: PlannedTrial, watch: _Watch):
         super().__init__(
             trial.folder, resume=True, terminal=False, log_to=trial.plan.options.loggers
         )
@@ -105,7 +105,7 @@ class Trainer:
 
     def train(
         self,
-        trials: Sequence[Planned],
+        trials: Sequence[PlannedTrial],
         checkpoints: Path,
         show: Callable[[int, float, str], None],
     ) -> list[Ended]:
@@ -126,7 +126,10 @@ class Trainer:
         return [_end(trial) for trial in trials]
 
     def _train(
-        self, trials: Sequence[Planned], checkpoints: Path, show: Callable[[int, float, str], None]
+        self,
+        trials: Sequence[PlannedTrial],
+        checkpoints: Path,
+        show: Callable[[int, float, str], None],
     ) -> None:
         plans = [trial.plan for trial in trials]
         static = [_static(plan) for plan in plans]
@@ -172,22 +175,22 @@ def _static(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.settings().items() if name not in traced}
 
 
-def groups(trials: Sequence[Planned]) -> list[list[Planned]]:
+def groups(trials: Sequence[PlannedTrial]) -> list[list[PlannedTrial]]:
     """Trials that one program can train side by side, in the order of the first of each."""
-    alike: dict[str, list[Planned]] = {}
+    alike: dict[str, list[PlannedTrial]] = {}
     for trial in trials:
         alike.setdefault(json.dumps(_static(trial.plan), sort_keys=True), []).append(trial)
     return list(alike.values())
 
 
-def checkpoints_of(group: Sequence[Planned], programs: Path) -> Path:
+def checkpoints_of(group: Sequence[PlannedTrial], programs: Path) -> Path:
     """Where the checkpoints of trials side by side are: of one alone, in its own folder."""
     if len(group) == 1:
         return group[0].folder / CHECKPOINTS
     return programs / f"{group[0].number}-{group[-1].number}" / CHECKPOINTS
 
 
-def _end(trial: Planned) -> Ended:
+def _end(trial: PlannedTrial) -> Ended:
     """What a trial's summary says."""
     summary = json.loads((trial.folder / SUMMARY).read_text())
     score = summary[CONTROL.summary_key(CONTROL.score)]["iqm"]
