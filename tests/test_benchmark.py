@@ -229,6 +229,7 @@ def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
             (cache / "program").touch()
             Path(flags["--out"]).mkdir()
             summary = {"compile_seconds": 2.5, "training_seconds": 3.5}
+            summary |= {"evaluation_seconds": 0.5, "logging_seconds": 0.25}
             (Path(flags["--out"]) / "summary.json").write_text(json.dumps(summary))
         else:
             assert (flags["--num-envs"], flags["--num-minibatches"]) == ("4", "4")
@@ -245,7 +246,7 @@ def test_whole_processes_run_in_turn(tmp_path, monkeypatch, capsys):
     assert log == ["cold", "warm", "plain_ppo", "plain_ppo", "cold", "warm"]
     (row,) = json.loads(out.read_text())["start"]
     cold = {"first_line": 1.0, "first_result": 8.0, "total": 16.0, "compile": 2.5, "train": 3.5}
-    assert row["seconds"]["cold"] == [cold] * 2
+    assert row["seconds"]["cold"] == [cold | {"evaluate": 0.5, "log": 0.25}] * 2
     assert [row["seconds"]["plain"][0][name] for name in ("compile", "train")] == [1.25, 0.75]
     assert row["ratios"]["cold"] == {"first_result": [0.5, 0.5], "total": [0.5, 0.5]}
     assert row["ratios"]["warm"] == {"first_result": [2.0, 2.0], "total": [2.0, 2.0]}

@@ -103,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> int:
         flags.refuse(error)
     from rich.console import Console
 
-    console = Console(width=100)
+    console = Console(width=120 if options.start else 100)
     try:
         if options.start:
             content = report_start(options, console)
@@ -260,8 +260,9 @@ def report_start(options: Options, console: "Console") -> dict[str, Any]:
     print(f"{options.agent} on {options.env}, {options.total_steps:,} steps a seed", flush=True)
     config = started_settings(options)
     title = f"seconds and their ratios: median and range of {options.repeats} rounds"
-    heads = ("seeds", "process", "first line", "first result", "all", "compiling", "training")
-    table = Table(*heads, title=title)
+    shown = [field for field in dataclasses.fields(start.Wait) if field.name != "log"]
+    heads = ("first line", "first result", "all", "compiling", "training", "evaluating")
+    table = Table("seeds", "process", *heads, title=title)
     rows = []
     for num_seeds in options.num_seeds:
         measured = (options.agent, config, options.env, num_seeds, options.repeats)
@@ -271,7 +272,7 @@ def report_start(options: Options, console: "Console") -> dict[str, Any]:
         names = {"cold": "ours, cold", "warm": "ours, warm", "plain": "plain PPO"}
         for name, of_one in waits.items():
             columns = []
-            for field in dataclasses.fields(start.Wait):
+            for field in shown:
                 seconds = [getattr(wait, field.name) for wait in of_one]
                 has_range = field.name in start.COMPARED
                 median = f"{statistics.median(seconds):.1f}"

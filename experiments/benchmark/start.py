@@ -34,7 +34,8 @@ class Wait:
       first_result: seconds until its first line of results.
       total: seconds until it ended.
       compile: seconds that it spent compiling, as it says.
-      train: seconds that it spent training, as it says; the rest is starting, and what is around.
+      train: seconds that it spent training, as it says.
+      evaluate, log: seconds of evaluations, and of logging; of the plain PPO none.
     """
 
     first_line: float
@@ -42,6 +43,8 @@ class Wait:
     total: float
     compile: float
     train: float
+    evaluate: float = 0.0
+    log: float = 0.0
 
 
 class Watched(NamedTuple):
@@ -96,7 +99,8 @@ def run_ours(arguments: Sequence[str], cache: Path) -> Wait:
         command = ["-m", "experiments.run", *arguments, "--out", str(out)]
         seen = watch([*command, "--compilation-cache", str(cache)])
         summary = json.loads((out / SUMMARY).read_text())
-    return Wait(*seen[:3], summary["compile_seconds"], summary["training_seconds"])
+    parts = ("compile", "training", "evaluation", "logging")
+    return Wait(*seen[:3], *(summary[f"{name}_seconds"] for name in parts))
 
 
 def run_plain(arguments: Sequence[str]) -> Wait:

@@ -245,7 +245,8 @@ class Training:
         self._evaluate(whole=False)
         undefined = [math.nan] * self._num_members
         metrics = dict.fromkeys(self._programs.metric_names, undefined)
-        self._reporter.log(self._position, {**metrics, **self._position.evaluation})
+        with self._position.timed("logging_seconds"):
+            self._reporter.log(self._position, {**metrics, **self._position.evaluation})
 
     def _report(self) -> None:
         """Logs the updates since the last report, with an evaluation where one is due.
@@ -269,10 +270,12 @@ class Training:
                 self._save_and_sum_up()
                 raise
             metrics |= position.evaluation
-            reporter.say_scores(position, metrics, rate, remark)
-        reporter.warn_of_skipped(position, metrics)
-        reporter.log(position, metrics, rate)
-        reporter.show_progress(position, metrics, rate, remark)
+        with position.timed("logging_seconds"):
+            if self._is_to_evaluate:
+                reporter.say_scores(position, metrics, rate, remark)
+            reporter.warn_of_skipped(position, metrics)
+            reporter.log(position, metrics, rate)
+            reporter.show_progress(position, metrics, rate, remark)
         self._progress = self._programs.start()
         position.unreported = False
         self._call_back(metrics)
@@ -280,7 +283,7 @@ class Training:
     def _evaluate(self, whole: bool) -> None:
         """Evaluates, and keeps the policies that are the best so far; Interrupted: neither."""
         position = self._position
-        with self._hearing_stops():
+        with self._hearing_stops(), position.timed("evaluation_seconds"):
             position.evaluation = self._programs.evaluate(self._states, position.updates, whole)
         if self._best is not None:
             scores = position.evaluation[self._plan.headline.score.metric]

@@ -1,7 +1,9 @@
 """Where training stands."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ class Position:
       updates: number of updates so far.
       seconds: that the run has taken.
       training_seconds: of these, in updates.
+      evaluation_seconds: of these, in evaluations.
+      logging_seconds: of these, in writing and saying what was measured.
       checkpoint_seconds: of these, in making checkpoints.
       largest: name -> largest so far, per member, of the metrics that the headline asks for.
       evaluation: the last one: name -> values per member.
@@ -31,6 +35,8 @@ class Position:
     updates: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    logging_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     largest: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -39,6 +45,15 @@ class Position:
     broken: list[list[int]] = dataclasses.field(default_factory=list)
     metrics_bytes: list[int] = dataclasses.field(default_factory=list)
     unreported: bool = False
+
+    @contextlib.contextmanager
+    def timed(self, field: str) -> Iterator[None]:
+        """What is done inside adds its seconds to this field."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, field, getattr(self, field) + time.perf_counter() - begun)
 
     @classmethod
     def of_checkpoint(cls, kept: dict[str, Any]) -> "Position":

@@ -110,6 +110,8 @@ class Outcome:
             "compile_seconds": round(self.compile_seconds, 3),
             "run_seconds": round(self.run_seconds, 3),
             "training_seconds": round(position.training_seconds, 3),
+            "evaluation_seconds": round(position.evaluation_seconds, 3),
+            "logging_seconds": round(position.logging_seconds, 3),
             "checkpoint_seconds": round(position.checkpoint_seconds, 3),
             headline.unit.rate: rate,
             "trained_side_by_side": len(self.seeds),
