@@ -28,7 +28,7 @@ from experiments.align import reward as program
 from experiments.cli.interrupts import Interrupted
 from rgpo_jax.language import bradley_terry, decoder, decoder_policy, reward_model, weights
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.pairs import Pairs
 
 ARCHITECTURE = decoder.Architecture(
@@ -44,9 +44,9 @@ ARCHITECTURE = decoder.Architecture(
 PARAMS = decoder.init(jax.random.key(0), ARCHITECTURE, 0.3)
 END = 5
 PARTS = {
-    "full": Training("full"),
-    "last_layers": Training("last_layers", num_last_layers=1),
-    "lora": Training("lora", rank=2),
+    "full": TrainedPart("full"),
+    "last_layers": TrainedPart("last_layers", num_last_layers=1),
+    "lora": TrainedPart("lora", rank=2),
 }
 
 

@@ -35,7 +35,7 @@ from envs.words import one_line
 from rgpo_jax.language import decoder_policy, reward_model, weights
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder import Architecture
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.reward_model import RewardModel
 from rgpo_jax.language.tokenizer import Message, Tokenizer, Vocabulary
 from rgpo_jax.language.weights import Model
@@ -217,7 +217,7 @@ def turns_of(prompt: str) -> list[Message]:
 
 def make_model(
     architecture: Architecture,
-    training: Training,
+    training: TrainedPart,
     optimizer: optax.GradientTransformation | None = None,
     microbatch_size: int | None = None,
 ) -> RewardModel:
@@ -229,7 +229,7 @@ def make_model(
 
 
 @functools.cache
-def _score_of(architecture: Architecture, training: Training) -> Any:
+def _score_of(architecture: Architecture, training: TrainedPart) -> Any:
     """Compiled once for all members and folders of this kind."""
     return jax.jit(make_model(architecture, training).score_members)
 
@@ -241,7 +241,7 @@ class DecoderMembers:
     token, as if it had ended. Texts of any length are read whole.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, training: Training, params: Any):
+    def __init__(self, model: Model, tokenizer: Tokenizer, training: TrainedPart, params: Any):
         """Takes the model that they are made on.
 
         Args:
@@ -422,7 +422,7 @@ def _load_decoder(
 ) -> tuple[Members, dict[str, np.ndarray]]:
     told = recipe.part("training").content
     try:
-        training = Training(**told)
+        training = TrainedPart(**told)
         dtype = jnp.dtype(training.dtype)
         known = training.part in ("full", "last_layers", "lora")
         known &= dtype in (jnp.float32, jnp.bfloat16) and training.critic == "trunk"

@@ -285,14 +285,14 @@ def _learn_decoder(
     from envs.language import learnt_reward
     from envs.language.preference_tokens import tokenize
     from rgpo_jax.language import bradley_terry, weights
-    from rgpo_jax.language.decoder_policy import Training
+    from rgpo_jax.language.decoder_policy import TrainedPart
     from rgpo_jax.language.tokenizer import Tokenizer
 
     compiling.keep_programs(options.compilation_cache)
     dtype: Any = options.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    training = Training(
+    training = TrainedPart(
         options.train,
         options.num_last_layers,
         options.lora_rank,

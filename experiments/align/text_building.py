@@ -109,7 +109,7 @@ def load_world(
     import jax
 
     from rgpo_jax.language import weights
-    from rgpo_jax.language.decoder_policy import Training
+    from rgpo_jax.language.decoder_policy import TrainedPart
 
     on_cpu = jax.default_backend() == "cpu"
     dtype: Any = options.dtype
@@ -117,7 +117,7 @@ def load_world(
         # In bfloat16 a small step along a direction is rounded away.
         is_zeroth = options.method.replace("-", "_") in methods.FROM_WINS
         dtype = "float32" if on_cpu or is_zeroth else "bfloat16"
-    training = Training(
+    training = TrainedPart(
         options.train,
         options.num_last_layers,
         options.lora_rank,

@@ -43,7 +43,7 @@ def _heads(tree: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainedPart:
     """What of a decoder is trained, and how.
 
     Attributes:
@@ -72,7 +72,7 @@ class Training:
     recompute: bool = False
 
 
-def merge(training: Training, actor: Any, reference: Any) -> Any:
+def merge(training: TrainedPart, actor: Any, reference: Any) -> Any:
     """All parameters of the decoder: what was trained, in its place in the reference.
 
     Args:
@@ -99,7 +99,7 @@ def make(
     max_tokens: int,
     end_ids: tuple[int, ...],
     pad_id: int,
-    training: Training = Training(),
+    training: TrainedPart = TrainedPart(),
     mesh: Mesh | None = None,
 ) -> Policy:
     """Builds the policy; `frozen` are the decoder's parameters, and prompts are `Prompts`.

@@ -1,7 +1,7 @@
 """A reward model: a decoder with a linear head that is read at an answer's last token.
 
-It is trained on pairs by `bradley_terry.loss`. What of the decoder is trained, `Training` says; the
-head always is.
+It is trained on pairs by `bradley_terry.loss`. What of the decoder is trained, `TrainedPart` says;
+the head always is.
 """
 
 from collections.abc import Callable
