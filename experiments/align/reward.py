@@ -282,7 +282,7 @@ def _learn_decoder(
     import numpy as np
     import optax
 
-    from envs.language import learnt_reward
+    from envs.language import decoder_reward, learnt_reward
     from envs.language.preference_tokens import tokenize
     from rgpo_jax.language import bradley_terry, weights
     from rgpo_jax.language.decoder_policy import TrainedPart
@@ -301,12 +301,12 @@ def _learn_decoder(
         dtype=dtype,
     )
     try:
-        path = learnt_reward.find_base(options.model)
+        path = decoder_reward.find_base(options.model)
         model = weights.load(path, dtype)
         tokenizer = Tokenizer.load(model.tokenizer_source)
         if not model.end_ids:
             raise ValueError("the model names no token that ends an answer")
-        learnt_reward.make_model(model.architecture, training)
+        decoder_reward.make_model(model.architecture, training)
     except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"--model {options.model}: {error}") from None
     try:
@@ -344,7 +344,7 @@ def _learn_decoder(
         optax.clip_by_global_norm(options.max_grad_norm),
         optax.adam(optax.linear_schedule(options.learning_rate, 0.0, steps * options.num_epochs)),
     )
-    built = learnt_reward.make_model(
+    built = decoder_reward.make_model(
         model.architecture, training, optimizer, options.microbatch_size
     )
     update = jax.jit(built.update, donate_argnums=0, compiler_options=compiling.options(often=True))
@@ -352,7 +352,7 @@ def _learn_decoder(
     def scores(params: Any, sides: Any) -> "np.ndarray":
         """A member's rewards of chosen and rejected [2, n]."""
         alone = jax.tree.map(lambda x: x[None], params)
-        members = learnt_reward.DecoderMembers(model, tokenizer, training, alone)
+        members = decoder_reward.DecoderMembers(model, tokenizer, training, alone)
         told, total = time.perf_counter(), 2 * len(sides.chosen.tokens)
 
         def of(side: Any, before: int) -> "np.ndarray":
@@ -412,15 +412,15 @@ def _learn_decoder(
     learnt = [learn(member) for member in range(options.ensemble)]
     parts, margins, rewards = zip(*learnt, strict=True)
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-    base = learnt_reward.describe_base(options.model, path, model)
+    base = decoder_reward.describe_base(options.model, path, model)
     recipe: dict[str, Any] = {"base": base._asdict(), "training": dataclasses.asdict(training)}
     recipe |= {"max_tokens": options.max_tokens, "max_prompt_tokens": options.max_prompt_tokens}
     try:
         reward = learnt_reward.make(
             "decoder",
-            learnt_reward.DecoderMembers(model, tokenizer, training, params),
+            decoder_reward.DecoderMembers(model, tokenizer, training, params),
             np.stack(rewards),
-            learnt_reward.decoder_arrays(params),
+            decoder_reward.decoder_arrays(params),
             recipe,
             options.pessimism,
         )
