@@ -22,7 +22,7 @@ from experiments.record.run_folder import CONFIG
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from experiments.align.text_programs import Judge
+    from experiments.align.judge import Judge
     from rgpo_jax.language.agent import Agent
 
 
@@ -242,7 +242,7 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
     """
     import jax
 
-    from experiments.align.text_programs import Judge, RewardFailed
+    from experiments.align.judge import Judge, RewardFailed
 
     options = plan.options
     judge = Judge(options.reward, _reward(options.reward, "--reward"))
