@@ -59,21 +59,27 @@ def maker(
     return make
 
 
+def gate_of(name: str) -> Callable[[Any], "rgpo_jax.gates.Tunable"]:
+    """Returns Config -> the gate of this name, with the settings that the Config has."""
+    settings = [field.name for field in dataclasses.fields(GATES[name].settings)]
+
+    def gate(config: Any) -> "rgpo_jax.gates.Tunable":
+        """The gate that the Config describes."""
+        return rgpo_jax.gates.make(name, **{field: getattr(config, field) for field in settings})
+
+    return gate
+
+
 def module(name: str) -> ModuleType:
     """Makes the module of the agent that differs from the others in its gate alone."""
     row = GATES[name]
     found = ModuleType(f"{__package__}.{name}", row.settings.__doc__)
     found.__file__ = __file__
     found.__spec__ = importlib.machinery.ModuleSpec(found.__name__, None)
-    settings = [field.name for field in dataclasses.fields(row.settings)]
-
-    def gate(config: Config) -> "rgpo_jax.gates.Tunable":
-        """The gate that the Config describes."""
-        return rgpo_jax.gates.make(name, **{field: getattr(config, field) for field in settings})
-
+    gate = gate_of(name)
     gate.__module__, gate.__qualname__ = found.__name__, "gate"
     config_class: type[Config] = Config
-    if settings:
+    if dataclasses.fields(row.settings):
         config_class = dataclasses.make_dataclass(
             "Config", [], bases=(row.settings, Config), frozen=True, kw_only=True
         )

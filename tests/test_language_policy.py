@@ -11,7 +11,7 @@ from language_probes import largest
 from agents.language import load
 from envs.language import tiny
 from rgpo_jax.language import decoder, decoder_policy, tabular, targets
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.world import all_log_probs
 
 PARTS = ("full", "last_layers", "lora")
@@ -28,7 +28,7 @@ TEMPERATURES = (1.0, 0.6)
 
 
 def training(part, **settings):
-    return Training(part, num_last_layers=1, rank=3, **settings)
+    return TrainedPart(part, num_last_layers=1, rank=3, **settings)
 
 
 @functools.cache
@@ -329,7 +329,7 @@ def test_a_critic_teaches_the_model_whose_states_it_reads(part, critic):
 def test_layers_that_are_not_there_are_refused(number):
     with pytest.raises(ValueError, match=f"num_last_layers {number}: expected 1 to 2"):
         decoder_policy.make(
-            tiny.ARCHITECTURE, 4, (0,), 0, Training("last_layers", num_last_layers=number)
+            tiny.ARCHITECTURE, 4, (0,), 0, TrainedPart("last_layers", num_last_layers=number)
         )
 
 

@@ -21,6 +21,7 @@ from language_models import CHATML, DATA, parity, safetensors, train, write, wri
 from rgpo_jax.importing import install_hint
 from rgpo_jax.language import decoder, weights
 from rgpo_jax.language.tokenizer import Tokenizer
+from rgpo_jax.language.weights import saving
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
 
@@ -130,7 +131,7 @@ def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr(weights, "_write_config", fail)
+    monkeypatch.setattr(saving, "_write_config", fail)
     with pytest.raises(OSError, match="no space"):
         weights.save(tmp_path / "b", model.architecture, model.params)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

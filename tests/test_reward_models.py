@@ -22,13 +22,13 @@ import scipy.stats
 from language_models import write_tokenizer
 from probes import assert_refused
 
-from envs.language import learnt_reward, ngram_reward, rewards, text
+from envs.language import decoder_reward, learnt_reward, ngram_reward, rewards, text
 from envs.language.learnt_reward import LearntReward
 from experiments.align import reward as program
 from experiments.cli.interrupts import Interrupted
 from rgpo_jax.language import bradley_terry, decoder, decoder_policy, reward_model, weights
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.pairs import Pairs
 
 ARCHITECTURE = decoder.Architecture(
@@ -44,9 +44,9 @@ ARCHITECTURE = decoder.Architecture(
 PARAMS = decoder.init(jax.random.key(0), ARCHITECTURE, 0.3)
 END = 5
 PARTS = {
-    "full": Training("full"),
-    "last_layers": Training("last_layers", num_last_layers=1),
-    "lora": Training("lora", rank=2),
+    "full": TrainedPart("full"),
+    "last_layers": TrainedPart("last_layers", num_last_layers=1),
+    "lora": TrainedPart("lora", rank=2),
 }
 
 
@@ -574,9 +574,9 @@ def test_prompts_are_read_as_they_are_written():
         [turn("user", "a\n\nb"), turn("assistant", "c"), turn("user", "d: e")],
         [turn("system", "Be kind."), turn("user", "Hello")],
     ):
-        assert learnt_reward.turns_of(text.as_text(turns)) == turns
+        assert decoder_reward.turns_of(text.as_text(turns)) == turns
     for plain in ("", "Human: x", "\n\nHuman: x", "Human: a\n\nHuman: b", "a\n\nAssistant: b"):
-        assert learnt_reward.turns_of(plain) == [turn("user", plain)]
+        assert decoder_reward.turns_of(plain) == [turn("user", plain)]
 
 
 # The program.
@@ -762,7 +762,7 @@ def test_rewards_that_are_all_the_same_are_no_rewards(tmp_path, capsys):
 
 def test_a_loss_that_breaks_ends_the_program_in_a_line(place, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(place)
-    make = learnt_reward.make_model
+    make = decoder_reward.make_model
 
     def breaking(*args):
         def update(state, frozen, pairs):
@@ -770,7 +770,7 @@ def test_a_loss_that_breaks_ends_the_program_in_a_line(place, tmp_path, capsys, 
 
         return make(*args)._replace(update=update)
 
-    monkeypatch.setattr(learnt_reward, "make_model", breaking)
+    monkeypatch.setattr(decoder_reward, "make_model", breaking)
     args = ("--pairs", "few.jsonl", "--model", "model", "--num-last-layers", 1)
     assert run(*SMALL, *args, "--out", tmp_path / "out") == 3
     assert "a lower --learning-rate may help" in capsys.readouterr().err

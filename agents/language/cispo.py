@@ -1,6 +1,7 @@
 """CISPO: the weight is the ratio, cut off from above and never 0 (arXiv 2506.13585)."""
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

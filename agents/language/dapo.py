@@ -4,7 +4,8 @@ Groups of equal reward count in no mean. The paper draws others in their place; 
 has fewer answers.
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

@@ -5,7 +5,8 @@ be without: with a KL in the loss the policy settles at ref exp((1 - 1/G) R / be
 has no KL (beta 0).
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

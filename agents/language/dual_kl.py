@@ -9,7 +9,8 @@ by the constant that it would take. REBEL (arXiv 2404.16767), by pairs, comes on
 ours; DAR (2602.11523) is a relative.
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 
 Config = config(
     __name__,

@@ -5,7 +5,8 @@ where pi (1 - P / beta) = ref, with P the expected advantage (arXiv 2502.18548);
 today's usual form, where pi = ref exp(P / beta) / Z. Neither is the maximum of E[R] - beta KL.
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

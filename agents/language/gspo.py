@@ -1,6 +1,7 @@
 """GSPO: one ratio an answer, the geometric mean of its tokens', in a narrow clip (2507.18071)."""
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

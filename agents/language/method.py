@@ -8,8 +8,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import rgpo_jax
-from rgpo_jax.gate_table import GATES
 from rgpo_jax.language.config import Common, Config
 
 if TYPE_CHECKING:
@@ -37,17 +35,6 @@ def config(module: str, *bases: type, **defaults: Any) -> Any:
     made.__module__ = module
     made.__doc__ = bases[-1].__doc__
     return made
-
-
-def gate_of(name: str) -> "Callable[[Any], Tunable]":
-    """Returns Config -> the gate of this name, with the settings that the Config has."""
-    settings = [field.name for field in dataclasses.fields(GATES[name].settings)]
-
-    def gate(config: Any) -> "Tunable":
-        """The gate that the Config describes."""
-        return rgpo_jax.gates.make(name, **{field: getattr(config, field) for field in settings})
-
-    return gate
 
 
 def maker(config_class: Any, default_gate: "Callable[[Any], Tunable]") -> "Callable[..., Agent]":

@@ -7,7 +7,8 @@ are whitened over all tokens, and the value loss may be clipped.
 import dataclasses
 from typing import Literal
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 from rgpo_jax.ranges import NonNegative, Positive, UnitInterval
 

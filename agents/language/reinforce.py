@@ -4,7 +4,8 @@ The KL in the reward makes it the gradient of E[R] - beta KL(pi || ref), whose m
 pi_ref exp(R / beta) / Z. (Williams 1992; with the KL: arXiv 1909.08593.)
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 
 Config = config(__name__, baseline="batch")
 gate = gate_of("reinforce")

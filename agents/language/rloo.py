@@ -4,7 +4,8 @@ One ratio an answer, clipped as PPO clips; the KL is in the reward, of the polic
 policy the gradient is unbiased for every group size.
 """
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(__name__, GATES["ppo"].settings, aggregation="sequence")

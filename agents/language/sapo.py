@@ -1,6 +1,7 @@
 """SAPO: GRPO with a soft gate, whose temperature depends on the advantage's sign (2511.20347)."""
 
-from agents.language.method import config, gate_of, maker
+from agents.gated import gate_of
+from agents.language.method import config, maker
 from rgpo_jax.gate_table import GATES
 
 Config = config(

@@ -12,7 +12,7 @@ from envs.language.preference_tokens import tokenize
 from envs.language.preferences import PairData
 from rgpo_jax.language import decoder, decoder_policy
 from rgpo_jax.language.answers import Answers
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.pairs import Pairs
 from rgpo_jax.language.tokenizer import Message, Tokenizer
 from rgpo_jax.language.weights import Model
@@ -44,7 +44,7 @@ class TextWorld(NamedTuple):
     held_out: tuple[str, ...]
     held_out_prompts: Prompts
     model: Model
-    training: Training
+    training: TrainedPart
     mesh: Mesh | None = None
     pairs: Pairs | None = None
     held_out_pairs: Pairs | None = None
@@ -73,7 +73,7 @@ def make(
     eval_prompts: int,
     max_tokens: int,
     max_prompt_tokens: int,
-    training: Training,
+    training: TrainedPart,
     mesh: Mesh | None = None,
 ) -> TextWorld:
     """Builds the world.
@@ -123,7 +123,7 @@ def of_pairs(
     max_tokens: int,
     max_prompt_tokens: int,
     too_long: Literal["skip", "truncate"],
-    training: Training,
+    training: TrainedPart,
     mesh: Mesh | None = None,
 ) -> TextWorld:
     """Builds the world whose prompts are those of preference pairs, which it has as well.
@@ -207,7 +207,7 @@ def _world(
     model: Model,
     prompts: Prompts,
     max_tokens: int,
-    training: Training,
+    training: TrainedPart,
     mesh: Mesh | None,
 ) -> tuple[Model, World]:
     """The model where it lies, and the world of these prompts."""

@@ -9,7 +9,7 @@ import numpy as np
 from rgpo_jax.language import decoder, decoder_policy, tabular
 from rgpo_jax.language.answers import Answers
 from rgpo_jax.language.decoder import Architecture
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.world import Enumeration, World
 
 VOCABULARY, LENGTH, END = 8, 4, 0  # 1 + 7 + 49 + 343 + 2401 answers
@@ -26,7 +26,7 @@ _PROMPT_LENGTH = 3
 _SCALE = 0.3  # of weights: conditional probabilities differ well from each other, and from 0
 
 
-def make(num_prompts: int = 4, problem: int = 0, training: Training = Training()) -> World:
+def make(num_prompts: int = 4, problem: int = 0, training: TrainedPart = TrainedPart()) -> World:
     """Builds the world: each token is worth a number, and an answer the sum over its tokens.
 
     Args:
@@ -47,7 +47,7 @@ def draw(problem: int, num_prompts: int = 4) -> tuple[Any, np.ndarray, np.ndarra
     return frozen, tokens, worth
 
 
-def of(frozen: Any, tokens: Any, worth: Any, training: Training = Training()) -> World:
+def of(frozen: Any, tokens: Any, worth: Any, training: TrainedPart = TrainedPart()) -> World:
     """The world of given weights, prompts [N, P] and worths of tokens [V], which may be traced."""
     tokens, worth = jnp.asarray(tokens, jnp.int32), jnp.asarray(worth, jnp.float32)
     prompts = Prompts(tokens, jnp.ones(tokens.shape, bool))

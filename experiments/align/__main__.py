@@ -91,7 +91,7 @@ def _open(plan: Plan, folder: Path) -> _Opened:
 
 def _train(opened: _Opened, folder: Path, interrupts: Interrupts) -> int:
     """Trains, from the start or from where the run was; returns the exit status."""
-    from experiments.align.text_programs import RewardFailed
+    from experiments.align.judge import RewardFailed
     from experiments.record.run_folder import CHECKPOINTS
     from experiments.training.loop import Broken, Training
     from experiments.training.subject import Cell

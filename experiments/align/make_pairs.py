@@ -187,6 +187,7 @@ def sample(options: Options) -> Iterator[list[Made]]:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from scipy.special import expit
 
     world = text_building.load_world(run, texts)
     policy, frozen, tokenizer = world.world.policy, world.world.frozen, world.tokenizer
@@ -208,7 +209,7 @@ def sample(options: Options) -> Iterator[list[Made]]:
         for i, prompt in enumerate(which):
             first, second = (float(x) for x in rewards[2 * i : 2 * i + 2])
             gap = options.steepness * (first - second)
-            draw_below = rng.uniform() < 1.0 / (1.0 + np.exp(-gap))
+            draw_below = rng.uniform() < expit(gap)
             wins = bool(draw_below if options.labels == "sampled" else first > second)
             one, other = answers[2 * i : 2 * i + 2]
             both = bool(ended[2 * i : 2 * i + 2].all())

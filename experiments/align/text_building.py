@@ -22,7 +22,7 @@ from experiments.record.run_folder import CONFIG
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from experiments.align.text_programs import Judge
+    from experiments.align.judge import Judge
     from rgpo_jax.language.agent import Agent
 
 
@@ -109,7 +109,7 @@ def load_world(
     import jax
 
     from rgpo_jax.language import weights
-    from rgpo_jax.language.decoder_policy import Training
+    from rgpo_jax.language.decoder_policy import TrainedPart
 
     on_cpu = jax.default_backend() == "cpu"
     dtype: Any = options.dtype
@@ -117,7 +117,7 @@ def load_world(
         # In bfloat16 a small step along a direction is rounded away.
         is_zeroth = options.method.replace("-", "_") in methods.FROM_WINS
         dtype = "float32" if on_cpu or is_zeroth else "bfloat16"
-    training = Training(
+    training = TrainedPart(
         options.train,
         options.num_last_layers,
         options.lora_rank,
@@ -242,7 +242,7 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
     """
     import jax
 
-    from experiments.align.text_programs import Judge, RewardFailed
+    from experiments.align.judge import Judge, RewardFailed
 
     options = plan.options
     judge = Judge(options.reward, _reward(options.reward, "--reward"))

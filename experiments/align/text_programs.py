@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from envs.language import rewards
-from envs.language.rewards import TextPreference, TextReward
 from envs.language.text import TextWorld
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
+from experiments.align.judge import Judge
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout
 from experiments.training.programs import (
@@ -34,56 +33,30 @@ from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.train import Progress
 
 
-class RewardFailed(Exception):
-    """A user's reward raised something, or gave what is no reward."""
+class _Placement:
+    """Where arrays lie: on one device (mesh None), or on all of a mesh."""
 
+    def __init__(self, mesh: Mesh | None):
+        self._mesh = mesh
+        self.everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
-class Judge(NamedTuple):
-    """What scores answers.
+    def describe(self) -> str:
+        """The mesh in words; nothing of one device."""
+        if self._mesh is None:
+            return ""
+        axes = ", ".join(f"{name} {size}" for name, size in self._mesh.shape.items())
+        return f"{self._mesh.size} devices: {axes}"
 
-    Attributes:
-      name: of the reward, as it was given.
-      reward: what is trained on.
-      gold_name: of the other.
-      gold: what is measured alone; None: nothing.
-      preference_name: of the judge of pairs.
-      preference: what learning takes in the place of the reward; None: the reward.
-    """
+    def shapes(self, tree: Any, shardings: Any) -> Any:
+        """Shapes of arrays, which say where these lie where there is a mesh."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        if self._mesh is None:
+            return shapes
+        return jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
 
-    name: str
-    reward: TextReward
-    gold_name: str | None = None
-    gold: TextReward | None = None
-    preference_name: str | None = None
-    preference: TextPreference | None = None
-
-    def compare(self, prompts: list[str], answers: list[str], group_size: int) -> np.ndarray | None:
-        """Rewards [n] that stand for a judge's preferences within groups; None without a judge.
-
-        Raises:
-          RewardFailed: it does not give probabilities.
-        """
-        if self.preference is None:
-            return None
-        name = f"--preference {self.preference_name}"
-        try:
-            return rewards.of_preference(name, self.preference, prompts, answers, group_size)
-        except ValueError as error:
-            raise RewardFailed(str(error)) from None
-
-    def score(self, prompts: list[str], answers: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rewards and gold rewards [n].
-
-        Raises:
-          RewardFailed: one of them does not give n numbers.
-        """
-        try:
-            scores = rewards.score(f"--reward {self.name}", self.reward, prompts, answers)
-            if self.gold is None:
-                return scores, None
-            return scores, rewards.score(f"--gold {self.gold_name}", self.gold, prompts, answers)
-        except ValueError as error:
-            raise RewardFailed(str(error)) from None
+    def replicated(self, tree: Any) -> Any:
+        """Shapes of arrays that every device has whole."""
+        return self.shapes(tree, jax.tree.map(lambda x: self.everywhere, tree))
 
 
 class _Evaluated(NamedTuple):
@@ -124,12 +97,8 @@ class TextPrograms(Programs):
         eval_prompts = jax.tree.map(
             lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
         )
-        mesh = text.mesh
-        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        if mesh is not None:
-            self.spread = f"{mesh.size} devices: " + ", ".join(
-                f"{k} {n}" for k, n in mesh.shape.items()
-            )
+        placement = _Placement(text.mesh)
+        self.spread = placement.describe()
         self._frozen = text.world.frozen
         self._prompts, self._eval_prompts, self._eval_pairs, self._data = jax.device_put(
             (
@@ -138,70 +107,36 @@ class TextPrograms(Programs):
                 text.held_out_pairs,
                 text.pairs if from_data else None,
             ),
-            everywhere,
+            placement.everywhere,
         )
         key = jax.random.key(seed)
         self._init_key, self._eval_key = key, jax.random.fold_in(key, EVALUATION_STREAM)
+        self._begin_to_compile(placement)
 
-        def shapes_of(tree: Any, shardings: Any) -> Any:
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-            if mesh is None:
-                return shapes
-            return jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
-
-        def replicated(tree: Any) -> Any:
-            return shapes_of(tree, jax.tree.map(lambda x: everywhere, tree))
-
-        frozen = shapes_of(self._frozen, jax.tree.map(lambda x: x.sharding, self._frozen))
+    def _begin_to_compile(self, placement: _Placement) -> None:
+        agent, key, everywhere = self._agent, self._init_key, placement.everywhere
+        frozen = placement.shapes(self._frozen, jax.tree.map(lambda x: x.sharding, self._frozen))
         begin = jax.jit(agent.init)  # traced once, for the shapes and for the program
         state = jax.eval_shape(begin, key, frozen)
         # Left to XLA, an optimiser's state would lie whole on every device.
-        placed = mesh and decoder.shardings(state, text.model.architecture, mesh)
-        state = shapes_of(state, placed)
-        shapes = (frozen, replicated(self._prompts))
+        mesh = self._text.mesh
+        placed = mesh and decoder.shardings(state, self._text.model.architecture, mesh)
+        state = placement.shapes(state, placed)
         init = jax.jit(begin, out_shardings=placed).trace(key, frozen)
 
-        def sample(learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any) -> Any:
-            # It returns nothing that it was given, which would be a copy of the parameters.
-            state = AgentState(LearnerState(**learner), prompt_key, key)
-            which = prompts_of_update(
-                prompt_key, state.learner.updates, agent.config.num_prompts, len(text.prompts)
-            )
-            after, asked, answers = agent.sample(state, frozen, prompts)
-            return after.key, asked, answers, which
-
-        def update(
-            state: AgentState, frozen: Any, batch: Batch, progress: Progress, host: Any
-        ) -> tuple[AgentState, Progress]:
-            updates = state.learner.updates
-            state, metrics = agent.update(state, frozen, batch)
-            one = jax.tree.map(lambda x: x[0], progress)
-            broken = is_broken(metrics)
-            one = one.take(updates, state.learner.params, metrics | means(host), broken)
-            return state, jax.tree.map(lambda x: x[None], one)
-
         sampling: Any = None
-        host: dict[str, Any] = {}
         if self._data is None:
-            sampling = jax.jit(sample, out_shardings=everywhere).lower(
-                *self._sampled_with(state), *shapes
+            sampling = jax.jit(self._sampling, out_shardings=everywhere).lower(
+                *self._sampled_with(state), frozen, placement.replicated(self._prompts)
             )
-            _, asked, answers, _ = sampling.out_info
-            scores: Any = jax.ShapeDtypeStruct((agent.config.batch_size,), jnp.float32)
-            batch = replicated(Batch(asked, answers, scores))
-            names = ["tokens_per_second"] + ["gold_reward"] * (judge.gold is not None)
-            # Else the rewards that stand for a judge's preferences, whose mean is always 0.
-            names += ["sampled_reward"] * (judge.preference is not None)
-            host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
-        else:
-            batch = replicated(self._data)
+        batch, host = self._learnt_from(sampling, placement)
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
         self.metric_names = sorted(metrics)
         self._empty = jax.device_put(empty_progress(metrics, Layout().mesh(), 1), everywhere)
         shardings = None if mesh is None else (placed, everywhere)
-        updating = jax.jit(update, donate_argnums=0, out_shardings=shardings).lower(
-            state, frozen, batch, replicated(self._empty), host
+        updating = jax.jit(self._updating, donate_argnums=0, out_shardings=shardings).lower(
+            state, frozen, batch, placement.replicated(self._empty), host
         )
         self._update = self.compiler.start("update", updating)
         self._sample: Any = sampling and self.compiler.start("sampling", sampling)
@@ -209,11 +144,47 @@ class TextPrograms(Programs):
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
             state,
             frozen,
-            replicated(self._eval_prompts),
-            replicated(self._eval_pairs),
+            placement.replicated(self._eval_prompts),
+            placement.replicated(self._eval_pairs),
             jax.random.key(0),
         )
         self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
+
+    def _learnt_from(self, sampling: Any, placement: _Placement) -> tuple[Any, dict[str, Any]]:
+        """Shapes of an update's batch and of the host's metrics; `sampling` None: of the data."""
+        if sampling is None:
+            return placement.replicated(self._data), {}
+        _, asked, answers, _ = sampling.out_info
+        scores: Any = jax.ShapeDtypeStruct((self._agent.config.batch_size,), jnp.float32)
+        names = ["tokens_per_second"] + ["gold_reward"] * (self._judge.gold is not None)
+        # Else the rewards that stand for a judge's preferences, whose mean is always 0.
+        names += ["sampled_reward"] * (self._judge.preference is not None)
+        host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        return placement.replicated(Batch(asked, answers, scores)), host
+
+    def _sampling(
+        self, learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any
+    ) -> tuple[Any, Any, Answers, Any]:
+        # It returns nothing that it was given, which would be a copy of the parameters.
+        state = AgentState(LearnerState(**learner), prompt_key, key)
+        which = prompts_of_update(
+            prompt_key,
+            state.learner.updates,
+            self._agent.config.num_prompts,
+            len(self._text.prompts),
+        )
+        after, asked, answers = self._agent.sample(state, frozen, prompts)
+        return after.key, asked, answers, which
+
+    def _updating(
+        self, state: AgentState, frozen: Any, batch: Any, progress: Progress, host: Any
+    ) -> tuple[AgentState, Progress]:
+        updates = state.learner.updates
+        state, metrics = self._agent.update(state, frozen, batch)
+        one = jax.tree.map(lambda x: x[0], progress)
+        broken = is_broken(metrics)
+        one = one.take(updates, state.learner.params, metrics | means(host), broken)
+        return state, jax.tree.map(lambda x: x[None], one)
 
     @property
     def _at_a_time(self) -> int | None:

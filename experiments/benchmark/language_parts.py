@@ -11,7 +11,7 @@ from experiments.benchmark.accelerator_parts import Bench, Candidate, difference
 from rgpo_jax.language import decoder, decoder_policy
 from rgpo_jax.language import learner as learners
 from rgpo_jax.language.decoder import Architecture
-from rgpo_jax.language.decoder_policy import Prompts, Training
+from rgpo_jax.language.decoder_policy import Prompts, TrainedPart
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.state import LearnerState
 
@@ -49,7 +49,7 @@ def sizes(batch: int, prompt: int, answer: int) -> Sizes:
 def language(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     """Tokens a second of sampling and of a whole update; logits against the CPU's."""
     architecture, n = sizes.architecture, sizes.batch
-    training = Training(chunk_size=4096, remat=True, dtype=sizes.dtype)
+    training = TrainedPart(chunk_size=4096, remat=True, dtype=sizes.dtype)
     policy = decoder_policy.make(architecture, sizes.answer, (_NO_END,), 0, training)
     frozen = decoder.init(jax.random.key(0), architecture)
     tokens = jax.random.randint(

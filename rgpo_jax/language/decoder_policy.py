@@ -43,7 +43,7 @@ def _heads(tree: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainedPart:
     """What of a decoder is trained, and how.
 
     Attributes:
@@ -72,7 +72,7 @@ class Training:
     recompute: bool = False
 
 
-def merge(training: Training, actor: Any, reference: Any) -> Any:
+def merge(training: TrainedPart, actor: Any, reference: Any) -> Any:
     """All parameters of the decoder: what was trained, in its place in the reference.
 
     Args:
@@ -94,12 +94,181 @@ def merge(training: Training, actor: Any, reference: Any) -> Any:
     return reference | {"layers": layers, "norm": actor["norm"]}
 
 
+def _in_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """The functions of a `Policy` on a decoder that is trained as a whole, or by adapters."""
+
+    architecture: Architecture
+    training: TrainedPart
+    mesh: Mesh | None
+
+    def spread(self, tree: Any) -> Any:
+        """Samples [n, ...] over the devices of fsdp, each of which has a share of all weights."""
+        if self.mesh is None:
+            return tree
+        mesh = self.mesh
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(
+                x, decoder.fitting(mesh, PartitionSpec("fsdp"), x.shape)
+            ),
+            tree,
+        )
+
+    def cast(self, tree: Any) -> Any:
+        """In the precision of the arithmetic."""
+        return jax.tree.map(lambda x: x.astype(jnp.dtype(self.training.dtype)), tree)
+
+    def trainable(self, key: Array, frozen: Any) -> Any:
+        """What is trained, as it is at first."""
+        if self.training.part == "lora":
+            return lora.init(key, frozen, self.training.rank)
+        return _in_float32(frozen)
+
+    def init(self, key: Array, frozen: Any, critic: bool) -> Any:
+        actor_key, critic_key = jax.random.split(key)
+        params = {"actor": self.trainable(actor_key, frozen)}
+        if not critic:
+            return params
+        head = {"weight": jnp.zeros(self.architecture.hidden_size), "bias": jnp.zeros(())}
+        if self.training.critic == "separate":
+            head["body"] = self.trainable(critic_key, frozen)
+        return params | {"critic": head}
+
+    def decoding_weights(self, actor: Any, frozen: Any) -> Any:
+        """As the sampler reads them."""
+        whole = self.cast(merge(self.training, actor, frozen))
+        return sampler.decoding_weights(whole, self.architecture)
+
+    def states(self, actor: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
+        """Those that predict the tokens [n, T, D]."""
+        whole = self.cast(merge(self.training, actor, frozen))
+        return self._read(whole, encoded, answers, self.training.remat)
+
+    def reference_states(self, frozen: Any, encoded: Any, answers: Answers) -> Array:
+        """The same of the decoder before."""
+        return self._read(self.cast(frozen), encoded, answers)
+
+    def _read(self, params: Any, encoded: Any, answers: Answers, remat: bool = False) -> Array:
+        encoded, answers = self.spread((encoded, answers))
+        return log_probs.answer_states(
+            params,
+            self.architecture,
+            encoded.tokens,
+            encoded.mask,
+            answers.tokens,
+            answers.mask,
+            remat,
+        )
+
+    def head(self, actor: Any, frozen: Any) -> Array:
+        """By which logits are read out of states; `actor` None: the reference's."""
+        is_trained = actor is not None and self.training.part == "full"
+        return decoder.head(self.cast(_heads(actor if is_trained else frozen)))
+
+    def _token_log_probs(
+        self, states: Array, head: Array, answers: Answers, temperature: Any
+    ) -> tuple[Array, Array]:
+        tokens = jnp.where(answers.mask, answers.tokens, 0)
+        return log_probs.token_log_probs(
+            states, head, tokens, temperature, self.training.chunk_size
+        )
+
+    def predict(
+        self, params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
+    ) -> Prediction:
+        states = self.states(params["actor"], frozen, encoded, answers)
+        head = self.head(params["actor"], frozen)
+        log_prob, entropy = self._token_log_probs(states, head, answers, temperature)
+        value = None
+        if "critic" in params:
+            critic = params["critic"]
+            if "body" in critic:
+                states = self.states(critic["body"], frozen, encoded, answers)
+            value = states.astype(jnp.float32) @ critic["weight"] + critic["bias"]
+        return Prediction(log_prob, entropy, value)
+
+    def reference(self, frozen: Any, encoded: Any, answers: Answers, temperature: Any) -> Array:
+        states = self.reference_states(frozen, encoded, answers)
+        return self._token_log_probs(states, self.head(None, frozen), answers, temperature)[0]
+
+    def next_tokens(
+        self, params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
+    ) -> Array:
+        if params is None:
+            actor, states = None, self.reference_states(frozen, encoded, answers)
+        else:
+            actor = params["actor"]
+            states = self.states(actor, frozen, encoded, answers)
+        return log_probs.next_token_log_probs(states, self.head(actor, frozen), temperature)
+
+
+class _LastLayers(_Decoder):
+    """The same where the last layers are trained: the trunk below is read once an update."""
+
+    def _top(self, frozen: Any) -> Any:
+        """What is trained, as it was before."""
+        last = self.training.num_last_layers
+        layers = jax.tree.map(lambda x: x[-last:], frozen["layers"])
+        return {"layers": layers, "norm": frozen["norm"]}
+
+    def _trunk_layers(self, frozen: Any) -> Any:
+        return jax.tree.map(lambda x: x[: -self.training.num_last_layers], frozen["layers"])
+
+    def _of_layers(self, number: int) -> Architecture:
+        return dataclasses.replace(self.architecture, num_layers=number)
+
+    def trainable(self, key: Array, frozen: Any) -> Any:
+        del key
+        return _in_float32(self._top(frozen))
+
+    def freeze(self, reference: Any) -> Any:
+        """With the trunk as `sample` reads it: else it would be transposed at every update."""
+        trunk = self.cast(reference | {"layers": self._trunk_layers(reference)})
+        number = self.architecture.num_layers - self.training.num_last_layers
+        weights = sampler.decoding_weights(trunk, self._of_layers(number))
+        return reference | {"decoding": weights}
+
+    def decoding_weights(self, actor: Any, frozen: Any) -> Any:
+        if "decoding" not in frozen:
+            return super().decoding_weights(actor, frozen)
+        trunk, top = frozen["decoding"], self.cast({**_heads(frozen), **actor})
+        weights = sampler.decoding_weights(top, self._of_layers(self.training.num_last_layers))
+        return trunk | {"layers": trunk["layers"] + weights["layers"], "norm": top["norm"]}
+
+    def encode(self, frozen: Any, prompts: Prompts, answers: Answers) -> _Trunk:
+        prompts, answers = self.spread((prompts, answers))
+        tokens = jnp.where(answers.mask, answers.tokens, 0)
+        tokens = jnp.concatenate([prompts.tokens, tokens[:, :-1]], axis=1)
+        mask = jnp.concatenate([prompts.mask, answers.mask[:, :-1]], axis=1)
+        trunk = self.cast(self._trunk_layers(frozen))
+        x = decoder.embed(self.cast({"embedding": frozen["embedding"]}), tokens)
+        x = decoder.run_layers(trunk, x, decoder.positions(mask), mask, self.architecture)
+        return _Trunk(x, prompts.mask)
+
+    def states(self, actor: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
+        encoded, answers = self.spread((encoded, answers))
+        mask = jnp.concatenate([encoded.prompt_mask, answers.mask[:, :-1]], axis=1)
+        layers, at = self.cast(actor["layers"]), decoder.positions(mask)
+        x = decoder.run_layers(
+            layers, encoded.states, at, mask, self.architecture, self.training.remat
+        )
+        x = decoder.final_norm(self.cast({"norm": actor["norm"]}), x, self.architecture)
+        return x[:, encoded.prompt_mask.shape[1] - 1 :]
+
+    def reference_states(self, frozen: Any, encoded: Any, answers: Answers) -> Array:
+        return self.states(self._top(frozen), frozen, encoded, answers)
+
+
 def make(
     architecture: Architecture,
     max_tokens: int,
     end_ids: tuple[int, ...],
     pad_id: int,
-    training: Training = Training(),
+    training: TrainedPart = TrainedPart(),
     mesh: Mesh | None = None,
 ) -> Policy:
     """Builds the policy; `frozen` are the decoder's parameters, and prompts are `Prompts`.
@@ -116,152 +285,28 @@ def make(
     Raises:
       ValueError: there are not so many layers.
     """
-    part, last = training.part, training.num_last_layers
-    if part == "last_layers" and not 1 <= last <= architecture.num_layers:
-        raise ValueError(
-            f"num_last_layers {last}: expected 1 to {architecture.num_layers}, of all layers"
-        )
-    dtype = jnp.dtype(training.dtype)
-
-    def spread(tree: Any) -> Any:
-        """Samples [n, ...] over the devices of fsdp, each of which has a share of all weights."""
-        if mesh is None:
-            return tree
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(
-                x, decoder.fitting(mesh, PartitionSpec("fsdp"), x.shape)
-            ),
-            tree,
-        )
-
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(dtype), tree)
-
-    def trainable(key: Array, frozen: Any) -> Any:
-        if part == "lora":
-            return lora.init(key, frozen, training.rank)
-        if part == "last_layers":
-            tree = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
-            tree["norm"] = frozen["norm"]
-        else:
-            tree = frozen
-        return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
-
-    def whole(actor: Any, frozen: Any) -> Any:
-        return cast(merge(training, actor, frozen))
-
-    def init(key: Array, frozen: Any, critic: bool) -> Any:
-        actor_key, critic_key = jax.random.split(key)
-        params = {"actor": trainable(actor_key, frozen)}
-        if not critic:
-            return params
-        head = {"weight": jnp.zeros(architecture.hidden_size), "bias": jnp.zeros(())}
-        if training.critic == "separate":
-            head["body"] = trainable(critic_key, frozen)
-        return params | {"critic": head}
-
-    def freeze(reference: Any) -> Any:
-        """With the trunk as `sample` reads it: else it would be transposed at every update."""
-        trunk = reference | {"layers": jax.tree.map(lambda x: x[:-last], reference["layers"])}
-        weights = sampler.decoding_weights(cast(trunk), of_layers(architecture.num_layers - last))
-        return reference | {"decoding": weights}
-
-    def of_layers(number: int) -> Architecture:
-        return dataclasses.replace(architecture, num_layers=number)
-
-    def decoding_weights(actor: Any, frozen: Any) -> Any:
-        if part != "last_layers" or "decoding" not in frozen:
-            return sampler.decoding_weights(whole(actor, frozen), architecture)
-        trunk, top = frozen["decoding"], cast({**_heads(frozen), **actor})
-        weights = sampler.decoding_weights(top, of_layers(last))
-        return trunk | {"layers": trunk["layers"] + weights["layers"], "norm": top["norm"]}
+    last, number = training.num_last_layers, architecture.num_layers
+    if training.part == "last_layers" and not 1 <= last <= number:
+        raise ValueError(f"num_last_layers {last}: expected 1 to {number}, of all layers")
+    kind = _LastLayers if training.part == "last_layers" else _Decoder
+    model = kind(architecture, training, mesh)
 
     def sample(params: Any, frozen: Any, prompts: Prompts, key: Array, temperature: Any) -> Answers:
-        weights, (asked, mask) = decoding_weights(params["actor"], frozen), spread(prompts)
+        weights = model.decoding_weights(params["actor"], frozen)
+        asked, mask = model.spread(prompts)
         return sampler.sample(
             weights, architecture, asked, mask, key, max_tokens, end_ids, pad_id, temperature
         )
 
-    def encode(frozen: Any, prompts: Prompts, answers: Answers) -> _Trunk:
-        prompts, answers = spread((prompts, answers))
-        tokens = jnp.where(answers.mask, answers.tokens, 0)
-        tokens = jnp.concatenate([prompts.tokens, tokens[:, :-1]], axis=1)
-        mask = jnp.concatenate([prompts.mask, answers.mask[:, :-1]], axis=1)
-        trunk = cast(jax.tree.map(lambda x: x[:-last], frozen["layers"]))
-        x = decoder.embed(cast({"embedding": frozen["embedding"]}), tokens)
-        x = decoder.run_layers(trunk, x, decoder.positions(mask), mask, architecture)
-        return _Trunk(x, prompts.mask)
-
-    def hidden(actor: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
-        """The states that predict the tokens [n, T, D]."""
-        encoded, answers = spread((encoded, answers))
-        if part != "last_layers":
-            return log_probs.answer_states(
-                whole(actor, frozen),
-                architecture,
-                encoded.tokens,
-                encoded.mask,
-                answers.tokens,
-                answers.mask,
-                training.remat,
-            )
-        mask = jnp.concatenate([encoded.prompt_mask, answers.mask[:, :-1]], axis=1)
-        layers, at = cast(actor["layers"]), decoder.positions(mask)
-        x = decoder.run_layers(layers, encoded.states, at, mask, architecture, training.remat)
-        x = decoder.final_norm(cast({"norm": actor["norm"]}), x, architecture)
-        return x[:, encoded.prompt_mask.shape[1] - 1 :]
-
-    def read_out(
-        tree: Any, states: Array, answers: Answers, temperature: Any
-    ) -> tuple[Array, Array]:
-        head = decoder.head(cast(_heads(tree)))
-        tokens = jnp.where(answers.mask, answers.tokens, 0)
-        return log_probs.token_log_probs(states, head, tokens, temperature, training.chunk_size)
-
-    def predict(
-        params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
-    ) -> Prediction:
-        states = hidden(params["actor"], frozen, encoded, answers)
-        tree = params["actor"] if part == "full" else frozen
-        log_prob, entropy = read_out(tree, states, answers, temperature)
-        value = None
-        if "critic" in params:
-            critic = params["critic"]
-            if "body" in critic:
-                states = hidden(critic["body"], frozen, encoded, answers)
-            value = states.astype(jnp.float32) @ critic["weight"] + critic["bias"]
-        return Prediction(log_prob, entropy, value)
-
-    def reference_states(frozen: Any, encoded: Any, answers: Answers) -> Array:
-        if part == "last_layers":
-            its_own = {"layers": jax.tree.map(lambda x: x[-last:], frozen["layers"])}
-            return hidden(its_own | {"norm": frozen["norm"]}, frozen, encoded, answers)
-        encoded, answers = spread((encoded, answers))
-        return log_probs.answer_states(
-            cast(frozen),
-            architecture,
-            encoded.tokens,
-            encoded.mask,
-            answers.tokens,
-            answers.mask,
-        )
-
-    def reference(frozen: Any, encoded: Any, answers: Answers, temperature: Any) -> Array:
-        states = reference_states(frozen, encoded, answers)
-        return read_out(frozen, states, answers, temperature)[0]
-
-    def next_tokens(
-        params: Any, frozen: Any, encoded: Any, answers: Answers, temperature: Any
-    ) -> Array:
-        if params is None:
-            states = reference_states(frozen, encoded, answers)
-        else:
-            states = hidden(params["actor"], frozen, encoded, answers)
-        tree = frozen if params is None or part != "full" else params["actor"]
-        return log_probs.next_token_log_probs(states, decoder.head(cast(_heads(tree))), temperature)
-
-    again = training.recompute or training.dtype != "float32"
     policy = Policy(
-        init, sample, predict, reference, max_tokens, recomputes=again, next_tokens=next_tokens
+        model.init,
+        sample,
+        model.predict,
+        model.reference,
+        max_tokens,
+        recomputes=training.recompute or training.dtype != "float32",
+        next_tokens=model.next_tokens,
     )
-    return policy._replace(encode=encode, freeze=freeze) if part == "last_layers" else policy
+    if isinstance(model, _LastLayers):
+        policy = policy._replace(encode=model.encode, freeze=model.freeze)
+    return policy

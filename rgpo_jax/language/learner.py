@@ -78,6 +78,110 @@ def is_dual(gate: Tunable) -> bool:
     return "log_ratio_ref" in inspect.signature(gate.function).parameters
 
 
+def _has_critic(config: Config) -> bool:
+    return config.baseline == "value"
+
+
+def _terms(config: Config, sample: Sample, log_prob: Array) -> objective.Terms:
+    """What the objective is of, where the policy says this of the sample's tokens [n, T]."""
+    return objective.terms(
+        config.aggregation,
+        log_prob,
+        sample.answers.log_prob,
+        sample.log_prob_ref,
+        sample.advantage,
+        sample.counts,
+    )
+
+
+def _squared_error(hyperparameters: Hyperparameters, value: Array | None, sample: Sample) -> Array:
+    """Twice the loss of what a critic says, token by token [n, T]."""
+    assert value is not None and sample.target is not None
+    error = jnp.square(value - sample.target)
+    if hyperparameters.value_clip is not None:
+        assert sample.old_value is not None
+        error += clipped_value_excess(
+            value, sample.old_value, sample.target, hyperparameters.value_clip
+        )
+    return error
+
+
+def _loss(policy: Policy, config: Config, state: LearnerState, frozen: Any) -> descent.Loss:
+    """Of a minibatch: the gated objective, less the entropy bonus, and a critic's error."""
+    hyperparameters = state.hyperparameters
+    constant = hyperparameters.length_constant
+
+    def loss(params: Any, sample: Sample) -> tuple[Array, dict[str, Array]]:
+        counts = sample.counts
+        predicted = policy.predict(
+            params, frozen, sample.prompts, sample.answers, hyperparameters.temperature
+        )
+        parts = _terms(config, sample, predicted.log_prob)
+        total = objective.policy_loss(
+            config,
+            hyperparameters.gate,
+            is_dual(hyperparameters.gate),
+            parts,
+            state.kl_coefficient,
+            constant,
+            hyperparameters.old_kl_coefficient,
+        )
+        reported = {"log_ratio": parts.log_ratio, "mask": parts.mask}
+        by_token = config.aggregation if parts.mask.ndim > 1 else "answer_mean"
+        if hyperparameters.entropy_coefficient is not None:
+            entropy = objective.aggregate(predicted.entropy, counts, by_token, constant)
+            total -= hyperparameters.entropy_coefficient * entropy
+        if _has_critic(config):
+            error = _squared_error(hyperparameters, predicted.value, sample)
+            value_loss = objective.aggregate(0.5 * error, counts, by_token, constant)
+            total += hyperparameters.value_coefficient * value_loss
+            reported["squared_error"] = jnp.where(counts, error, 0.0)
+        return total, reported
+
+    return loss
+
+
+def _gate_metrics(gate: Tunable, parts: objective.Terms, steps: descent.GradientSteps) -> Metrics:
+    """What the gate made of the ratios, after all steps and at each."""
+    return diagnostics.gate_diagnostics(
+        gate,
+        parts.log_ratio.ravel(),
+        jnp.where(parts.mask, parts.advantage, 1.0).ravel(),
+        steps.terms["log_ratio"],
+        parts.log_ratio_ref.ravel() if is_dual(gate) else None,
+        parts.mask.ravel(),
+        steps.terms["mask"],
+    )
+
+
+def _step_metrics(
+    config: Config, sample: Sample, entropy: Array, steps: descent.GradientSteps
+) -> Metrics:
+    """Of the steps that were taken, and which were."""
+    rate = jnp.mean(steps.taken, dtype=jnp.float32)
+    taken = {
+        "grad_norm": jnp.mean(steps.grad_norm, where=steps.taken),
+        "entropy": jnp.mean(entropy, where=sample.answers.mask),
+    }
+    if _has_critic(config):
+        errors = jnp.sum(steps.terms["squared_error"], axis=-1)
+        tokens = jnp.mean(jnp.sum(sample.counts)) / config.num_minibatches
+        taken["value_loss"] = 0.5 * jnp.mean(errors, where=steps.taken) / tokens
+    metrics = means(taken, weight=rate > 0)
+    undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
+    return metrics | means({"gradient_step_rate": rate, "nonfinite_step_rate": undefined})
+
+
+def _next_kl_coefficient(state: LearnerState, metrics: Metrics, batch_size: int) -> Array:
+    """The weight of the KL after an update; with `kl_target`, larger where the KL was too large."""
+    hyperparameters = state.hyperparameters
+    if hyperparameters.kl_target is None:
+        return state.kl_coefficient
+    error = metrics["kl_ref_k1"] / hyperparameters.kl_target - 1.0
+    change = jnp.clip(error, -_LARGEST_CHANGE, _LARGEST_CHANGE)
+    return state.kl_coefficient * (1.0 + change * batch_size / hyperparameters.kl_horizon)
+
+
 def make(
     policy: Policy,
     config: Config,
@@ -100,57 +204,12 @@ def make(
       optimizer: (hyper-parameters, step size) -> optax's transformation.
     """
     gate = as_tunable(gate)
-    dual = is_dual(gate)
-    has_critic = config.baseline == "value"
     # Where answers may differ in weight: else a mean over minibatches of equal size is exact.
     weighs = config.aggregation == "token_mean" or config.drop_equal_groups
     defaults = Hyperparameters.from_settings(config, gate=gate)
 
-    def make_loss(state: LearnerState, frozen: Any) -> descent.Loss:
-        hyperparameters = state.hyperparameters
-        constant = hyperparameters.length_constant
-
-        def loss(params: Any, sample: Sample) -> tuple[Array, dict[str, Array]]:
-            answers, counts = sample.answers, sample.counts
-            predicted = policy.predict(
-                params, frozen, sample.prompts, answers, hyperparameters.temperature
-            )
-            parts = objective.terms(
-                config.aggregation,
-                predicted.log_prob,
-                answers.log_prob,
-                sample.log_prob_ref,
-                sample.advantage,
-                counts,
-            )
-            total = objective.policy_loss(
-                config,
-                hyperparameters.gate,
-                dual,
-                parts,
-                state.kl_coefficient,
-                constant,
-                hyperparameters.old_kl_coefficient,
-            )
-            reported = {"log_ratio": parts.log_ratio, "mask": parts.mask}
-            by_token = config.aggregation if parts.mask.ndim > 1 else "answer_mean"
-            if hyperparameters.entropy_coefficient is not None:
-                entropy = objective.aggregate(predicted.entropy, counts, by_token, constant)
-                total -= hyperparameters.entropy_coefficient * entropy
-            if has_critic:
-                assert predicted.value is not None and sample.target is not None
-                error = jnp.square(predicted.value - sample.target)
-                if hyperparameters.value_clip is not None:
-                    assert sample.old_value is not None
-                    error += clipped_value_excess(
-                        predicted.value, sample.old_value, sample.target, hyperparameters.value_clip
-                    )
-                value_loss = objective.aggregate(0.5 * error, counts, by_token, constant)
-                total += hyperparameters.value_coefficient * value_loss
-                reported["squared_error"] = jnp.where(counts, error, 0.0)
-            return total, reported
-
-        return loss
+    def weigh(part: Sample) -> Array:
+        return objective.weight(config.aggregation, part.counts).astype(jnp.float32)
 
     def update(state: LearnerState, frozen: Any, batch: Batch) -> tuple[LearnerState, Metrics]:
         hyperparameters = state.hyperparameters
@@ -161,12 +220,9 @@ def make(
             log_ratio, mask = terms["log_ratio"].ravel(), terms["mask"].ravel()
             return diagnostics.kl_k3(log_ratio, mask) <= hyperparameters.target_kl
 
-        def weigh(part: Sample) -> Array:
-            return objective.weight(config.aggregation, part.counts).astype(jnp.float32)
-
         key, shuffle_key = jax.random.split(state.key)
         params, optimizer_state, steps = descent.descend(
-            make_loss(state, frozen),
+            _loss(policy, config, state, frozen),
             state.params,
             state.optimizer_state,
             sample,
@@ -183,53 +239,18 @@ def make(
         predicted = samples.predict(
             policy, config, state, frozen, params, sample.prompts, sample.answers
         )
-        parts = objective.terms(
-            config.aggregation,
-            predicted.log_prob,
-            sample.answers.log_prob,
-            sample.log_prob_ref,
-            sample.advantage,
-            sample.counts,
-        )
-        metrics |= diagnostics.gate_diagnostics(
-            hyperparameters.gate,
-            parts.log_ratio.ravel(),
-            jnp.where(parts.mask, parts.advantage, 1.0).ravel(),
-            steps.terms["log_ratio"],
-            parts.log_ratio_ref.ravel() if dual else None,
-            parts.mask.ravel(),
-            steps.terms["mask"],
-        )
-        rate = jnp.mean(steps.taken, dtype=jnp.float32)
-        taken = {
-            "grad_norm": jnp.mean(steps.grad_norm, where=steps.taken),
-            "entropy": jnp.mean(predicted.entropy, where=sample.answers.mask),
-        }
-        if has_critic:
-            errors = jnp.sum(steps.terms["squared_error"], axis=-1)
-            tokens = jnp.mean(jnp.sum(sample.counts)) / config.num_minibatches
-            taken["value_loss"] = 0.5 * jnp.mean(errors, where=steps.taken) / tokens
-        metrics |= means(taken, weight=rate > 0)
-        undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
-        metrics |= means(
-            {
-                "gradient_step_rate": rate,
-                "nonfinite_step_rate": undefined,
-                "learning_rate": step_size,
-            }
-        )
-        coefficient = state.kl_coefficient
-        if hyperparameters.kl_target is not None:
-            error = metrics["kl_ref_k1"] / hyperparameters.kl_target - 1.0
-            change = jnp.clip(error, -_LARGEST_CHANGE, _LARGEST_CHANGE)
-            coefficient *= 1.0 + change * config.batch_size / hyperparameters.kl_horizon
+        parts = _terms(config, sample, predicted.log_prob)
+        metrics |= _gate_metrics(hyperparameters.gate, parts, steps)
+        metrics |= _step_metrics(config, sample, predicted.entropy, steps)
+        metrics |= means({"learning_rate": step_size})
+        kl_coefficient = _next_kl_coefficient(state, metrics, config.batch_size)
         state = state._replace(
             params=params,
             optimizer_state=optimizer_state,
             key=key,
             updates=state.updates + 1,
-            kl_coefficient=coefficient,
+            kl_coefficient=kl_coefficient,
         )
         return state, metrics
 
-    return Learner(initializer(policy, optimizer, has_critic), update, defaults)
+    return Learner(initializer(policy, optimizer, _has_critic(config)), update, defaults)

@@ -127,6 +127,117 @@ def _described(
     return means({name: jnp.mean(x, where=counts) for name, x in numbers.items()}, weight=weight)
 
 
+def _prepare(
+    policy: Policy,
+    config: PairConfig,
+    state: LearnerState,
+    frozen: Any,
+    prompts: Any,
+    answers: Answers,
+) -> _Sides:
+    """Encodes prompts [n, ...] with answers [n, 2, T], and asks the reference of them."""
+    temperature = state.hyperparameters.temperature
+    size = None if config.microbatch_size is None else 2 * config.microbatch_size
+    flat = _one_by_one(answers)
+    asked = _one_by_one(_side_by_side(prompts, prompts))
+
+    def encode(part: tuple) -> Any:
+        return policy.encode(frozen, part[0], part[1])
+
+    def judge(part: tuple) -> Array:
+        return policy.reference(frozen, part[0], part[1], temperature)
+
+    encoded = samples.in_parts(encode, (asked, flat), size)
+    reference = samples.in_parts(judge, (encoded, flat), size)
+    return _Sides(_in_pairs(encoded), answers, _in_pairs(_sum(reference, flat.mask)))
+
+
+def _sample_of(
+    policy: Policy,
+    config: PairConfig,
+    state: LearnerState,
+    frozen: Any,
+    pairs: Pairs,
+    mismatched: bool,
+) -> _Sample:
+    """Pairs with what their loss needs to know; see `make` for `mismatched`."""
+    answers = _side_by_side(pairs.chosen, pairs.rejected)
+    others = None
+    if mismatched:
+        of_others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), answers)
+        others = _prepare(policy, config, state, frozen, pairs.prompts, of_others)
+    if pairs.read is None:
+        own = _prepare(policy, config, state, frozen, pairs.prompts, answers)
+    else:
+        read = _side_by_side(*pairs.read)
+        own = _Sides(read.prompts, answers, read.log_prob_ref)
+    return _Sample(own, others, pairs.label, pairs.gap, pairs.counts)
+
+
+def _loss(policy: Policy, state: LearnerState, frozen: Any) -> descent.Loss:
+    """Of a minibatch: the mean loss of the pairs that count."""
+    numbers = state.hyperparameters
+
+    def log_probs(params: Any, sides: _Sides) -> Array:
+        """log pi of whole answers [n, 2]."""
+        flat = _one_by_one(sides.answers)
+        predicted = policy.predict(
+            params, frozen, _one_by_one(sides.prompts), flat, numbers.temperature
+        )
+        return _in_pairs(_sum(predicted.log_prob, flat.mask))
+
+    def loss(params: Any, sample: _Sample) -> tuple[Array, dict[str, Array]]:
+        answers = sample.own.answers
+        log_prob = log_probs(params, sample.own)
+        estimate: Any = 0.0
+        if sample.others is not None:
+            other = log_probs(jax.lax.stop_gradient(params), sample.others)
+            estimate = jnp.mean(other - sample.others.log_prob_ref)
+        contrast = Contrast(
+            log_prob,
+            log_prob - sample.own.log_prob_ref,
+            log_prob - _sum(answers.log_prob, answers.mask),
+            jnp.sum(answers.mask, axis=-1),
+            sample.label,
+            sample.gap,
+            estimate,
+        )
+        losses = numbers.loss(contrast, state.kl_coefficient)
+        total = jnp.sum(jnp.where(sample.counts, losses, 0.0))
+        mean = total / jnp.maximum(jnp.sum(sample.counts), 1)
+        # Apart, for terms are flattened.
+        both = {"log_prob": log_prob, "log_ratio": contrast.log_ratio_ref}
+        terms = {f"{name}_{i}": x[:, i] for name, x in both.items() for i in range(2)}
+        terms |= {"loss": losses, "label": sample.label, "counts": sample.counts}
+        terms["log_ratio_old"] = jnp.max(jnp.abs(contrast.log_ratio_old), axis=-1)
+        return mean, terms
+
+    return loss
+
+
+def _metrics_of(steps: descent.GradientSteps, beta: Any, own: bool) -> Metrics:
+    """Of the first pass, before each step; see `make` for `own`."""
+    first = jax.tree.map(lambda x: x[0].ravel(), steps.terms)
+    counts = first["counts"]
+    weight = jnp.sum(counts).astype(jnp.float32)
+    log_prob, log_ratio = (
+        jnp.stack([first[f"{name}_{i}"] for i in range(2)], axis=1)
+        for name in ("log_prob", "log_ratio")
+    )
+    metrics = _described(log_prob, log_ratio, first["label"], beta, counts)
+    numbers = {
+        "loss": jnp.mean(first["loss"], where=counts),
+        "grad_norm": jnp.mean(steps.grad_norm),
+    }
+    metrics |= means(numbers, weight=weight)
+    if own:
+        met = steps.terms["counts"][0, 0], steps.terms["log_ratio_old"][0, 0]
+        deviation = jnp.max(jnp.where(met[0], jnp.abs(jnp.expm1(met[1])), 0.0))
+        metrics |= maxima({"first_ratio_deviation": deviation})
+    undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
+    return metrics | means({"nonfinite_step_rate": undefined})
+
+
 def make(
     policy: Policy,
     config: PairConfig,
@@ -153,79 +264,13 @@ def make(
     """
     defaults = Numbers.from_settings(config, loss=loss)
 
-    def prepare(state: LearnerState, frozen: Any, prompts: Any, answers: Answers) -> _Sides:
-        """Of prompts [n, ...] and answers [n, 2, T]."""
-        temperature = state.hyperparameters.temperature
-        size = None if config.microbatch_size is None else 2 * config.microbatch_size
-        flat = _one_by_one(answers)
-        asked = _one_by_one(_side_by_side(prompts, prompts))
-
-        def encode(part: tuple) -> Any:
-            return policy.encode(frozen, part[0], part[1])
-
-        def judge(part: tuple) -> Array:
-            return policy.reference(frozen, part[0], part[1], temperature)
-
-        encoded = samples.in_parts(encode, (asked, flat), size)
-        reference = samples.in_parts(judge, (encoded, flat), size)
-        return _Sides(_in_pairs(encoded), answers, _in_pairs(_sum(reference, flat.mask)))
-
-    def log_probs(params: Any, state: LearnerState, frozen: Any, sides: _Sides) -> Array:
-        """log pi of whole answers [n, 2]."""
-        flat = _one_by_one(sides.answers)
-        predicted = policy.predict(
-            params, frozen, _one_by_one(sides.prompts), flat, state.hyperparameters.temperature
-        )
-        return _in_pairs(_sum(predicted.log_prob, flat.mask))
-
-    def make_loss(state: LearnerState, frozen: Any) -> descent.Loss:
-        numbers = state.hyperparameters
-
-        def of_minibatch(params: Any, sample: _Sample) -> tuple[Array, dict[str, Array]]:
-            answers = sample.own.answers
-            log_prob = log_probs(params, state, frozen, sample.own)
-            estimate: Any = 0.0
-            if sample.others is not None:
-                other = log_probs(jax.lax.stop_gradient(params), state, frozen, sample.others)
-                estimate = jnp.mean(other - sample.others.log_prob_ref)
-            contrast = Contrast(
-                log_prob,
-                log_prob - sample.own.log_prob_ref,
-                log_prob - _sum(answers.log_prob, answers.mask),
-                jnp.sum(answers.mask, axis=-1),
-                sample.label,
-                sample.gap,
-                estimate,
-            )
-            losses = numbers.loss(contrast, state.kl_coefficient)
-            total = jnp.sum(jnp.where(sample.counts, losses, 0.0))
-            mean = total / jnp.maximum(jnp.sum(sample.counts), 1)
-            # Apart, for terms are flattened.
-            both = {"log_prob": log_prob, "log_ratio": contrast.log_ratio_ref}
-            terms = {f"{name}_{i}": x[:, i] for name, x in both.items() for i in range(2)}
-            terms |= {"loss": losses, "label": sample.label, "counts": sample.counts}
-            terms["log_ratio_old"] = jnp.max(jnp.abs(contrast.log_ratio_old), axis=-1)
-            return mean, terms
-
-        return of_minibatch
-
     def update(state: LearnerState, frozen: Any, pairs: Pairs) -> tuple[LearnerState, Metrics]:
         numbers = state.hyperparameters
-        answers = _side_by_side(pairs.chosen, pairs.rejected)
-        others = None
-        if mismatched:
-            of_others = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), answers)
-            others = prepare(state, frozen, pairs.prompts, of_others)
-        if pairs.read is None:
-            sides = prepare(state, frozen, pairs.prompts, answers)
-        else:
-            read = _side_by_side(*pairs.read)
-            sides = _Sides(read.prompts, answers, read.log_prob_ref)
-        sample = _Sample(sides, others, pairs.label, pairs.gap, pairs.counts)
+        sample = _sample_of(policy, config, state, frozen, pairs, mismatched)
         step_size = schedules.learning_rate(config.schedule, numbers, state.updates)
         key, shuffle_key = jax.random.split(state.key)
         params, optimizer_state, steps = descent.descend(
-            make_loss(state, frozen),
+            _loss(policy, state, frozen),
             state.params,
             state.optimizer_state,
             sample,
@@ -238,25 +283,8 @@ def make(
             weigh=lambda part: jnp.sum(part.counts).astype(jnp.float32),
             finite_only=True,
         )
-        first = jax.tree.map(lambda x: x[0].ravel(), steps.terms)  # of the first pass
-        counts = first["counts"]
-        weight = jnp.sum(counts).astype(jnp.float32)
-        log_prob, log_ratio = (
-            jnp.stack([first[f"{name}_{i}"] for i in range(2)], axis=1)
-            for name in ("log_prob", "log_ratio")
-        )
-        metrics = _described(log_prob, log_ratio, first["label"], state.kl_coefficient, counts)
-        numbers_of_steps = {
-            "loss": jnp.mean(first["loss"], where=counts),
-            "grad_norm": jnp.mean(steps.grad_norm),
-        }
-        metrics |= means(numbers_of_steps, weight=weight)
-        if own:
-            met = steps.terms["counts"][0, 0], steps.terms["log_ratio_old"][0, 0]
-            deviation = jnp.max(jnp.where(met[0], jnp.abs(jnp.expm1(met[1])), 0.0))
-            metrics |= maxima({"first_ratio_deviation": deviation})
-        undefined = jnp.mean(~jnp.isfinite(steps.grad_norm), dtype=jnp.float32)
-        metrics |= means({"nonfinite_step_rate": undefined, "learning_rate": step_size})
+        metrics = _metrics_of(steps, state.kl_coefficient, own)
+        metrics |= means({"learning_rate": step_size})
         state = state._replace(
             params=params,
             optimizer_state=optimizer_state,

@@ -1,7 +1,7 @@
 """A reward model: a decoder with a linear head that is read at an answer's last token.
 
-It is trained on pairs by `bradley_terry.loss`. What of the decoder is trained, `Training` says; the
-head always is.
+It is trained on pairs by `bradley_terry.loss`. What of the decoder is trained, `TrainedPart` says;
+the head always is.
 """
 
 from collections.abc import Callable
@@ -53,6 +53,42 @@ class RewardModel(NamedTuple):
     update: Callable[[RewardState, Any, Pairs], tuple[RewardState, dict[str, Array]]]
 
 
+def _encode(policy: Policy, frozen: Any, prompts: Any, answers: Answers) -> tuple[Any, Answers]:
+    # The policy reads states that predict tokens. With one more token, which no state sees,
+    # there is a state for the one after the last: that of the last.
+    answers = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 1)]) if x.ndim == 2 else x, answers)
+    return policy.encode(frozen, prompts, answers), answers
+
+
+def _read(policy: Policy, params: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
+    critic = {"weight": params["head"], "bias": jnp.float32(0)}
+    values: Any = policy.predict(
+        {"actor": params["actor"], "critic": critic}, frozen, encoded, answers, 1.0
+    ).value
+    # By position: a token's value says nothing of whether it is padding.
+    last = jnp.sum(answers.mask, axis=-1, keepdims=True)
+    return jnp.take_along_axis(values, last, axis=-1)[:, 0]
+
+
+def _loss(score: Callable[[Any, Any, Any, Answers], Array], frozen: Any) -> descent.Loss:
+    """Bradley and Terry's, a mean over the pairs that count."""
+
+    def loss(params: Any, pairs: Pairs) -> tuple[Array, Any]:
+        both = (pairs.prompts, pairs.chosen), (pairs.prompts, pairs.rejected)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both)
+        first, second = jnp.split(score(params, frozen, *stacked), 2)
+        margin = first - second
+        losses = bradley_terry.loss(margin, pairs.label)
+        correct = jnp.where(margin == 0, 0.5, margin > 0)
+        correct = jnp.where(pairs.label >= 0.5, correct, 1.0 - correct)
+        terms = {"loss": losses, "accuracy": correct, "margin": margin}
+        terms = {name: jnp.where(pairs.counts, x, 0.0) for name, x in terms.items()}
+        number = jnp.maximum(weigh(pairs), 1.0)
+        return jnp.sum(terms["loss"]) / number, terms
+
+    return loss
+
+
 def make(
     policy: Policy,
     hidden_size: int,
@@ -76,52 +112,19 @@ def make(
         params = {"actor": policy.init(actor_key, frozen, False)["actor"], "head": head}
         return RewardState(params, descent.init(optimizer, params, flatten=False), key)
 
-    def encode(frozen: Any, prompts: Any, answers: Answers) -> tuple[Any, Answers]:
-        # The policy reads states that predict tokens. With one more token, which no state sees,
-        # there is a state for the one after the last: that of the last.
-        answers = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, 0), (0, 1)]) if x.ndim == 2 else x, answers
-        )
-        return policy.encode(frozen, prompts, answers), answers
-
-    def read(params: Any, frozen: Any, encoded: Any, answers: Answers) -> Array:
-        critic = {"weight": params["head"], "bias": jnp.float32(0)}
-        values: Any = policy.predict(
-            {"actor": params["actor"], "critic": critic}, frozen, encoded, answers, 1.0
-        ).value
-        # By position: a token's value says nothing of whether it is padding.
-        last = jnp.sum(answers.mask, axis=-1, keepdims=True)
-        return jnp.take_along_axis(values, last, axis=-1)[:, 0]
-
     def score(params: Any, frozen: Any, prompts: Any, answers: Answers) -> Array:
-        return read(params, frozen, *encode(frozen, prompts, answers))
+        return _read(policy, params, frozen, *_encode(policy, frozen, prompts, answers))
 
     def score_members(params: Any, frozen: Any, prompts: Any, answers: Answers) -> Array:
-        encoded = encode(frozen, prompts, answers)
-        return jax.lax.map(lambda member: read(member, frozen, *encoded), params)
-
-    def loss_in(frozen: Any) -> descent.Loss:
-        def loss(params: Any, pairs: Pairs) -> tuple[Array, Any]:
-            both = (pairs.prompts, pairs.chosen), (pairs.prompts, pairs.rejected)
-            stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both)
-            first, second = jnp.split(score(params, frozen, *stacked), 2)
-            margin = first - second
-            losses = bradley_terry.loss(margin, pairs.label)
-            correct = jnp.where(margin == 0, 0.5, margin > 0)
-            correct = jnp.where(pairs.label >= 0.5, correct, 1.0 - correct)
-            terms = {"loss": losses, "accuracy": correct, "margin": margin}
-            terms = {name: jnp.where(pairs.counts, x, 0.0) for name, x in terms.items()}
-            number = jnp.maximum(weigh(pairs), 1.0)
-            return jnp.sum(terms["loss"]) / number, terms
-
-        return loss
+        encoded = _encode(policy, frozen, prompts, answers)
+        return jax.lax.map(lambda member: _read(policy, member, frozen, *encoded), params)
 
     def update(
         state: RewardState, frozen: Any, pairs: Pairs
     ) -> tuple[RewardState, dict[str, Array]]:
         key, shuffle_key = jax.random.split(state.key)
         params, optimizer_state, steps = descent.descend(
-            loss_in(frozen),
+            _loss(score, frozen),
             state.params,
             state.optimizer_state,
             pairs,

@@ -126,6 +126,94 @@ def sgd(numbers: Any, step_size: Any) -> optax.GradientTransformation:
     )
 
 
+def _answers_of_both(
+    policy: Policy,
+    config: ZerothConfig,
+    state: LearnerState,
+    frozen: Any,
+    asked: Any,
+    directions: Array,
+    keys: Array,
+) -> Answers:
+    """Answers [n, 2] of the policies at either end of a step along a direction.
+
+    Args:
+      policy: what answers.
+      config: settings.
+      state: the learner's.
+      frozen: what is not trained.
+      asked: prompts [n, ...], an equal share for each direction.
+      directions: [D, d].
+      keys: [D, 2], of the two policies.
+    """
+    flat, unravel = ravel_pytree(state.params)
+    numbers, count = state.hyperparameters, len(directions)
+
+    def answer(vector: Array, asked: Any, key: Array) -> Answers:
+        return policy.sample(unravel(vector), frozen, asked, key, numbers.temperature)
+
+    def compare(part: tuple) -> Answers:
+        v, asked, first_key, second_key = part
+        if config.common_random_numbers:
+            second_key = first_key
+        step = numbers.smoothing * v
+        first = answer(flat + step, asked, first_key)
+        second = answer(flat - step if config.central else flat, asked, second_key)
+        return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), first, second)
+
+    by_direction = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), asked)
+    answers = jax.lax.map(compare, (directions, by_direction, keys[:, 0], keys[:, 1]))
+    return jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[3:]), answers)
+
+
+def _learn(
+    config: ZerothConfig,
+    optimizer: Callable[[Any, Any], optax.GradientTransformation],
+    state: LearnerState,
+    directions: Array,
+    gap: Array,
+    key: Array,
+) -> tuple[LearnerState, Metrics]:
+    """A step along the gradient that judges estimate; none where it is not finite.
+
+    Args:
+      config: settings.
+      optimizer: see `make`.
+      state: the learner's.
+      directions: [D, d].
+      gap: by how much the reward of each first answer is larger [D, N].
+      key: of the judges.
+    """
+    numbers = state.hyperparameters
+    wins = share_of_wins(key, gap, config.num_judges)
+    advantage = advantage_of(wins, config.feedback, numbers.trim)
+    _, unravel = ravel_pytree(state.params)
+    gradient = estimate(directions, advantage, numbers.smoothing, config.central)
+    step_size = schedules.learning_rate(config.schedule, numbers, state.updates)
+    change, optimizer_state = optimizer(numbers, step_size).update(
+        unravel(-gradient), state.optimizer_state, state.params
+    )
+    finite = jnp.all(jnp.isfinite(gradient))
+    before = (state.params, state.optimizer_state)
+    after = (optax.apply_updates(state.params, change), optimizer_state)
+    params, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), after, before
+    )
+    metrics = means(
+        {
+            "win_rate": jnp.mean(wins),
+            "directional_gain": jnp.mean(jnp.abs(advantage)),
+            "grad_norm": jnp.linalg.norm(gradient),
+            "nonfinite_step_rate": 1.0 - finite.astype(jnp.float32),
+            "learning_rate": step_size,
+        }
+    )
+    state = state._replace(
+        params=params, optimizer_state=optimizer_state, updates=state.updates + 1
+    )
+    return state, metrics
+
+
 def make(
     policy: Policy,
     config: ZerothConfig,
@@ -145,14 +233,14 @@ def make(
     defaults = Numbers.from_settings(config)
     count = config.num_directions
 
-    def directions_of(state: AgentState, number: int) -> Array:
+    def directions_of(state: AgentState) -> Array:
         """Those of this update [D, d]: `sample` and `update` make the same ones."""
+        number = sum(x.size for x in jax.tree.leaves(state.learner.params))
         key = jax.random.fold_in(state.prompt_key, _DIRECTION_STREAM)
         key = jax.random.fold_in(key, state.learner.updates)
         return jnp.stack([direction(k, number) for k in jax.random.split(key, count)])
 
     def sample(state: AgentState, frozen: Any, prompts: Any) -> tuple[AgentState, Any, Answers]:
-        numbers = state.learner.hyperparameters
         chosen = prompts_of_update(
             state.prompt_key,
             state.learner.updates,
@@ -160,68 +248,25 @@ def make(
             descent.num_samples(prompts),
         )
         asked = jax.tree.map(lambda x: x[chosen], prompts)
-        flat, unravel = ravel_pytree(state.learner.params)
         key, *keys = jax.random.split(state.key, 1 + 2 * count)
-
-        def answer(vector: Array, asked: Any, key: Array) -> Answers:
-            return policy.sample(unravel(vector), frozen, asked, key, numbers.temperature)
-
-        def compare(part: tuple) -> Answers:
-            """Answers [N, 2] of the two policies along a direction."""
-            v, asked, first_key, second_key = part
-            if config.common_random_numbers:
-                second_key = first_key
-            step = numbers.smoothing * v
-            first = answer(flat + step, asked, first_key)
-            second = answer(flat - step if config.central else flat, asked, second_key)
-            return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1), first, second)
-
-        by_direction = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), asked)
-        pairs = jnp.stack(keys).reshape(count, 2)
-        parts = (directions_of(state, flat.size), by_direction, pairs[:, 0], pairs[:, 1])
-        answers = jax.lax.map(compare, parts)
-        answers = jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[3:]), answers)
+        answers = _answers_of_both(
+            policy,
+            config,
+            state.learner,
+            frozen,
+            asked,
+            directions_of(state),
+            jnp.stack(keys).reshape(count, 2),
+        )
         asked = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), asked)
         return state._replace(key=key), asked, answers
 
-    def learn(
-        state: LearnerState, directions: Array, gap: Array, key: Array
-    ) -> tuple[LearnerState, Metrics]:
-        numbers = state.hyperparameters
-        wins = share_of_wins(key, gap, config.num_judges)
-        advantage = advantage_of(wins, config.feedback, numbers.trim)
-        _, unravel = ravel_pytree(state.params)
-        gradient = estimate(directions, advantage, numbers.smoothing, config.central)
-        step_size = schedules.learning_rate(config.schedule, numbers, state.updates)
-        change, optimizer_state = optimizer(numbers, step_size).update(
-            unravel(-gradient), state.optimizer_state, state.params
-        )
-        finite = jnp.all(jnp.isfinite(gradient))
-        before = (state.params, state.optimizer_state)
-        after = (optax.apply_updates(state.params, change), optimizer_state)
-        params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), after, before
-        )
-        metrics = means(
-            {
-                "win_rate": jnp.mean(wins),
-                "directional_gain": jnp.mean(jnp.abs(advantage)),
-                "grad_norm": jnp.linalg.norm(gradient),
-                "nonfinite_step_rate": 1.0 - finite.astype(jnp.float32),
-                "learning_rate": step_size,
-            }
-        )
-        state = state._replace(
-            params=params, optimizer_state=optimizer_state, updates=state.updates + 1
-        )
-        return state, metrics
-
     def update(state: AgentState, frozen: Any, batch: Batch) -> tuple[AgentState, Metrics]:
-        number = sum(x.size for x in jax.tree.leaves(state.learner.params))
         by_pair = batch.reward.reshape(count, -1, 2)
         key, judge_key = jax.random.split(state.key)
         gap = by_pair[..., 0] - by_pair[..., 1]
-        learnt, metrics = learn(state.learner, directions_of(state, number), gap, judge_key)
+        directions = directions_of(state)
+        learnt, metrics = _learn(config, optimizer, state.learner, directions, gap, judge_key)
         metrics |= means(
             {
                 "sampled_reward": jnp.mean(batch.reward),
