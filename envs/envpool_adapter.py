@@ -2,7 +2,8 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,14 @@ _TRAINING_ALONE = {"reward_clip": False, "episodic_life": False}
 _FOR_ALL_TASKS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}  # ours to choose
 
 
+@contextlib.contextmanager
+def _quiet_bounds() -> Iterator[None]:
+    """Inside, Gymnasium does not warn that bounds of the tasks' own spaces become float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Box (low|high)'s precision lowered")
+        yield
+
+
 def names() -> list[str]:
     """All tasks of the installed version."""
     return envpool.list_all_envs()
@@ -41,8 +50,9 @@ class EnvPoolEnvironment:
         limit = config["max_episode_steps"]
         self.name = name
         self.max_episode_steps: int | None = int(limit) if 0 < limit < _NO_LIMIT else None
-        self.action_space = spaces.action_space(name, space.gymnasium_action_space)
-        self._reading = spaces.observation(name, space.gymnasium_observation_space)
+        with _quiet_bounds():
+            self.action_space = spaces.action_space(name, space.gymnasium_action_space)
+            self._reading = spaces.observation(name, space.gymnasium_observation_space)
         self.observation_shape, self.observation_dtype, _ = self._reading
         self._task = task
         self._given = dict(params)
@@ -66,9 +76,10 @@ class EnvPoolEnvironment:
         With `pictures` they can be drawn, and stay where their episodes end: none restarts.
         """
         params = {**self._params, "render_mode": "rgb_array"} if pictures else self._params
-        pool = envpool.make(
-            self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **params
-        )
+        with _quiet_bounds():
+            pool = envpool.make(
+                self._task, "gymnasium", num_envs=len(seeds), seed=list(seeds), **params
+            )
         return EnvPoolPool(
             pool,
             self.max_episode_steps,
@@ -129,7 +140,8 @@ class EnvPoolPool:
         self._lives = lives
 
     def reset(self) -> Observation:
-        return self._read(self._pool.reset()[0])
+        with _quiet_bounds():
+            return self._read(self._pool.reset()[0])
 
     def send(self, action: np.ndarray) -> None:
         self._pool.send(action)

@@ -283,6 +283,14 @@ def test_spaces_are_those_of_the_task():
     assert (cartpole.action_space, cartpole.max_episode_steps) == (Discrete(2), 500)
 
 
+def test_a_task_of_envpool_says_nothing(recwarn):
+    pool = envs.make("envpool/Pendulum-v1").make_pool([0])
+    pool.reset()
+    pool.send(np.zeros((1, 1)))
+    pool.receive()
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_atari_is_played_from_pixels():
     env = envs.make("envpool/Pong-v5")
     assert env.observation_shape == (84, 84, 4)
