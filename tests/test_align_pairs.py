@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from language_models import write_tokenizer
-from probes import assert_refused
+from probes import assert_refused, records, timeless_records
 
 from envs.language import learnt_reward, preferences, rewards
 from experiments.align import __main__ as align
@@ -99,12 +99,6 @@ def here(place, monkeypatch):
     sys.modules.pop("my_judges", None)
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    times = ("wall_seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(place, tmp_path_factory):
     """A run of DPO."""
@@ -154,7 +148,7 @@ def test_a_killed_run_repeats_and_skips_no_pair(saves, whole, tmp_path, monkeypa
         patch.setattr(Checkpoints, "save", dying)
         align.main([*SMALL, "--method", "dpo", "--out", str(folder)])
     assert align.main(["--out", str(folder), "--resume"]) == 0
-    assert records(folder) == records(whole)
+    assert timeless_records(folder) == timeless_records(whole)
 
 
 def test_a_run_does_not_go_on_with_other_pairs(tmp_path, monkeypatch, capsys):

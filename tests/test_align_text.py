@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from language_models import write_tokenizer
-from probes import RUN_FILES, assert_refused
+from probes import RUN_FILES, assert_refused, records, timeless_records
 from xla_flags import SAME_IN_A_BATCH
 
 from envs.language import prompts as prompt_files
@@ -133,13 +133,6 @@ def here(place, monkeypatch):
     sys.modules.pop("my_rewards", None)
 
 
-def records(folder):
-    """Lines of metrics without what the clock says."""
-    times = ("wall_seconds", "tokens_per_second")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
-
-
 def asked_for():
     """The prompts that were judged, call by call, without the trial at the start."""
     return [prompts for prompts in sys.modules["my_rewards"].asked if prompts != ["Say hello."]]
@@ -190,8 +183,7 @@ def test_the_summary_and_the_metrics_are_those_of_held_out_prompts(whole):
 
 def test_tokens_a_second_are_told(whole):
     folder, _ = whole
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["tokens_per_second"][0] > 0 for line in lines[1:])
+    assert all(line["tokens_per_second"][0] > 0 for line in records(folder)[1:])
 
 
 def test_all_prompts_come_in_turn_and_none_that_is_held_out(whole):
@@ -279,7 +271,7 @@ def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
     before = len(asked_for())
     assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
     reference, asked = whole
-    assert records(folder) == records(reference)
+    assert timeless_records(folder) == timeless_records(reference)
     assert (folder / "answers.jsonl").read_bytes() == (reference / "answers.jsonl").read_bytes()
     # The same prompts in the same order as from there on without a cut.
     later = asked_for()[before:]
@@ -321,8 +313,8 @@ def test_it_is_trained_for_longer_and_calls_back(whole, tmp_path, place):
     assert align.main([*longer, *callback, "--trust-code"]) == 0
     assert records(tmp_path / "run")[-1]["updates"] == 5
     assert align.main([*longer, "--trust-code"]) == 0
-    lines = records(tmp_path / "run")
-    assert lines[:5] == records(whole[0])
+    lines = timeless_records(tmp_path / "run")
+    assert lines[:5] == timeless_records(whole[0])
     assert [line["updates"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -424,7 +416,7 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
     assert run.returncode == 0, run.stdout + run.stderr
     assert "for 4 devices: fsdp 2, tp 2" in run.stdout
     nan = float("nan")
-    for spread, alone in zip(records(folder), records(whole[0]), strict=True):
+    for spread, alone in zip(timeless_records(folder), timeless_records(whole[0]), strict=True):
         assert spread.keys() == alone.keys()
         for name, values in alone.items():
             found, expected = (
@@ -506,7 +498,7 @@ def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_
     )
     sys.modules["my_rewards"].asked.append(["at home again"])
     assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
-    assert records(folder) == records(whole[0])
+    assert timeless_records(folder) == timeless_records(whole[0])
 
 
 def test_rewards_are_held_to_their_form():

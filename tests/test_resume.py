@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import timeless_records
 
 from experiments import run
 from experiments.cli.exits import EXIT_NOT_KEPT
@@ -31,11 +32,6 @@ TINY = [
 ]
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
-
-
 def state(folder):
     """Every array of the newest checkpoint."""
     loaded = trained.load(str(folder), "--run")
@@ -46,7 +42,7 @@ def state(folder):
 
 
 def assert_same_run(folder, reference):
-    assert records(folder) == records(reference)
+    assert timeless_records(folder) == timeless_records(reference)
     for ours, other in zip(state(folder), state(reference), strict=True):
         np.testing.assert_array_equal(ours, other)
 
@@ -207,7 +203,7 @@ def test_a_finished_run_stays_as_it_is(whole, capsys):
 
 def test_resume_starts_what_was_never_begun(whole, tmp_path):
     assert go_on(tmp_path / "new", *TINY) == 0
-    assert records(tmp_path / "new") == records(whole)
+    assert timeless_records(tmp_path / "new") == timeless_records(whole)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +465,7 @@ def test_another_process_is_kept_out(whole, tmp_path, capsys):
 def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
     args = [*TINY, "--num-seeds", "3", "--seed", "9", "--init-from", str(whole)]
     assert run.main([*args, "--out", str(tmp_path / "next")]) == 0
-    last, first = records(whole)[-1], records(tmp_path / "next")[0]
+    last, first = timeless_records(whole)[-1], timeless_records(tmp_path / "next")[0]
     # The same two policies and the first again, on other episodes.
     assert first["env_steps"] == 0
     assert len(first["eval_return"]) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from probes import RUN_FILES
+from probes import RUN_FILES, records, timeless_records
 from xla_flags import SAME_IN_A_BATCH
 
 import agents
@@ -57,14 +57,6 @@ RECORDED = {  # returns, and what every gated agent logs of its update
 }
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(records):
-    return [{k: v for k, v in record.items() if k != "wall_seconds"} for record in records]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "ppo"
@@ -79,25 +71,25 @@ def test_a_run_writes_its_files_and_no_others(finished):
 
 
 def test_metrics_hold_one_value_per_seed(finished):
-    records = lines(finished)
-    assert [record["env_steps"] for record in records] == list(range(0, 321, 16))
-    for record in records[1:]:
+    lines = records(finished)
+    assert [record["env_steps"] for record in lines] == list(range(0, 321, 16))
+    for record in lines[1:]:
         assert record.keys() >= RECORDED | {"clip_fraction", "wall_seconds"}
         for name in RECORDED:
             assert len(record[name]) == 2
-    assert all(value < 1e-5 for record in records[1:] for value in record["first_ratio_deviation"])
+    assert all(value < 1e-5 for record in lines[1:] for value in record["first_ratio_deviation"])
 
 
 def test_a_return_is_null_where_no_episode_ended(finished):
-    for record in lines(finished)[1:]:
+    for record in records(finished)[1:]:
         for episodes, value in zip(record["episodes"], record["episode_return"], strict=True):
             assert (value is None) == (episodes == 0)
-    assert any(None in record["episode_return"] for record in lines(finished))
+    assert any(None in record["episode_return"] for record in records(finished))
 
 
 def test_summary_agrees_with_the_metrics(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    last = lines(finished)[-1]
+    last = records(finished)[-1]
     assert summary["agent"] == "ppo"
     assert summary["env"] == "CartPole-v1"
     assert summary["num_seeds"] == 2
@@ -123,7 +115,7 @@ def test_what_the_terminal_shows_is_kept(finished):
 def test_the_config_of_a_run_repeats_it(finished, tmp_path):
     again = tmp_path / "again"
     assert run.main(["--config", str(finished / "config.json"), "--out", str(again)]) == 0
-    assert without_times(lines(again)) == without_times(lines(finished))
+    assert timeless_records(again) == timeless_records(finished)
 
 
 def test_a_seeds_numbers_do_not_depend_on_the_devices(tmp_path):
@@ -137,7 +129,7 @@ def test_a_seeds_numbers_do_not_depend_on_the_devices(tmp_path):
             check=True,
         )
     assert "for 2 devices" in (tmp_path / "2" / "run.log").read_text()
-    for ours, other in zip(lines(tmp_path / "2"), lines(tmp_path / "1"), strict=True):
+    for ours, other in zip(records(tmp_path / "2"), records(tmp_path / "1"), strict=True):
         for name in ("episode_return", "entropy", "eval_return"):
             if name in other:
                 for a, b in zip(ours[name], other[name], strict=True):
@@ -207,13 +199,13 @@ def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
     assert "seed 6 at update 0" in said
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["broken"] == [{"seed": 5, "update": 0}, {"seed": 6, "update": 0}]
-    assert len(lines(folder)) >= 2
+    assert len(records(folder)) >= 2
 
 
 def test_no_line_counts_compiling(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    assert 0 <= lines(finished)[0]["wall_seconds"] < lines(finished)[-1]["wall_seconds"]
-    assert lines(finished)[-1]["wall_seconds"] <= summary["run_seconds"]
+    assert 0 <= records(finished)[0]["wall_seconds"] < records(finished)[-1]["wall_seconds"]
+    assert records(finished)[-1]["wall_seconds"] <= summary["run_seconds"]
 
 
 def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, capsys):
@@ -232,7 +224,7 @@ def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, ca
     assert run.main(args) == 3
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["broken"] == [{"seed": 5, "update": 0}]
-    assert lines(folder)[-1]["env_steps"] == lines(tmp_path / "start")[-1]["env_steps"]
+    assert records(folder)[-1]["env_steps"] == records(tmp_path / "start")[-1]["env_steps"]
     assert isinstance(summary["final_return"]["per_seed"][1], float)
     assert "seed 5 at update 0" in capsys.readouterr().out
 
