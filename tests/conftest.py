@@ -112,6 +112,24 @@ def programs_are_kept() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run with the flags `TINY` of the test's module, which nothing cut off."""
+    from experiments import run
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run.main([*request.module.TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture
 def terminal_may_hang_up() -> Iterator[None]:
     """SIGHUP is not ignored, as it is where tests run under nohup."""

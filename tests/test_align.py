@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from killing import killed_at_save
 from probes import RUN_FILES, assert_refused, records, summary_of, timeless_records
 
 from agents import language as methods
@@ -13,7 +14,6 @@ from experiments.align.plan import read_plan
 from experiments.cli import flags
 from experiments.report import __main__ as report
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
 from tests import browser
 
 TINY = [
@@ -119,23 +119,10 @@ def test_another_problem_has_other_numbers(world):
 # Going on.
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 def cut(monkeypatch, folder, saves):
     """Runs until the checkpoint of that number is made, and is gone."""
-    save, made = Checkpoints.save, []
-
-    def dying(self, *args):
-        save(self, *args)
-        made.append(self)
-        if len(made) == saves:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, killed_at_save(saves):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)  # an update at a time: each could be the last
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*TINY, "--out", str(folder)])
 
 

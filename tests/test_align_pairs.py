@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from killing import killed_at_save
 from language_models import write_tokenizer
 from probes import assert_refused, records, timeless_records
 
@@ -15,7 +16,6 @@ from experiments.align import __main__ as align
 from experiments.align import make_pairs, reward, text_building
 from experiments.cli.interrupts import Interrupted
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.language import decoder, weights
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
@@ -128,24 +128,11 @@ def test_a_run_tells_its_data_and_measures_held_out_pairs(whole):
     assert (whole / "answers.html").exists()
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 @pytest.mark.parametrize("saves", [1, 4])
 def test_a_killed_run_repeats_and_skips_no_pair(saves, whole, tmp_path, monkeypatch):
-    folder, made = tmp_path / "cut", []
-    save = Checkpoints.save
-
-    def dying(self, *args):
-        if len(made) == saves:
-            raise Killed
-        save(self, *args)
-        made.append(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch, killed_at_save(saves, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*SMALL, "--method", "dpo", "--out", str(folder)])
     assert align.main(["--out", str(folder), "--resume"]) == 0
     assert timeless_records(folder) == timeless_records(whole)
@@ -154,9 +141,8 @@ def test_a_killed_run_repeats_and_skips_no_pair(saves, whole, tmp_path, monkeypa
 def test_a_run_does_not_go_on_with_other_pairs(tmp_path, monkeypatch, capsys):
     write(tmp_path / "pairs.jsonl", rows(8))
     args = [*SMALL, "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, killed_at_save(0, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(Killed()))
         align.main([*args, "--method", "rpo"])
     capsys.readouterr()
     write(tmp_path / "pairs.jsonl", reversed(rows(8)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from killing import killed_at_save
 from language_models import write_tokenizer
 from probes import RUN_FILES, assert_refused, records, timeless_records
 from xla_flags import SAME_IN_A_BATCH
@@ -22,7 +23,6 @@ from experiments.align import answer_log, export, page, text_building, text_prog
 from experiments.align.answer_log import Answered
 from experiments.play import __main__ as play
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.importing import install_hint
 from rgpo_jax.language import decoder, weights
 
@@ -249,24 +249,12 @@ def test_milestones():
 # Going on.
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 @pytest.mark.parametrize("saves", [1, 3])
 def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
-    folder, made = tmp_path / "cut", []
-    save = Checkpoints.save
-
-    def dying(self, *args):
-        if len(made) == saves:
-            raise Killed  # at the next one: an evaluation may have come after the last
-        save(self, *args)
-        made.append(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    folder = tmp_path / "cut"
+    # At the next one: an evaluation may have come after the last.
+    with monkeypatch.context() as patch, killed_at_save(saves, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*TRAINED, "--out", str(folder)])
     before = len(asked_for())
     assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0

@@ -75,13 +75,6 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_module", None)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main([*TINY, "--out", str(folder)]) == 0
-    return folder
-
-
 def same(folder, whole):
     assert timeless_records(folder) == timeless_records(whole)
     ours, theirs = (trained.load(str(f), "--run").learners.params for f in (folder, whole))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killing import killed_in
 from probes import RUN_FILES, timeless_records
 
 import envs
@@ -412,15 +413,8 @@ def test_a_task_has_its_familys_settings_under_every_prefix():
 def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkeypatch):
     from experiments.training import loop
 
-    class Killed(BaseException):
-        pass
-
-    def die(self):
-        raise Killed
-
     folder, flags = tmp_path / "run", ["--checkpoint-every", "0", "--normalize-rewards"]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Training, "_write_summaries", die)
+    with killed_in(loop.Training, "_write_summaries"):
         run.main([*TINY, *flags, "--env", f"envpool/{PENDULUM}", "--out", str(folder)])
     seen = []
     goes_on = loop.Training.run

@@ -32,15 +32,11 @@ from rgpo_jax.language import advantages, objective, tabular, targets
 from rgpo_jax.language.samples import Batch
 from rgpo_jax.language.world import Enumeration, World, all_log_probs, expectations
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 BETA = 0.5
 DUALS = ("product", "geometric", "two_sided", "min")
 TWO_ARMS = tabular.make(2, length=1)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from killing import killed_in
 from probes import records, timeless_records
 
 from experiments import run
@@ -92,18 +93,10 @@ def test_a_line_goes_on_where_that_of_the_longer_run_would_be(made, tmp_path):
     assert rates[240] < rates[288]  # it was nearly at its end
 
 
-def test_killed_before_its_first_new_checkpoint_it_goes_on(made, tmp_path, monkeypatch):
+def test_killed_before_its_first_new_checkpoint_it_goes_on(made, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(made("constant", 240), folder)
-
-    class Killed(BaseException):
-        pass
-
-    def die(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoints, "restore", die)
+    with killed_in(Checkpoints, "restore"):
         go_on(folder, "--total-steps", "480")
     assert not (folder / "summary.json").exists()
     assert trained.load(str(folder), "--run").env_steps == (240, 240)
