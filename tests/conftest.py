@@ -33,7 +33,7 @@ for _name, _value in {
 # The longest are begun first: begun last, one of them would keep one worker alone.
 _SLOW_FIRST = (
     *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
-    *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
+    *("normalization", "reproduction_committed", "envs", "theory", "agent", "compiling"),
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
     *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_models"),
     *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
