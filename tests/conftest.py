@@ -35,7 +35,7 @@ _SLOW_FIRST = (
     *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
     *("normalization", "reproduction_committed", "envs", "theory", "agent", "compiling"),
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
-    *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_models"),
+    *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_program"),
     *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
     *("kills", "play"),
 )
