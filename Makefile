@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
 
-VERSIONS := align compiling envs host processes run train
+VERSIONS := align compiling envs host processes run run_flags run_own train
 
 define CREATE
 $(or $(PYTHON),false) -c '$(SUPPORTED)' || \

@@ -33,9 +33,9 @@ for _name, _value in {
 # The longest are begun first: begun last, one of them would keep one worker alone.
 _SLOW_FIRST = (
     *("resume", "playground", "benchmark", "brax", "host", "devices", "sweep"),
-    *("normalization", "reproduction", "envs", "theory", "agent", "compiling"),
+    *("normalization", "reproduction_committed", "envs", "theory", "agent", "compiling"),
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
-    *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_models"),
+    *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_program"),
     *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
     *("kills", "play"),
 )
@@ -109,6 +109,24 @@ def programs_are_kept() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "make_programs", make_or_find)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run with the flags `TINY` of the test's module, which nothing cut off."""
+    from experiments import run
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run.main([*request.module.TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    import jax
+
+    with jax.enable_x64(True):
         yield
 
 

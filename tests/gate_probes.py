@@ -27,5 +27,9 @@ def value64(gate, r, advantage=1.0):
         return np.asarray(value_and_weight(gate, np.log(np.float64(r)), np.float64(advantage))[0])
 
 
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
 def away_from(kinks, r, distance):
     return np.all([np.abs(r - kink) > distance for kink in (-1.0, *kinks)], axis=0)

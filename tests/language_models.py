@@ -4,6 +4,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `align`")
@@ -18,6 +20,13 @@ CHATML = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n"
     "{{ message['content'] | trim }}<|end|>\n{% endfor %}\n"
     "{% if add_generation_prompt %}\n<|start|>assistant\n\n{% endif %}"
+)
+
+TEXTS = (
+    "In 1984, 2 + 2 = 5!  Don't you think?",
+    "naïve café, Ünïcödé, 日本語, русский",
+    "\U0001f389 \U0001f469‍\U0001f467 flags \U0001f1eb\U0001f1f7",
+    " \t\n\n  indented\r\n\r\n",
 )
 
 
@@ -72,3 +81,8 @@ def write_tokenizer(folder, template=CHATML, **changes):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -14,8 +14,6 @@ from rgpo_jax.environment import Box, Discrete, TimeStep
 
 Array = jax.Array
 
-# Tests compile for seconds and run for milliseconds: code that is not optimised is ready sooner.
-
 
 def check_share(share: float) -> None:
     """Progress that is told must be a share of the work."""
@@ -247,6 +245,17 @@ class Recall:
 def records(folder: Path) -> list[dict[str, Any]]:
     """A run's lines of metrics."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless_records(folder: Path) -> list[dict[str, Any]]:
+    """A run's lines of metrics without what the clock says, which alone may differ."""
+    times = ("wall_seconds", "tokens_per_second")
+    return [{k: v for k, v in line.items() if k not in times} for line in records(folder)]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    return json.loads((folder / "summary.json").read_text())
 
 
 def assert_same_numbers(folder: Path, reference: Path, seeds: slice = slice(None)) -> None:

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from probes import RUN_FILES, assert_refused
+from killing import killed_at_save
+from probes import RUN_FILES, assert_refused, records, summary_of, timeless_records
 
 from agents import language as methods
 from experiments.align import __main__ as align
@@ -13,7 +14,6 @@ from experiments.align.plan import read_plan
 from experiments.cli import flags
 from experiments.report import __main__ as report
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
 from tests import browser
 
 TINY = [
@@ -48,16 +48,6 @@ def programs_are_ready_soon():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "make_programs", make_or_find)
         yield
-
-
-def records(folder):
-    """Lines of metrics without the times, which alone may differ."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +98,7 @@ def test_seeds_side_by_side_are_those_alone(whole, tmp_path):
         alone = tmp_path / str(seed)
         args = [*TINY, "--seed", str(seed), "--num-seeds", "1", "--out", str(alone)]
         assert align.main(args) == 0
-        for ours, other in zip(records(whole), records(alone), strict=True):
+        for ours, other in zip(timeless_records(whole), timeless_records(alone), strict=True):
             assert ours.keys() == other.keys()
             for name in ours.keys() - {"answers", "updates"}:
                 if other[name] != [None]:
@@ -129,23 +119,10 @@ def test_another_problem_has_other_numbers(world):
 # Going on.
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 def cut(monkeypatch, folder, saves):
     """Runs until the checkpoint of that number is made, and is gone."""
-    save, made = Checkpoints.save, []
-
-    def dying(self, *args):
-        save(self, *args)
-        made.append(self)
-        if len(made) == saves:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, killed_at_save(saves):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)  # an update at a time: each could be the last
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*TINY, "--out", str(folder)])
 
 
@@ -157,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch, ca
         file.write('{"answers": 999, "torn')
     assert align.main(["--out", str(folder), "--resume"]) == 0
     assert f"going on after {saves * 12} answers" in capsys.readouterr().out
-    assert records(folder) == records(whole)
+    assert timeless_records(folder) == timeless_records(whole)
     ours, other = summary_of(folder), summary_of(whole)
     for name in ("target_distance", "reward", "kl_ref", "first_ratio_deviation", "final_reward"):
         assert ours[name] == other[name]
@@ -177,13 +154,13 @@ def test_a_run_is_overwritten_where_that_is_asked_for(whole, tmp_path, capsys):
     assert align.main(args) == 0
     assert_refused(align.main, args, "--overwrite", capsys)
     assert align.main([*TINY, "--out", str(folder), "--overwrite"]) == 0
-    assert records(folder) == records(whole)
+    assert timeless_records(folder) == timeless_records(whole)
 
 
 def test_the_config_of_a_run_repeats_it(whole, tmp_path):
     again = tmp_path / "again"
     assert align.main(["--config", str(whole / "config.json"), "--out", str(again)]) == 0
-    assert records(again) == records(whole)
+    assert timeless_records(again) == timeless_records(whole)
     other = tmp_path / "other"
     config = ["--config", str(whole / "config.json"), "--out", str(other)]
     assert align.main([*config, "--num-updates", "2"]) == 0

@@ -7,15 +7,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from killing import killed_at_save
 from language_models import write_tokenizer
-from probes import assert_refused
+from probes import assert_refused, records, timeless_records
 
 from envs.language import learnt_reward, preferences, rewards
 from experiments.align import __main__ as align
 from experiments.align import make_pairs, reward, text_building
 from experiments.cli.interrupts import Interrupted
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
 from rgpo_jax.language import decoder, weights
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
@@ -99,12 +99,6 @@ def here(place, monkeypatch):
     sys.modules.pop("my_judges", None)
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    times = ("wall_seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(place, tmp_path_factory):
     """A run of DPO."""
@@ -134,35 +128,21 @@ def test_a_run_tells_its_data_and_measures_held_out_pairs(whole):
     assert (whole / "answers.html").exists()
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 @pytest.mark.parametrize("saves", [1, 4])
 def test_a_killed_run_repeats_and_skips_no_pair(saves, whole, tmp_path, monkeypatch):
-    folder, made = tmp_path / "cut", []
-    save = Checkpoints.save
-
-    def dying(self, *args):
-        if len(made) == saves:
-            raise Killed
-        save(self, *args)
-        made.append(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch, killed_at_save(saves, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*SMALL, "--method", "dpo", "--out", str(folder)])
     assert align.main(["--out", str(folder), "--resume"]) == 0
-    assert records(folder) == records(whole)
+    assert timeless_records(folder) == timeless_records(whole)
 
 
 def test_a_run_does_not_go_on_with_other_pairs(tmp_path, monkeypatch, capsys):
     write(tmp_path / "pairs.jsonl", rows(8))
     args = [*SMALL, "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, killed_at_save(0, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(Killed()))
         align.main([*args, "--method", "rpo"])
     capsys.readouterr()
     write(tmp_path / "pairs.jsonl", reversed(rows(8)))

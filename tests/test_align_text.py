@@ -1,6 +1,5 @@
-"""Alignment of a model that is read from disk: answers, rewards, prompts, resume, the page."""
+"""Alignment of a model that is read from disk: a run, its answers, its page, and how it goes on."""
 
-import importlib
 import json
 import os
 import shutil
@@ -11,83 +10,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from language_models import write_tokenizer
-from probes import RUN_FILES, assert_refused
+from killing import killed_at_save
+from probes import RUN_FILES, records, timeless_records
+from text_places import LAST, PROMPTS, SMALL, write_place
 from xla_flags import SAME_IN_A_BATCH
 
-from envs.language import prompts as prompt_files
-from envs.language import rewards
 from experiments.align import __main__ as align
 from experiments.align import answer_log, export, page, text_building, text_programs
 from experiments.align.answer_log import Answered
 from experiments.play import __main__ as play
 from experiments.training import loop
-from rgpo_jax.checkpoint import Checkpoints
-from rgpo_jax.importing import install_hint
-from rgpo_jax.language import decoder, weights
+from rgpo_jax.language import weights
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
 
-PROMPTS = [
-    *("the cat", "the <b>hat</b> & more", "the user", "the assistant and the cat", "a hat"),
-    *("and", "the cat and the hat", "<script>alert('held')</script>"),
-]
-ARCHITECTURE = decoder.Architecture(  # a Qwen2
-    vocab_size=320,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    attention_bias=True,
-)
-REWARDS = """
-asked = []
-
-
-def vowels(prompts, answers):
-    asked.append(list(prompts))
-    return [sum(letter in "aeiou" for letter in a) / max(1, len(a)) for a in answers]
-
-
-def length(prompts, answers):
-    return [float(len(answer)) for answer in answers]
-
-
-def raises(prompts, answers):
-    raise RuntimeError("no judge\\nat home")
-
-
-def none(prompts, answers):
-    return []
-
-
-def later(prompts, answers):
-    if prompts != ["Say hello."] and len(asked) == 2:
-        raise RuntimeError("gone home")
-    return vowels(prompts, answers)
-
-
-def nan(prompts, answers):
-    return [float("nan")] * len(answers)
-
-
-def texts(prompts, answers):
-    return ["good"] * len(answers)
-
-
-number = 3
-"""
-SMALL = [
-    *("--world", "model", "--model", "model", "--prompts", "prompts.txt", "--seed", "3"),
-    *("--reward", "my_rewards:vowels", "--held-out", "0.25", "--eval-answers", "2"),
-    *("--max-tokens", "5"),
-    *("--num-updates", "4", "--num-prompts", "2", "--group-size", "2", "--num-epochs", "1"),
-    *("--num-minibatches", "1", "--learning-rate", "0.003", "--eval-every", "8"),
-    *("--log-every", "4", "--checkpoint-every", "0"),
-]
-LAST = ["--num-last-layers", "1"]
 TRAINED = [
     *(*SMALL, *LAST, "--method", "rgpo", "--gold", "my_rewards:length", "--kl-target", "0.01"),
     "--keep-best",
@@ -115,14 +51,7 @@ def programs_are_ready_soon():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model, prompts and a module of rewards."""
-    folder = tmp_path_factory.mktemp("place")
-    params = decoder.init(jax.random.key(0), ARCHITECTURE, 0.3)
-    weights.save(folder / "model", ARCHITECTURE, params)
-    write_tokenizer(folder / "model")
-    (folder / "my_rewards.py").write_text(REWARDS)
-    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
-    return folder
+    return write_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(autouse=True)
@@ -131,13 +60,6 @@ def here(place, monkeypatch):
     monkeypatch.chdir(place)
     yield
     sys.modules.pop("my_rewards", None)
-
-
-def records(folder):
-    """Lines of metrics without what the clock says."""
-    times = ("wall_seconds", "tokens_per_second")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
 
 
 def asked_for():
@@ -190,8 +112,7 @@ def test_the_summary_and_the_metrics_are_those_of_held_out_prompts(whole):
 
 def test_tokens_a_second_are_told(whole):
     folder, _ = whole
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["tokens_per_second"][0] > 0 for line in lines[1:])
+    assert all(line["tokens_per_second"][0] > 0 for line in records(folder)[1:])
 
 
 def test_all_prompts_come_in_turn_and_none_that_is_held_out(whole):
@@ -257,29 +178,17 @@ def test_milestones():
 # Going on.
 
 
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
 @pytest.mark.parametrize("saves", [1, 3])
 def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
-    folder, made = tmp_path / "cut", []
-    save = Checkpoints.save
-
-    def dying(self, *args):
-        if len(made) == saves:
-            raise Killed  # at the next one: an evaluation may have come after the last
-        save(self, *args)
-        made.append(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    folder = tmp_path / "cut"
+    # At the next one: an evaluation may have come after the last.
+    with monkeypatch.context() as patch, killed_at_save(saves, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
-        patch.setattr(Checkpoints, "save", dying)
         align.main([*TRAINED, "--out", str(folder)])
     before = len(asked_for())
     assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
     reference, asked = whole
-    assert records(folder) == records(reference)
+    assert timeless_records(folder) == timeless_records(reference)
     assert (folder / "answers.jsonl").read_bytes() == (reference / "answers.jsonl").read_bytes()
     # The same prompts in the same order as from there on without a cut.
     later = asked_for()[before:]
@@ -321,8 +230,8 @@ def test_it_is_trained_for_longer_and_calls_back(whole, tmp_path, place):
     assert align.main([*longer, *callback, "--trust-code"]) == 0
     assert records(tmp_path / "run")[-1]["updates"] == 5
     assert align.main([*longer, "--trust-code"]) == 0
-    lines = records(tmp_path / "run")
-    assert lines[:5] == records(whole[0])
+    lines = timeless_records(tmp_path / "run")
+    assert lines[:5] == timeless_records(whole[0])
     assert [line["updates"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -370,9 +279,20 @@ def test_a_finished_run_stays_as_it_is(whole, capsys):
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
+def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    args = [*TRAINED, "--reward", "my_rewards:later", "--out", str(folder)]
+    assert align.main(args) == 3
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        "error: --reward my_rewards:later: RuntimeError: gone home; go on with: "
+    )
+    sys.modules["my_rewards"].asked.append(["at home again"])
+    assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
+    assert timeless_records(folder) == timeless_records(whole[0])
+
+
 # Several devices.
-
-
 SPREAD = """
 import sys
 from experiments.align import __main__ as align
@@ -424,7 +344,7 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
     assert run.returncode == 0, run.stdout + run.stderr
     assert "for 4 devices: fsdp 2, tp 2" in run.stdout
     nan = float("nan")
-    for spread, alone in zip(records(folder), records(whole[0]), strict=True):
+    for spread, alone in zip(timeless_records(folder), timeless_records(whole[0]), strict=True):
         assert spread.keys() == alone.keys()
         for name, values in alone.items():
             found, expected = (
@@ -466,146 +386,3 @@ def test_ppo_trains_each_part_with_a_critic(part, critic, tmp_path):
     assert lines[-1]["value_loss"][0] == pytest.approx(0.5 * sum(errors) / 5)
     assert lines[-1]["kl_ref_by_k3"][0] > 0  # it moved
     assert lines[0]["kl_ref"] == pytest.approx([0.0], abs=1e-5)
-
-
-# Rewards.
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (
-            ["--reward", "my_rewards:raises"],
-            "--reward my_rewards:raises: RuntimeError: no judge at home",
-        ),
-        (["--reward", "my_rewards:none"], "--reward my_rewards:none: expected 1 finite number"),
-        (["--reward", "my_rewards:nan"], "--reward my_rewards:nan: expected 1 finite number"),
-        (["--reward", "my_rewards:texts"], "--reward my_rewards:texts: ValueError: "),
-        (["--fsdp", "3"], "--fsdp 3: expected a divisor of the 4 answers that are differentiated"),
-        (["--fsdp", "4", "--tp", "999"], "--fsdp 4 --tp 999: 3996 devices; there "),
-        (["--gold", "my_rewards:nan"], "--gold my_rewards:nan: expected 1 finite number"),
-        (["--reward", "my_rewards:nobody"], "--reward my_rewards:nobody: AttributeError"),
-        (["--reward", "my_rewards:number"], "--reward my_rewards:number: "),
-        (["--reward", "nowhere:reward"], "--reward nowhere:reward: no module named 'nowhere'"),
-        (["--reward", "vade"], "--reward vade: expected vader, textblob, MODULE:FUNCTION"),
-        (["--gold", "vade"], "--gold vade: expected vader, textblob, MODULE:FUNCTION"),
-    ],
-)
-def test_what_is_no_reward_is_refused(args, message, tmp_path, capsys):
-    args = [*SMALL, *LAST, "--num-updates", "1", *args, "--out", str(tmp_path / "run")]
-    assert_refused(align.main, args, message, capsys)
-
-
-def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_path, capsys):
-    folder = tmp_path / "run"
-    args = [*TRAINED, "--reward", "my_rewards:later", "--out", str(folder)]
-    assert align.main(args) == 3
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(
-        "error: --reward my_rewards:later: RuntimeError: gone home; go on with: "
-    )
-    sys.modules["my_rewards"].asked.append(["at home again"])
-    assert align.main(["--out", str(folder), "--resume", "--trust-code"]) == 0
-    assert records(folder) == records(whole[0])
-
-
-def test_rewards_are_held_to_their_form():
-    found = rewards.score("r", lambda prompts, answers: np.arange(2), ["a", "b"], ["c", "d"])
-    assert found.dtype == np.float32
-    for result in (None, [1.0], [[1.0, 2.0]], [1.0, np.inf], 3.0, ["a", "b"], [None, 1.0]):
-        with pytest.raises(ValueError, match=r"^r: ") as error:
-            rewards.score("r", lambda prompts, answers, x=result: x, ["a", "b"], ["c", "d"])
-        assert "\n" not in str(error.value)
-
-    def fail(prompts, answers):
-        raise KeyError("of\ntwo lines")
-
-    with pytest.raises(ValueError, match=r"^r: KeyError: 'of\\ntwo lines'$"):
-        rewards.score("r", fail, ["a"], ["c"])
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "package"),
-    [
-        ("vader", "vaderSentiment.vaderSentiment", "vaderSentiment"),
-        ("textblob", "textblob.en", "textblob"),
-    ],
-)
-def test_sentiments_come_with_the_extra(name, module, package, tmp_path, monkeypatch, capsys):
-    pytest.importorskip(package)
-    scores = rewards.score(name, rewards.BUILT_IN[name](), ["", ""], ["It is wonderful.", "Awful!"])
-    assert -1 <= scores[1] < 0 < scores[0] <= 1
-    find = importlib.import_module
-
-    def missing(asked, *args):
-        if asked == module:
-            raise ImportError(f"No module named {asked!r}")
-        return find(asked, *args)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    args = [*SMALL, *LAST, "--reward", name, "--out", str(tmp_path / "run")]
-    message = f"--reward {name}: {package} is not installed; it comes with the extra: "
-    assert_refused(align.main, args, message + install_hint("align"), capsys)
-
-
-# Prompts and models.
-
-
-def test_prompts_are_read_from_lines_and_from_json(tmp_path):
-    lines = tmp_path / "a.txt"
-    lines.write_text("  one  \n\ntwo\n")
-    assert prompt_files.read(lines) == ["one", "two"]
-    rows = tmp_path / "b.jsonl"
-    rows.write_text('{"prompt": "one\\ntwo", "more": 1}\n\n{"prompt": "three"}\n')
-    assert prompt_files.read(rows) == ["one\ntwo", "three"]
-    assert len(set(prompt_files.standard())) == 40
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "p.jsonl",
-            '{"prompt": "a"}\n{"prompt": 3}\n',
-            ', line 2: expected a JSON object with a "pr',
-        ),
-        ("p.jsonl", '{"prompt": "a"}\n\n{"prompt"\n', ", line 3: expected a JSON object"),
-        ("p.jsonl", '["prompt"]\n', ", line 1: expected a JSON object"),
-        ("p.jsonl", '{"prompt": " "}\n', ", line 1: expected a JSON object"),
-        ("p.txt", "only one\n", ": expected at least 2 prompts, of which some are held out"),
-        ("p.txt", "", ": expected at least 2 prompts"),
-        ("p.txt", None, ": No such file or directory"),
-        ("p.txt", b"\xff\xfe\x00", ": "),
-        ("p.txt", "short\n" + "long " * 400, "a prompt of "),
-    ],
-)
-def test_prompts_that_cannot_be_used_are_refused(name, content, message, tmp_path, capsys):
-    file = tmp_path / name
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif content is not None:
-        file.write_text(content)
-    args = [*SMALL, *LAST, "--prompts", str(file), "--out", str(tmp_path / "run")]
-    assert_refused(align.main, args, message, capsys)
-    align_folder = tmp_path / "run"
-    assert not align_folder.exists() or list(align_folder.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--model", "nowhere"], "--model nowhere: nowhere: no such file or folder"),
-        (["--num-last-layers", "4"], "num_last_layers 4: expected 1 to 2"),
-        (["--max-prompt-tokens", "4"], "expected at most 4"),
-    ],
-)
-def test_a_model_that_does_not_fit_is_refused(args, message, tmp_path, capsys):
-    assert_refused(
-        align.main, [*SMALL, *LAST, *args, "--out", str(tmp_path / "run")], message, capsys
-    )
-
-
-def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    message = f"tokenizers is not installed: {install_hint('align')}"
-    assert_refused(align.main, [*SMALL, *LAST, "--out", str(tmp_path / "run")], message, capsys)

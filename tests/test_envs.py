@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapters import types
 from jax.flatten_util import ravel_pytree
 
 import envs
@@ -33,10 +34,6 @@ def random_actions(space, key, batch_shape):
 
 def test_the_list_is_gymnax_without_the_one_that_downloads():
     assert sorted(envs.GYMNAX) == sorted(set(gymnax.registered_envs) - {"MNISTBandit-bsuite"})
-
-
-def types(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
 @all_environments

@@ -18,7 +18,6 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from experiments import run
 from experiments.align import plan as align_plan
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
@@ -108,13 +107,6 @@ def flipped(draw, original):
     for _ in range(draw(st.integers(1, 4))):
         content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
     return bytes(content)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main([*TINY, "--out", str(folder)]) == 0
-    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gate_probes import DEFAULTS, away_from, value_and_weight
+from gate_probes import DEFAULTS, away_from, sigmoid, value_and_weight
 from scipy.special import erf
 
 from rgpo_jax import gates
@@ -31,10 +31,6 @@ class Case(NamedTuple):
     def seen(self, advantage):
         """What the references see of an advantage."""
         return advantage if self.by_size else np.sign(advantage)
-
-
-def sigmoid(x):
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def sigmoid_slope(x):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gate_probes import sigmoid
+from gate_probes import value_and_weight as single_ratio
 
 from rgpo_jax import gates
 from rgpo_jax.gates import weight
@@ -18,11 +20,6 @@ L, M = (x.ravel() for x in np.meshgrid(np.linspace(-2.0, 1.5, 15), np.linspace(-
 def value_and_weight(gate, log_ratio, advantage, log_ratio_ref):
     arguments = (log_ratio, advantage, log_ratio_ref)
     return gate(*arguments), weight(gate)(*arguments)
-
-
-@jax.jit
-def single_ratio(gate, log_ratio, advantage):
-    return gate(log_ratio, advantage), weight(gate)(log_ratio, advantage)
 
 
 @jax.jit
@@ -42,10 +39,6 @@ def at(gate, l, m, advantage=1.0):
 def slopes_at(gate, l, m):
     with jax.enable_x64(True):
         return tuple(map(np.asarray, slopes(gate, np.float64(l), np.float64(1.0), np.float64(m))))
-
-
-def sigmoid(x):
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def acceptance(k, x):

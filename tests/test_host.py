@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import RUN_FILES
+from killing import killed_in
+from probes import RUN_FILES, timeless_records
 
 import envs
 from agents import ppo
@@ -319,17 +320,12 @@ TINY = [
 ]
 
 
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "wall_seconds"} for record in records]
-
-
 @pytest.mark.parametrize("env", [f"envpool/{PENDULUM}", "gymnasium/CartPole-v1"])
 def test_a_run_writes_its_files_and_repeats(env, tmp_path):
     folder = tmp_path / "run"
     assert run.main([*TINY, "--env", env, "--out", str(folder)]) == 0
     assert sorted(path.name for path in folder.iterdir()) == sorted([*RUN_FILES, "policy.npz"])
-    records = lines(folder)
+    records = timeless_records(folder)
     assert [record["env_steps"] for record in records] == [0, 64, 128, 192, 256]
     for record in records[1:]:
         assert all(deviation < 1e-5 for deviation in record["first_ratio_deviation"])
@@ -343,7 +339,7 @@ def test_a_run_writes_its_files_and_repeats(env, tmp_path):
     if env.startswith("envpool/"):
         again = tmp_path / "again"
         assert run.main(["--config", str(folder / "config.json"), "--out", str(again)]) == 0
-        assert lines(again) == records
+        assert timeless_records(again) == records
 
 
 def test_a_run_that_breaks_says_where(tmp_path, capsys):
@@ -425,15 +421,8 @@ def test_a_task_has_its_familys_settings_under_every_prefix():
 def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkeypatch):
     from experiments.training import loop
 
-    class Killed(BaseException):
-        pass
-
-    def die(self):
-        raise Killed
-
     folder, flags = tmp_path / "run", ["--checkpoint-every", "0", "--normalize-rewards"]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Training, "_write_summaries", die)
+    with killed_in(loop.Training, "_write_summaries"):
         run.main([*TINY, *flags, "--env", f"envpool/{PENDULUM}", "--out", str(folder)])
     seen = []
     goes_on = loop.Training.run

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from killing import killed_at_save
 
 import rgpo_jax
 from experiments import export, run
@@ -93,20 +94,8 @@ def test_the_best_is_exported(policies, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("saves", [1, 7])
-def test_a_killed_run_that_goes_on_has_the_same_best(saves, policies, tmp_path, monkeypatch):
-    save, made = Checkpoints.save, []
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self, *args):
-        save(self, *args)
-        made.append(self)
-        if len(made) == saves:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoints, "save", dying)
+def test_a_killed_run_that_goes_on_has_the_same_best(saves, policies, tmp_path):
+    with killed_at_save(saves):
         run.main([*TINY, "--out", str(tmp_path)])
     assert run.main(["--out", str(tmp_path), "--resume"]) == 0
     assert_the_best_are_kept(tmp_path, policies)

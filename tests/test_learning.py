@@ -3,9 +3,8 @@
 Last results, with the command, stand in docs/benchmarks.md.
 """
 
-import json
-
 import pytest
+from probes import records, summary_of
 
 import agents
 from experiments import run
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 def final_scores(folder, agent, env, *flags):
     out = folder / "run"
     assert run.main(["--agent", agent, "--env", env, "--out", str(out), *flags]) == 0
-    summary = json.loads((out / "summary.json").read_text())
+    summary = summary_of(out)
     assert summary["first_ratio_deviation"] < 1e-5
     return summary["final_return"]["per_seed"]
 
@@ -100,11 +99,8 @@ def test_brax_balances_the_pendulum(tmp_path):
 
 def test_brax_ant_improves_steadily(tmp_path):
     final_scores(tmp_path, "ppo", "brax/ant", "--num-seeds", "3", "--eval-episodes", "8")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines[1:]]
-    returns = [
-        interquartile_mean(r["episode_return"]) for r in records if None not in r["episode_return"]
-    ]
+    lines = [line["episode_return"] for line in records(tmp_path / "run")[1:]]
+    returns = [interquartile_mean(line) for line in lines if None not in line]
     fifth = len(returns) // 5
     means = [sum(returns[i * fifth : (i + 1) * fifth]) / fifth for i in range(5)]
     assert means == sorted(means)

@@ -12,13 +12,9 @@ from rgpo_jax.language.contrasts import Contrast
 from rgpo_jax.language.pair_targets import ipo_policy, preferences, rpo_policy
 from rgpo_jax.language.targets import gibbs
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 ARMS = 5
-
-
-@pytest.fixture(autouse=True)
-def _in_float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def problem(seed=0, arms=ARMS):

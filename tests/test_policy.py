@@ -19,7 +19,6 @@ from probes import Recall, assert_refused
 import rgpo_jax
 from agents import ppo
 from experiments import export as program
-from experiments import run
 from experiments.training import trained
 from rgpo_jax import networks, normalization, onnx_graph, policy_file, rollout
 from rgpo_jax.agent import AgentState
@@ -401,13 +400,6 @@ TINY = [
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
     "--normalize-observations",
 ]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main([*TINY, "--out", str(folder)]) == 0
-    return folder
 
 
 def test_a_run_keeps_the_policies_of_its_checkpoint(whole):

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killing import killed_at_save, killed_in
+from probes import timeless_records
 
 from experiments import run
 from experiments.cli.exits import EXIT_NOT_KEPT
@@ -31,11 +33,6 @@ TINY = [
 ]
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
-
-
 def state(folder):
     """Every array of the newest checkpoint."""
     loaded = trained.load(str(folder), "--run")
@@ -46,37 +43,14 @@ def state(folder):
 
 
 def assert_same_run(folder, reference):
-    assert records(folder) == records(reference)
+    assert timeless_records(folder) == timeless_records(reference)
     for ours, other in zip(state(folder), state(reference), strict=True):
         np.testing.assert_array_equal(ours, other)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that nothing cut off."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main([*TINY, "--out", str(folder)]) == 0
-    return folder
-
-
-class Killed(BaseException):
-    """What no handler of ours knows: it stands for kill -9."""
-
-
-def cut(monkeypatch, folder, saves, *, before=False, args=TINY):
+def cut(folder, saves, *, before=False, args=TINY):
     """Runs until the checkpoint of that number, and is gone before or after it is made."""
-    save, made = Checkpoints.save, []
-
-    def dying(self, *args):
-        if before and len(made) == saves:
-            raise Killed
-        save(self, *args)
-        made.append(self)
-        if not before and len(made) == saves:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoints, "save", dying)
+    with killed_at_save(saves, before=before):
         run.main([*args, "--out", str(folder)])
 
 
@@ -85,8 +59,8 @@ def go_on(folder, *args):
 
 
 @pytest.mark.parametrize(("saves", "before"), [(0, True), (2, False), (9, True)])
-def test_a_killed_run_goes_on_to_the_bit(saves, before, whole, tmp_path, monkeypatch):
-    cut(monkeypatch, tmp_path / "cut", saves, before=before)
+def test_a_killed_run_goes_on_to_the_bit(saves, before, whole, tmp_path):
+    cut(tmp_path / "cut", saves, before=before)
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"env_steps": 999, "torn')
     assert go_on(tmp_path / "cut") == 0
@@ -95,12 +69,8 @@ def test_a_killed_run_goes_on_to_the_bit(saves, before, whole, tmp_path, monkeyp
     assert [entry["versions"]["jax"] for entry in resumed] == [jax.__version__]
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_path, monkeypatch):
-    def die(self):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Training, "_write_summaries", die)
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_path):
+    with killed_in(loop.Training, "_write_summaries"):
         run.main([*TINY, "--out", str(tmp_path / "cut")])
     assert go_on(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "cut", whole)
@@ -109,15 +79,15 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary(whole, tmp_pat
 
 def test_a_checkpoint_between_two_lines_of_metrics_changes_neither(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_LONGEST_CHUNK", 0.0)  # an update at a time: 2 of 3 save midway
-    cut(monkeypatch, tmp_path / "cut", 16)
+    cut(tmp_path / "cut", 16)
     (newest, *_) = Checkpoints(tmp_path / "cut" / "checkpoints").saved()
     assert newest % 3
     assert go_on(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "cut", whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, capsys):
-    cut(monkeypatch, tmp_path / "cut", 4)
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, capsys):
+    cut(tmp_path / "cut", 4)
     (newest, before, *_) = Checkpoints(tmp_path / "cut" / "checkpoints").saved()
     damaged = tmp_path / "cut" / "checkpoints" / str(newest)
     largest = max((p for p in damaged.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -131,10 +101,8 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, capsy
     assert_same_run(tmp_path / "cut", whole)
 
 
-def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(
-    tmp_path, monkeypatch, capsys
-):
-    cut(monkeypatch, tmp_path / "cut", 2)
+def test_where_all_checkpoints_are_damaged_the_run_stops_and_nothing_is_lost(tmp_path, capsys):
+    cut(tmp_path / "cut", 2)
     before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
     for checksums in (tmp_path / "cut" / "checkpoints").glob("*/checksums.json"):
         checksums.write_text("{}x")
@@ -160,10 +128,10 @@ def test_a_first_checkpoint_that_was_cut_off_is_taken_out_of_the_way(tmp_path):
     checkpoints.close()
 
 
-def test_a_run_killed_in_its_first_checkpoint_begins_anew(whole, tmp_path, monkeypatch):
+def test_a_run_killed_in_its_first_checkpoint_begins_anew(whole, tmp_path):
     args = [*TINY, "--init-from", str(whole)]
     assert run.main([*args, "--out", str(tmp_path / "reference")]) == 0
-    cut(monkeypatch, tmp_path / "cut", 1, args=args)
+    cut(tmp_path / "cut", 1, args=args)
     (checksums,) = (tmp_path / "cut" / "checkpoints").glob("*/checksums.json")
     checksums.unlink()
     shutil.copytree(tmp_path / "cut", tmp_path / "earlier")
@@ -179,8 +147,8 @@ def test_a_run_killed_in_its_first_checkpoint_begins_anew(whole, tmp_path, monke
     assert_same_run(tmp_path / "cut", tmp_path / "reference")
 
 
-def test_a_run_killed_while_it_wrote_its_summary_goes_on(whole, tmp_path, monkeypatch):
-    cut(monkeypatch, tmp_path / "cut", 10)
+def test_a_run_killed_while_it_wrote_its_summary_goes_on(whole, tmp_path):
+    cut(tmp_path / "cut", 10)
     (tmp_path / "cut" / "summary.json").write_text("[]")
     assert go_on(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "cut", whole)
@@ -207,7 +175,7 @@ def test_a_finished_run_stays_as_it_is(whole, capsys):
 
 def test_resume_starts_what_was_never_begun(whole, tmp_path):
     assert go_on(tmp_path / "new", *TINY) == 0
-    assert records(tmp_path / "new") == records(whole)
+    assert timeless_records(tmp_path / "new") == timeless_records(whole)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +202,8 @@ def test_resume_needs_a_folder(capsys):
     assert "--out DIR" in capsys.readouterr().err
 
 
-def test_a_run_that_lost_its_settings_is_not_gone_on_with_by_others(tmp_path, monkeypatch, capsys):
-    cut(monkeypatch, tmp_path / "cut", 3)
+def test_a_run_that_lost_its_settings_is_not_gone_on_with_by_others(tmp_path, capsys):
+    cut(tmp_path / "cut", 3)
     before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
     (tmp_path / "cut" / "config.json").unlink()
     with pytest.raises(SystemExit) as refused:
@@ -245,8 +213,8 @@ def test_a_run_that_lost_its_settings_is_not_gone_on_with_by_others(tmp_path, mo
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
 
 
-def test_metrics_that_were_cut_by_hand_are_refused(tmp_path, monkeypatch, capsys):
-    cut(monkeypatch, tmp_path / "cut", 3)
+def test_metrics_that_were_cut_by_hand_are_refused(tmp_path, capsys):
+    cut(tmp_path / "cut", 3)
     (tmp_path / "cut" / "metrics.jsonl").write_text("")
     with pytest.raises(SystemExit) as refused:
         go_on(tmp_path / "cut")
@@ -469,7 +437,7 @@ def test_another_process_is_kept_out(whole, tmp_path, capsys):
 def test_a_run_starts_from_the_parameters_of_another(whole, tmp_path):
     args = [*TINY, "--num-seeds", "3", "--seed", "9", "--init-from", str(whole)]
     assert run.main([*args, "--out", str(tmp_path / "next")]) == 0
-    last, first = records(whole)[-1], records(tmp_path / "next")[0]
+    last, first = timeless_records(whole)[-1], timeless_records(tmp_path / "next")[0]
     # The same two policies and the first again, on other episodes.
     assert first["env_steps"] == 0
     assert len(first["eval_return"]) == 3

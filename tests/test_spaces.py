@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from killing import killed_in
 
 import envs
 from agents import ppo, trpo
@@ -335,19 +336,12 @@ def test_trpo_learns_several_digits(tmp_path):
     assert final_return(tmp_path / "run", "gymnasium/Digits-v0", 16384, *agent) >= 5
 
 
-def test_a_killed_run_goes_on_and_is_played(tmp_path, monkeypatch, capsys):
+def test_a_killed_run_goes_on_and_is_played(tmp_path, capsys):
     from experiments.training import loop
-
-    class Killed(BaseException):
-        pass
-
-    def die(self):
-        raise Killed
 
     folder = tmp_path / "run"
     flags = ["--checkpoint-every", "0", "--normalize-observations", "--total-steps", "512"]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Training, "_write_summaries", die)
+    with killed_in(loop.Training, "_write_summaries"):
         run.main([*QUICK, *flags, "--env", "gymnasium/Digits-v0", "--out", str(folder)])
     assert run.main(["--out", str(folder), "--resume"]) == 0
     capsys.readouterr()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from probes import records, timeless_records
 
 import rgpo_jax
 from experiments import run
@@ -37,11 +38,6 @@ def expand(content, flags=TINY, folder=None, **more):
     path = folder / "sweep.yaml"
     path.write_text(content)
     return grid.expand((), (), flags, str(path), sweep.PROG, **more)
-
-
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
 
 
 def test_a_file_is_every_combination_of_its_lists(tmp_path):
@@ -215,7 +211,7 @@ def test_a_cell_is_the_run_that_it_would_be_alone(finished, tmp_path):
     args = [*TINY, "--agent", "rgpo", "--sharpness", "8", "--out", str(tmp_path / "alone")]
     assert run.main(args) == 0
     alone, cell = tmp_path / "alone", finished / CELLS[2]
-    for ours, other in zip(records(cell), records(alone), strict=True):
+    for ours, other in zip(timeless_records(cell), timeless_records(alone), strict=True):
         assert ours.keys() == other.keys()
         for name in ("entropy", "approx_kl", "gate_mean", "eval_return"):
             if name in ours:

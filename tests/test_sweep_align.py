@@ -5,6 +5,7 @@ import math
 import shutil
 
 import pytest
+from probes import records, summary_of, timeless_records
 
 from experiments.align import __main__ as align
 from experiments.cli.flags import BadInput
@@ -30,19 +31,9 @@ def expand(content, folder, flags=TINY):
     return grid.expand((), (), flags, str(path), sweep.PROG, kinds.ALIGN)
 
 
-def records(folder):
-    """Lines of metrics without the times, which alone may differ."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_seconds"} for line in lines]
-
-
 def undefined_is_nan(values):
     values = values if isinstance(values, list) else [values]
     return [math.nan if value is None else value for value in values]
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,7 @@ def test_a_cell_is_the_run_that_it_would_be_alone(name, method, beta, finished, 
     cell, alone = finished[1] / name, tmp_path / "alone"
     args = ["--method", method, "--world", "bandit", "--kl-coefficient", beta, *TINY]
     assert align.main([*args, "--out", str(alone)]) == 0
-    for ours, other in zip(records(cell), records(alone), strict=True):
+    for ours, other in zip(timeless_records(cell), timeless_records(alone), strict=True):
         assert ours.keys() == other.keys()
         for metric, values in ours.items():
             assert undefined_is_nan(values) == pytest.approx(

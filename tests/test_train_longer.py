@@ -6,7 +6,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from probes import records
+from killing import killed_in
+from probes import records, timeless_records
 
 from experiments import run
 from experiments.align import __main__ as align
@@ -60,12 +61,12 @@ def test_with_a_constant_rate_it_is_the_longer_run_to_the_bit(made, tmp_path, ca
     shutil.copytree(made("constant", 240), folder)
     assert go_on(folder, "--total-steps", "480") == 0
     assert "going on after 240 steps" in capsys.readouterr().out
-    ours, theirs = records(folder), records(whole)
+    ours, theirs = timeless_records(folder), timeless_records(whole)
     assert [line["env_steps"] for line in ours] == [line["env_steps"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
         for name in other:
             # Where it once ended, it was evaluated, and on all episodes.
-            if name != "wall_seconds" and not (other["env_steps"] == 240 and "eval" in name):
+            if not (other["env_steps"] == 240 and "eval" in name):
                 assert one[name] == other[name], (name, other["env_steps"])
     for one, other in zip(arrays(folder), arrays(whole), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -92,18 +93,10 @@ def test_a_line_goes_on_where_that_of_the_longer_run_would_be(made, tmp_path):
     assert rates[240] < rates[288]  # it was nearly at its end
 
 
-def test_killed_before_its_first_new_checkpoint_it_goes_on(made, tmp_path, monkeypatch):
+def test_killed_before_its_first_new_checkpoint_it_goes_on(made, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(made("constant", 240), folder)
-
-    class Killed(BaseException):
-        pass
-
-    def die(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoints, "restore", die)
+    with killed_in(Checkpoints, "restore"):
         go_on(folder, "--total-steps", "480")
     assert not (folder / "summary.json").exists()
     assert trained.load(str(folder), "--run").env_steps == (240, 240)
@@ -155,11 +148,8 @@ def test_a_language_model_is_trained_for_more_updates(tmp_path):
         assert main([*small, "--num-updates", updates, "--out", str(tmp_path / name)]) == 0
     longer = ["--resume", "--train-longer", "--num-updates", "8"]
     assert main([*longer, "--out", str(tmp_path / "run")]) == 0
-
-    def last(name):
-        return {k: x for k, x in records(tmp_path / name)[-1].items() if k != "wall_seconds"}
-
-    assert last("run") == last("whole")
+    last, expected = (timeless_records(tmp_path / name)[-1] for name in ("run", "whole"))
+    assert last == expected
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["num_updates"] == 8
     assert config["subject"]["total"] == 8 * 64

@@ -39,13 +39,6 @@ def reward(prompts, answers):
 """
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run.main([*TINY, "--out", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
 def sent(whole, tmp_path, monkeypatch):
     """A folder that somebody sent: a run whose settings name a module that lies beside it."""

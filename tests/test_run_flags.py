@@ -1,0 +1,254 @@
+"""A run's flags and settings: families, files, help, and what is refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agents
+from experiments import run
+from experiments.cli import flags
+from experiments.cli.flags import BadInput
+from experiments.plan import families
+from experiments.plan.reading import read_plan
+from experiments.sweep import grid
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+def test_every_agent_has_its_flags(name):
+    read = read_plan(["--agent", name, "--env", "CartPole-v1"])
+    assert type(read.config) is agents.load(name).Config
+
+
+@pytest.mark.parametrize("name", agents.GATE_AGENTS)
+def test_every_gate_goes_with_another_agent(name):
+    read = read_plan(["--agent", "trpo", "--gate", name, "--max-kl", "0.02"])
+    assert read.config.max_kl == 0.02
+    assert agents.load(name).gate(read.config) is not None
+
+
+def test_a_gate_agent_with_another_gate_has_that_gates_flags_alone():
+    read = read_plan(["--agent", "ppo", "--gate", "rgpo", "--sharpness", "2"])
+    assert read.config.sharpness == 2.0
+    assert not hasattr(read.config, "clip")
+
+
+def test_a_familys_settings_hold_where_no_flag_is_given():
+    read = read_plan(["--env", "Breakout-MinAtar", "--num-envs", "32"])
+    assert read.config.num_envs == 32
+    assert read.config.network == families.FAMILIES["MinAtar"]["network"]
+
+
+def test_a_gate_may_have_settings_of_its_own_in_a_family():
+    env = ["--env", "envpool/Hopper-v4"]
+    assert read_plan([*env, "--agent", "ppo"]).config.num_epochs == 10
+    assert read_plan([*env, "--agent", "rgpo"]).config.num_epochs == 4
+    assert read_plan([*env, "--agent", "ppo", "--gate", "rgpo"]).config.num_epochs == 4
+    assert read_plan([*env, "--num-epochs", "7"]).config.num_epochs == 7
+
+
+def test_a_flag_that_was_renamed_goes_on_working(tmp_path, capsys):
+    new = ["--pull-back", "--num-envs", "2", "--no-pull-back=x", "pull_back"]
+    assert flags.renamed(["--call-back", *new[1:3], "--no-call_back=x", "pull_back"]) == new
+    assert capsys.readouterr().err == (
+        "--call-back is --pull-back now\n--no-call_back is --no-pull-back now\n"
+    )
+    settings = read_plan(["--pull-back"]).settings()
+    settings["call_back"] = settings.pop("pull_back")
+    stored = json.loads(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"settings": stored}))
+    (tmp_path / "sweep.yaml").write_text("call_back: [true, false]")
+    assert read_plan(["--resume", "--out", str(tmp_path)]).config.pull_back
+    assert len(grid.expand(None, None, [], str(tmp_path / "sweep.yaml"), "sweep")) == 2
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--call-back", "--seed", "-1"])
+    assert refused.value.code == 2
+    assert "--call-back is --pull-back now\nerror: --seed -1" in capsys.readouterr().err
+
+
+def test_atari_has_one_torso_under_both_heads_where_that_fits():
+    pong = ["--env", "envpool/Pong-v5"]
+    shares = [
+        read_plan([*pong, *more]).config.shared_torso
+        for more in ([], ["--agent", "trpo"], ["--network", "gru"], ["--no-shared-torso"])
+    ]
+    assert shares == [True, False, False, False]
+    with pytest.raises(BadInput, match="--critic-hidden-sizes expected None with shared_torso"):
+        read_plan([*pong, "--critic-hidden-sizes", "64"])
+
+
+def test_what_an_older_run_lacks_is_not_what_the_family_has_now(tmp_path, monkeypatch):
+    settings = json.loads(json.dumps(read_plan(["--env", "envpool/Pong-v5"]).settings()))
+    del settings["shared_torso"]
+    whole, some = tmp_path / "config.json", tmp_path / "some.json"
+    whole.write_text(json.dumps({"settings": settings}))
+    some.write_text(json.dumps({"env": "envpool/Pong-v5"}))
+    assert not read_plan(["--resume", "--out", str(tmp_path)]).config.shared_torso
+    assert not read_plan(["--config", str(whole)]).config.shared_torso
+    assert not read_plan([], given=settings, of_a_run=True).config.shared_torso
+    assert read_plan(["--config", str(some)]).config.shared_torso
+    with pytest.raises(BadInput, match="--shared-torso True: the run in"):
+        read_plan(["--resume", "--out", str(tmp_path), "--shared-torso"])
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+@pytest.mark.parametrize("env", families.FAMILIES)
+def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
+    env = {"MinAtar": "Asterix-MinAtar", "brax": "brax/ant"}.get(env, env)
+    assert families.defaults(agents.load(name).Config, env).num_updates > 0
+
+
+def test_every_agent_has_the_entropy_bonus_of_the_family():
+    # In MinAtar a policy without it soon repeats one losing game, whatever its gate or step.
+    configs = [agents.load(name).Config for name in agents.NAMES]
+    bonuses = {families.defaults(c, "Breakout-MinAtar").entropy_coefficient for c in configs}
+    assert bonuses == {families.FAMILIES["MinAtar"]["entropy_coefficient"]}
+
+
+BAD = {
+    "unknown agent": (["--agent", "rgp0"], "--agent rgp0: unknown agent; did you mean rgpo"),
+    "unknown environment": (["--env", "CartPol"], "did you mean CartPole-v1"),
+    "unknown flag": (["--num-env", "3"], "did you mean --num-envs"),
+    "another agent's flag": (["--agent", "ppo", "--sharpness", "3"], "--sharpness"),
+    "zero size": (["--num-envs", "0"], "--num-envs 0: expected a whole number of at least 1"),
+    "negative size": (["--num-steps", "-1"], "--num-steps -1: expected"),
+    "word": (["--num-envs", "four"], "--num-envs four: expected a whole number"),
+    "fraction": (["--num-seeds", "1.5"], "--num-seeds 1.5: expected a whole number"),
+    "indivisible batch": (["--num-minibatches", "3"], "expected a divisor of num_envs * num_steps"),
+    "less than an update": (["--total-steps", "10"], "expected at least one update"),
+    "negative clip": (["--agent", "ppo", "--clip", "-1"], "--clip -1.0: expected a number between"),
+    "NaN": (["--learning-rate", "nan"], "--learning-rate nan: expected a number above 0"),
+    "infinity": (["--sharpness", "inf"], "--sharpness inf: expected a number above 0"),
+    "bounds": (["--agent", "cispo", "--low", "6"], "--high 5.0: expected a number above low = 6.0"),
+    "no choice": (["--form", "cubic"], "'cubic'"),
+    "missing value": (["--env"], "--env"),
+    "stray word": (["CartPole-v1"], "CartPole-v1"),
+    "seed": (["--seed", "4294967296"], "expected seeds below 2^32"),
+    "empty folder name": (["--out", ""], "--out '': expected a folder"),
+    "folder in a file": (["--out", "/dev/null/x"], "/dev/null is a file, expected a folder"),
+    "unknown gate": (["--gate", "rgp"], "--gate rgp: unknown gate; did you mean rgpo"),
+    "empty agent": (["--agent", ""], "--agent : unknown agent"),
+    "empty config": (["--config="], "--config : "),
+    "log interval": (
+        ["--log-every", "-5"],
+        "--log-every -5: expected a whole number of at least 1",
+    ),
+    "eval interval": (["--eval-every", "0"], "--eval-every 0: expected a whole number"),
+    "beyond float32": (["--learning-rate", "1e39"], "--learning-rate 1e+39: expected"),
+    "no such module": (["--gate", "no_such_module:gate"], "no module named 'no_such_module'"),
+    "no such function": (["--gate", "math:nope"], "has no attribute 'nope'"),
+    "not a gate": (["--gate", "math:sin"], "not a gate"),
+    "no such file": (["--config", "/nope.json"], "--config /nope.json: No such file"),
+    "folder for a file": (["--config", "/"], "--config /: Is a directory"),
+    "network": (["--network", "cnn", "--num-envs", "4"], "a CNN needs observations"),
+    "policy": (
+        ["--policy", "tanh_normal", "--num-envs", "4"],
+        "policy tanh_normal: for continuous",
+    ),
+    "standard deviation": (["--initial-std", "0"], "--initial-std 0.0: expected a number above 0"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_in_one_line(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        run.main(args)
+    assert refused.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"num_envs": ', "not JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ('{"num_env": 4}', "unknown setting 'num_env'; did you mean num_envs"),
+        ('{"num_envs": "four"}', "--num-envs four: expected a whole number"),
+        ('{"num_envs": {"a": 1}}', "expected a plain value"),
+        ('{"hidden_sizes": [64, "--overwrite"]}', "expected a plain value"),
+        ('{"env": null}', "env = None: expected a name"),
+        ("[" * 200_000, "not JSON"),
+        ('{"agent": 3}', "agent = 3: expected a name"),
+        ('{"settings": {"clipp": 0.3}}', "unknown setting 'clipp'"),
+        ("\x00\x01", "not JSON"),
+    ],
+)
+def test_a_bad_config_file_is_refused(content, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=r".") as refused:
+        read_plan(["--config", str(path)])
+    assert message in str(refused.value)
+
+
+PROBE = """
+import sys
+from experiments import run
+from experiments.cli.terminal import Terminal
+class Seen(BaseException):
+    pass
+def spy(self, line, **how):
+    assert line.startswith("trpo (gate sapo) on Pendulum-v1"), line
+    raise Seen
+Terminal.print = spy
+try:
+    run.main(["--agent", "trpo", "--gate", "sapo", "--env", "Pendulum-v1"])
+except Seen:
+    sys.exit("jax" in sys.modules)
+sys.exit("nothing was shown")
+"""
+
+
+def test_the_first_line_does_not_wait_for_jax(tmp_path):
+    root = Path(__file__).parents[1]
+    probe = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert probe.returncode == 0
+
+
+def test_the_program_exits_with_its_status(tmp_path):
+    program = subprocess.run(
+        [sys.executable, "-m", "experiments.run", "--agent", "pop"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert program.returncode == 2
+    assert program.stdout == ""
+    assert program.stderr.startswith("error: --agent pop: unknown agent; did you mean")
+
+
+def test_help_may_be_cut_short():
+    command = f"{sys.executable} -m experiments.run --help | head -1"
+    result = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.startswith("usage")
+    assert result.stderr == ""
+
+
+def test_help_states_meaning_and_default(capsys):
+    with pytest.raises(SystemExit) as shown:
+        run.main(["--agent", "ppo", "--help"])
+    assert shown.value.code in (0, None)
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "--clip FLOAT Clip range epsilon of the ratio, on both sides of 1. (default: 0.2)" in text
+    )
+    # The agent's own, then what all agents have, then the run's.
+    own, common, of_the_run = (text.index(f) for f in ("--clip ", "--total-steps ", "--env "))
+    assert own < common < of_the_run
+
+
+def test_peek_takes_the_last_value():
+    assert flags.peek("--env", ["--env", "a", "--env=b"]) == "b"
+    assert flags.peek("--env", ["--envs", "a"]) is None

@@ -1,0 +1,131 @@
+"""Epochs of minibatches: how they part the batch, and where they stop early."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from update_cases import SETTINGS, B, Case, T, advantages_and_targets, case
+
+import agents
+from rgpo_jax import gates, trust_region
+from rgpo_jax.config import Config, ConfigError
+from rgpo_jax.tunable import Tunable
+
+# Which samples are in which minibatch is read off the metrics: the log-ratios are labels, and with
+# a learning rate of 0 they stay what they are.
+N, PARTS = T * B, 4
+
+
+def _is_sample(log_ratio, advantage, label):
+    return (jnp.abs(log_ratio - label) < 0.01).astype(jnp.float32) + 0.0 * log_ratio * advantage
+
+
+def with_log_ratios(c, log_ratio):
+    """The trajectory, with ratios of one's choice [N], and a learning rate that keeps them."""
+    policy, _ = c.outputs(c.state.params, c.trajectory.observation)
+    log_prob = policy.log_prob(c.trajectory.action) - log_ratio.reshape(T, B)
+    return c.replace(learning_rate=0.0), c.trajectory._replace(log_prob=log_prob)
+
+
+@functools.cache
+def labelled():
+    """Function of a seed that gives metrics for each label in turn [N]; one epoch."""
+    c = Case(Tunable(_is_sample, {"label": 0.0}), num_minibatches=PARTS)
+    labels = jnp.arange(N) / N
+    state, trajectory = with_log_ratios(c, labels)
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def metrics(label, key):
+        hyperparameters = state.hyperparameters.replace(label=label)
+        relabelled = state._replace(hyperparameters=hyperparameters, key=key)
+        return c.learner.update(relabelled, trajectory)[1]
+
+    return lambda seed: metrics(labels, jax.random.key(seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_minibatches_of_an_epoch_partition_the_batch(seed):
+    # Without a change of parameters, the mean over an epoch's minibatches is that of the batch;
+    # with samples drawn twice it would be another.
+    c = Case(gates.reinforce(), num_minibatches=PARTS, num_epochs=1)
+    still = c.replace(learning_rate=0.0)._replace(key=jax.random.key(seed))
+    _, metrics = c.update(still, c.trajectory)
+    _, target = advantages_and_targets(c)
+    errors = (c.outputs(c.state.params, c.trajectory.observation)[1] - target) ** 2
+    assert np.std(errors) > 0.1 * np.mean(errors)
+    np.testing.assert_allclose(metrics["value_loss"], 0.5 * np.mean(errors), rtol=1e-5)
+
+
+def test_the_batch_is_shuffled_anew():
+    # The largest label of the first minibatch; in order it would be that of sample N / PARTS - 1.
+    firsts = [float(np.log1p(labelled()(seed)["first_ratio_deviation"][0])) for seed in range(6)]
+    assert len({round(N * first) for first in firsts}) > 1
+    # The largest mean k3 of a minibatch depends on how the samples fall together, in any epoch.
+    largest = [float(labelled()(seed)["approx_kl_max"][0]) for seed in range(6)]
+    assert len({round(x, 5) for x in largest}) > 1
+
+
+def test_each_epoch_is_shuffled_anew():
+    # Two samples have a ratio of e. They meet in a minibatch of one epoch with probability 7/31;
+    # in one of 32 orders almost surely, and then its mean k3 is twice as large.
+    c = Case(gates.reinforce(), num_minibatches=PARTS, num_epochs=32)
+    state, trajectory = with_log_ratios(c, jnp.zeros(N).at[jnp.array([0, N // 2])].set(1.0))
+    apart = (np.e - 2.0) / (N // PARTS)
+    for seed in range(4):
+        _, metrics = c.update(state._replace(key=jax.random.key(seed)), trajectory)
+        np.testing.assert_allclose(metrics["approx_kl_max"], 2 * apart, rtol=1e-4)
+
+
+def whole_batch_steps(num_epochs, **settings):
+    """The state and metrics after so many gradient steps, each on the whole batch."""
+    settings = {"anneal_learning_rate": False, "learning_rate": 0.1} | settings
+    one = Case(gates.reinforce(), num_epochs=num_epochs, **settings)
+    return one.update(one.state, one.trajectory)
+
+
+def test_early_stopping_skips_the_steps_after_the_kl_was_met():
+    kls, states = [], []  # of the policy before each step, and after it
+    unstopped = {}  # number of steps -> metrics
+    for num_epochs in (1, 2, 3, 4):
+        state, metrics = whole_batch_steps(num_epochs)
+        unstopped[num_epochs] = metrics
+        states.append(state)
+        kls.append(float(metrics["approx_kl"]))
+        assert "gradient_step_rate" not in metrics
+    assert kls[0] < kls[1] < kls[2], "the test needs a KL that rises"
+    for taken, target in ((2, (kls[0] + kls[1]) / 2), (3, (kls[1] + kls[2]) / 2), (4, 1e3)):
+        stopped, metrics = whole_batch_steps(4, target_kl=target)
+        assert float(metrics["gradient_step_rate"]) == taken / 4
+        for name in ("value_loss", "grad_norm"):  # means over the steps that were taken
+            assert float(metrics[name]) == pytest.approx(float(unstopped[taken][name]), rel=1e-5)
+        for ours, theirs in zip(
+            jax.tree.leaves((stopped.params, stopped.optimizer_state)),
+            jax.tree.leaves((states[taken - 1].params, states[taken - 1].optimizer_state)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
+    start_state = Case(gates.reinforce()).state
+    kept, metrics = whole_batch_steps(4, target_kl=1e-6)  # the very first is further off
+    assert float(metrics["gradient_step_rate"]) == 0.0
+    assert np.isnan([metrics["value_loss"], metrics["grad_norm"]]).all()
+    jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
+
+
+def test_early_stopping_is_refused_where_the_policy_takes_one_step():
+    with pytest.raises(ValueError, match="target_kl: expected None with a policy_step"):
+        Case(
+            gates.importance(),
+            parts={"policy_step": trust_region.natural_gradient()},
+            num_epochs=2,
+            target_kl=0.01,
+        )
+    trpo = case("trpo")
+    with pytest.raises(ValueError, match="target_kl: expected None"):
+        trpo.learner.init(jax.random.key(0), trpo.learner.hyperparameters.replace(target_kl=0.01))
+    with pytest.raises(ConfigError, match="one gradient step"):
+        Config(**SETTINGS, target_kl=0.01)
+    with pytest.raises(ConfigError, match="TRPO has max_kl"):
+        agents.load("trpo").Config(target_kl=0.01)
