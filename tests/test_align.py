@@ -83,7 +83,7 @@ def test_the_summary_has_what_a_run_has_come_to(whole):
 
 
 def test_metrics_hold_one_value_per_seed(whole):
-    lines = records(whole)
+    lines = timeless_records(whole)
     assert [line["answers"] for line in lines] == list(range(0, 145, 24))
     assert [line["updates"] for line in lines] == list(range(0, 13, 2))
     for line in lines[1:]:
