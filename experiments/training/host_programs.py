@@ -76,6 +76,8 @@ class HostPrograms(EpisodePrograms):
         traced, self._init_arguments, (states, keys) = trace_init(
             init, layout, members, (SEEDS, SEEDS)
         )
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
         _, shapes = jax.eval_shape(agent.learner.update, *one)
@@ -91,8 +93,7 @@ class HostPrograms(EpisodePrograms):
             SEEDS,
         )
         lowered = jax.jit(program).lower(states.learner, *experience, self._empty)
-        self._update = self.compiler.start("training", lowered)  # first: it takes longest
-        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+        self._update = self.compiler.start("training", lowered)
         programs = self._collector.programs.union(*(e.programs for e in evaluators.values()))
         self._compilations = {
             program: self.compiler.start(
@@ -102,12 +103,12 @@ class HostPrograms(EpisodePrograms):
         }
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
+        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
+        # What is small is compiled by using it, while the rest is still under way.
+        self._split(self._eval_keys), self._fold_in(self._eval_keys, np.int32(0))
         self.compiler.wait(show)
         for program, compilation in self._compilations.items():
             self._acting.use(program, compilation.result())
-        self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
-        # What is small is compiled by using it, before seconds of training are counted.
-        self._split(self._eval_keys), self._fold_in(self._eval_keys, np.int32(0))
         self.memory_bytes = memory_of(self._update.result())
 
     def find_cause(self) -> str | None:
