@@ -6,7 +6,7 @@ shares: while one steps in the pool's threads, the policy acts for the other.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,6 +157,13 @@ class _Share:
     def _by_seed(self, batch: Any) -> Any:
         return batch.reshape(self._num_seeds, -1, *batch.shape[1:])
 
+    def _declared(self, observation: Any) -> Any:
+        """An observation in the types that the environment has, whatever a reset gave."""
+        dtype = self._env.observation_dtype
+        if isinstance(dtype, Mapping):
+            return {name: np.asarray(observation[name], dtype[name]) for name in dtype}
+        return np.asarray(observation, dtype)
+
     @contextlib.contextmanager
     def _naming(self, what: str) -> Iterator[None]:
         """Says of an exception within that it is the environment's."""
@@ -171,7 +178,7 @@ class _Share:
         with self._naming("reset"):
             observation = self._pool.reset()
         inspection.check_observations(self._env, observation)
-        self.observation = jax.tree.map(self._by_seed, observation)
+        self.observation = jax.tree.map(self._by_seed, self._declared(observation))
 
     def program(self, deterministic: bool) -> ActingProgram:
         """That which acts for it."""
@@ -202,6 +209,10 @@ class _Share:
         self._steps += 1
         if self.nonfinite is None:
             self.nonfinite = inspection.first_nonfinite(self._env, received, self._steps)
+        received = received._replace(
+            observation=self._declared(received.observation),
+            final_observation=self._declared(received.final_observation),
+        )
         timestep = jax.tree.map(self._by_seed, received)
         self.observation = timestep.observation
         return timestep

@@ -137,7 +137,7 @@ def test_a_name_that_a_table_does_not_have_is_refused(table, tmp_path, capsys):
     for name in ("dpo-*", "ppo", "p" * 400):
         path = table.parent / name
         args = ["--runs", str(path), "--out", str(tmp_path / "out")]
-        assert_refused(show.main, args, f"--runs {path}: n", capsys)
+        assert_refused(show.main, args, f"--runs {path}: neither", capsys)
 
 
 # What is committed.

@@ -292,6 +292,32 @@ def test_a_task_of_envpool_says_nothing(recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
+class OfOtherTypes:
+    """A pool whose resets give integers."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def reset(self):
+        return np.round(self._pool.reset()).astype(np.int32)
+
+
+def test_programs_compiled_ahead_take_what_a_pool_gives_in_other_types(agent, monkeypatch):
+    make_pool = agent.env.make_pool
+    monkeypatch.setattr(agent.env, "make_pool", lambda seeds: OfOtherTypes(make_pool(seeds)))
+    state, keys = learners(agent)
+    acting = host.ActingPrograms(agent)
+    collector = host.Collector(agent, SEEDS, acting=acting)
+    for program in collector.programs:
+        acting.use(program, acting.lower(program, state, keys).compile())
+    ahead, _ = collector.collect(state, keys)
+    first_needed, _ = host.Collector(agent, SEEDS).collect(state, keys)
+    jax.tree.map(np.testing.assert_array_equal, ahead, first_needed)
+
+
 def test_atari_is_played_from_pixels():
     env = envs.make("envpool/Pong-v5")
     assert env.observation_shape == (84, 84, 4)

@@ -481,3 +481,9 @@ def test_an_array_that_an_earlier_version_did_not_save_is_as_it_is_now(tmp_path)
     )
     with pytest.raises(UnreadableCheckpoint, match="cannot be restored"):
         Checkpoints(tmp_path).restore({"learner": shapes})
+
+
+def test_a_checkpoint_is_of_a_setting_by_its_older_name():
+    kept = fingerprint.entry([{"call_back": True}])
+    assert fingerprint.difference(kept, [{"pull_back": True}]) is None
+    assert "--pull-back True" in fingerprint.difference(kept, [{"pull_back": False}])

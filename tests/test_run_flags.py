@@ -1,5 +1,6 @@
 """A run's flags and settings: families, files, help, and what is refused in one line."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from experiments.cli.flags import BadInput
 from experiments.plan import families
 from experiments.plan.reading import read_plan
 from experiments.sweep import grid
+from rgpo_jax.config import Config
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
@@ -76,15 +78,45 @@ def test_atari_has_one_torso_under_both_heads_where_that_fits():
         for more in ([], ["--agent", "trpo"], ["--network", "gru"], ["--no-shared-torso"])
     ]
     assert shares == [True, False, False, False]
-    with pytest.raises(BadInput, match="--critic-hidden-sizes expected None with shared_torso"):
-        read_plan([*pong, "--critic-hidden-sizes", "64"])
+    assert not read_plan([*pong, "--critic-hidden-sizes", "64"]).config.shared_torso
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnCritic(Config):
+    critic_hidden_sizes: tuple[int, ...] | None = (64,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnNetwork(Config):
+    network: str = "cnn"
+
+
+@pytest.mark.parametrize("config_class", [OwnCritic, OwnNetwork])
+def test_an_agent_of_ones_own_keeps_what_excludes_a_shared_torso(config_class):
+    own = families.defaults(config_class, "envpool/Pong-v5")
+    assert not own.shared_torso and own.num_envs == 8
+    assert (own.network, own.critic_hidden_sizes) in (("atari", (64,)), ("cnn", None))
+
+
+def test_a_run_of_atari_gives_its_settings_to_an_agent_that_shares_no_torso(tmp_path):
+    settings = json.loads(json.dumps(read_plan(["--env", "envpool/Pong-v5"]).settings()))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"settings": settings, "versions": {}}))
+    assert not read_plan(["--config", str(file), "--agent", "trpo"]).config.shared_torso
+    assert read_plan(["--config", str(file), "--agent", "ppo"]).config.shared_torso
+
+
+def test_settings_that_are_not_a_whole_runs_leave_the_rest_to_the_family(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"settings": {"env": "Breakout-MinAtar"}}))
+    assert read_plan(["--config", str(file)]).config.num_envs == 64
 
 
 def test_what_an_older_run_lacks_is_not_what_the_family_has_now(tmp_path, monkeypatch):
     settings = json.loads(json.dumps(read_plan(["--env", "envpool/Pong-v5"]).settings()))
     del settings["shared_torso"]
     whole, some = tmp_path / "config.json", tmp_path / "some.json"
-    whole.write_text(json.dumps({"settings": settings}))
+    whole.write_text(json.dumps({"settings": settings, "versions": {}}))
     some.write_text(json.dumps({"env": "envpool/Pong-v5"}))
     assert not read_plan(["--resume", "--out", str(tmp_path)]).config.shared_torso
     assert not read_plan(["--config", str(whole)]).config.shared_torso

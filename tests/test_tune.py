@@ -125,6 +125,16 @@ def test_what_is_searched_wins_over_a_config_file(tmp_path):
 # The study.
 
 
+def test_a_search_of_a_setting_by_its_older_name_goes_on(tmp_path):
+    ranges = space.read(("call_back=choice:true,false",), None, [], tune.PROG).ranges
+    assert list(ranges) == ["pull_back"]
+    older = {"call_back": ranges["pull_back"]}
+    (trial,) = Study(tmp_path, older, "none", 10, 0).ask(1)
+    again = Study(tmp_path, ranges, "none", 10, 0)
+    assert again.trials()[0].chosen == {"pull_back": trial.chosen["call_back"]}
+    again.ask(1)
+
+
 def test_a_trial_that_falls_behind_is_to_be_stopped(tmp_path):
     study = Study(tmp_path, RATE, "median", 10, 0)
     for score in range(5):  # before these none is

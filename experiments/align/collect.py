@@ -16,7 +16,7 @@ from experiments.record import run_table
 from experiments.record.run_folder import choose_page_folder
 from experiments.record.run_table import MANIFEST, TABLE, Line
 from experiments.training import compiling
-from rgpo_jax.config import Checked, ConfigError
+from rgpo_jax.config import Checked
 
 PROG = "python -m experiments.align.collect"
 _COUNTERS = ("answers", "updates", "wall_seconds")
@@ -36,8 +36,7 @@ class Options(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.runs:
-            raise ConfigError("runs", "expected at least one folder")
+        flags.check_some("runs", self.runs)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -50,7 +50,8 @@ def find(names: Sequence[str]) -> list[Stored]:
         if table is None:
             found.append(of_folder(path))
         else:
-            found += of_table(table) if table == path else _named(of_table(table), path)
+            named = of_table(table)
+            found += named if table in (path, path / TABLE) else _named(named, path)
     return found
 
 
@@ -60,6 +61,8 @@ def _table_of(path: Path) -> Path | None:
     try:
         if path.is_file():
             return path
+        if (path / TABLE).is_file() and not (path / CONFIG).exists():
+            return path / TABLE
         return beside if beside.is_file() and not path.exists() else None
     except OSError:  # which is told where the folder is read
         return None

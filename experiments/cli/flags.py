@@ -332,15 +332,18 @@ def content_of(path: str, read: Callable[[Path], bytes] = Path.read_bytes) -> An
 
 def settings_in(content: Any, path: str | None) -> dict[str, Any]:
     """The settings in the content of a JSON file; see `settings_from_file`."""
-    settings = content["settings"] if is_of_a_run(content) else content
+    settings = content.get("settings", content) if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise BadInput(f"--config {path}: expected a JSON object of settings")
     return with_new_names(settings)
 
 
 def is_of_a_run(content: Any) -> bool:
-    """Whether a file's content is a run's `config.json`, which has all settings of its version."""
-    return isinstance(content, dict) and "settings" in content
+    """Whether a file's content is a run's `config.json`, or the best of a search: it has all
+    settings of its version.
+    """
+    whole = {"versions", "tuned"}
+    return isinstance(content, dict) and "settings" in content and bool(whole & content.keys())
 
 
 def as_settings(*parts: Any) -> dict[str, Any]:

@@ -126,6 +126,7 @@ GATES_IN_FAMILIES: dict[tuple[str, str], dict[str, Any]] = {
 # What an agent may refuse of a family's settings: minibatches that do not divide its batch, and a
 # torso that TRPO's critic would move under its policy.
 _MAY_NOT_FIT = ("num_minibatches", "shared_torso")
+_EXCLUDING = {"shared_torso": ("critic_hidden_sizes",)}  # what is refused beside it
 
 
 def _family(env: str) -> str | None:
@@ -150,7 +151,11 @@ def for_environment(env: str, gate: str | None = None) -> dict[str, Any]:
 
 
 def defaults(
-    config_class: type[Config], env: str, gate: str | None = None, network: str | None = None
+    config_class: type[Config],
+    env: str,
+    gate: str | None = None,
+    network: str | None = None,
+    critic_apart: bool = False,
 ) -> Config:
     """The Config that an agent with this gate starts from on an environment.
 
@@ -161,6 +166,7 @@ def defaults(
       env: name of the environment.
       gate: name of the gate.
       network: that was chosen, if it was. A torso is shared where it is the family's.
+      critic_apart: whether the critic has layers of its own, which excludes a shared torso.
     """
     common, own = Config(), config_class()
     settings = {
@@ -168,12 +174,13 @@ def defaults(
         for name, value in for_environment(env, gate).items()
         if getattr(own, name) == getattr(common, name)
     }
-    if network not in (None, settings.get("network")):
+    chosen = network or settings.get("network", own.network)
+    if critic_apart or chosen != for_environment(env, gate).get("network"):
         settings.pop("shared_torso", None)
     for name in _MAY_NOT_FIT:
         try:
             dataclasses.replace(own, **settings)
         except ConfigError as error:
-            if error.field == name:
+            if error.field in (name, *_EXCLUDING.get(name, ())):
                 settings.pop(name)
     return dataclasses.replace(own, **settings)

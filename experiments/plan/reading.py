@@ -19,7 +19,7 @@ from experiments.record.files import read_plain
 from experiments.record.headline import CONTROL, Headline
 from experiments.record.lengthening import LENGTHS, lengthened
 from experiments.record.run_folder import CONFIG
-from rgpo_jax.config import Config
+from rgpo_jax.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from rgpo_jax.environment import AnyEnvironment
@@ -177,17 +177,29 @@ def read_plan(
 
     if of_a_run or is_whole:  # not what the environment's family has now
         from_file = with_defaults(from_file, config_class)
+    if from_file.get("agent", agent) != agent and _refuses_shared_torso(config_class):
+        from_file.pop("shared_torso", None)  # another agent's, which had it by its family
     fields = (*dataclasses.fields(ControlOptions), *dataclasses.fields(config_class))
     known = [field.name for field in fields if field.name not in flags.NOT_IN_FILES]
     # A file may come from a run of another agent: what only others have does not concern this one.
     file_args = flags.as_arguments(from_file, source, known, settings_of_agents())
     network = chosen("network", None)
-    default = families.defaults(config_class, env, gate or agent, network)
+    of_critic = flags.peek("--critic-hidden-sizes", args), from_file.get("critic_hidden_sizes")
+    is_apart = any(sizes is not None for sizes in of_critic)
+    default = families.defaults(config_class, env, gate or agent, network, is_apart)
     what = "Train one agent on one environment over several seeds."
     plan = Plan(*flags.read_pair(ControlOptions(), default, [*file_args, *args], prog, what))
     if stored:
         refuse_other_settings(stored, plan.options, plan.config, Path(str(plan.options.out)))
     return plan
+
+
+def _refuses_shared_torso(config_class: type[Config]) -> bool:
+    try:
+        config_class(shared_torso=True)
+    except ConfigError:
+        return True
+    return False
 
 
 def settings_of_agents(names: Sequence[str] = agents.NAMES, where: str = "--agent") -> set[str]:

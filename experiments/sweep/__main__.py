@@ -227,7 +227,7 @@ def plan_programs(
                 where = f"--out {out}: {name}"
                 own.refuse_found(settings, where, trusted=trusted, can_be_typed=False)
         dropped = [
-            Cell(name, {}, kind.read_plan([], given=settings), kind)
+            Cell(name, {}, kind.read_plan([], given=with_defaults(settings, kind.config)), kind)
             for name, settings in names.items()
             if name not in by_name
         ]

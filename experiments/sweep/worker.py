@@ -18,6 +18,7 @@ from experiments.cli import flags, frame
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.interrupts import Interrupts
 from experiments.plan import own
+from experiments.plan.reading import with_defaults
 from experiments.record import loggers
 from experiments.record.files import to_json, write_atomically
 from experiments.record.recorder import Recorder
@@ -100,7 +101,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     plans = [
         kind.read_plan(
             ["--out", cell["folder"], "--resume", *trust],
-            given=flags.with_new_names(cell["settings"]),
+            given=with_defaults(flags.with_new_names(cell["settings"]), kind.config),
         )
         for cell in cells
     ]

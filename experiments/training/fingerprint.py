@@ -52,6 +52,7 @@ def difference(
 
 
 def _difference(made: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    made = flags.with_new_names(made)
     longer = lengthened(made, own)  # it was made before the run was told to go on to more steps
     for name in made:
         if longer and name == longer.setting:

@@ -162,8 +162,9 @@ def _refuse_other_search(out: Path, entry: dict[str, Any]) -> None:
             return
         try:
             stored = json.loads(read_plain(out / SEARCH))
-            known = {**stored, "settings": dict(stored["settings"])}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            renamed = {k: flags.with_new_names(stored[k]) for k in ("search", "settings")}
+            known = {**stored, **renamed}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"--out {out}: {SEARCH} is damaged: {error!r}") from None
     for name in ("search", "pruner", "search_seed"):
         if known.get(name) != entry[name]:

@@ -99,7 +99,8 @@ def _of_line(item: str) -> tuple[str, dict[str, Any], str]:
         raise BadInput(f"{source}: {_FORM}") from None
     if any(isinstance(value, list | dict) for value in read):
         raise BadInput(f"{source}: {_FORM}")
-    return name.replace("-", "_"), {kind: [_number(value) for value in read]}, source
+    (name,) = flags.with_new_names({name.replace("-", "_"): None})
+    return name, {kind: [_number(value) for value in read]}, source
 
 
 def _of_file(file: str | None) -> Iterator[tuple[str, dict[str, Any], str]]:

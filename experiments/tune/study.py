@@ -14,6 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan.drawn import Drawn, rounded
 from experiments.record.files import read_plain
@@ -84,7 +85,7 @@ class Study:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"--out {folder}: {JOURNAL} cannot be read: {error!r}") from None
         for trial in kept:
-            if any(not _is_in(ranges.get(name), x) for name, x in trial.params.items()):
+            if any(not _is_in(ranges.get(name), x) for name, x in _params(trial).items()):
                 raise BadInput(
                     f"--out {folder}: trial {trial.number} of {JOURNAL} is not of this search"
                 )
@@ -96,7 +97,7 @@ class Study:
     def _read(self, frozen: FrozenTrial) -> Trial:
         state, reported = _STATES.get(frozen.state), frozen.intermediate_values
         score = frozen.value if state == DONE else reported.get(max(reported, default=0))
-        return Trial(frozen.number, self._chosen(frozen.params), state, score)
+        return Trial(frozen.number, self._chosen(_params(frozen)), state, score)
 
     def ask(self, number: int) -> list[Trial]:
         """So many new trials.
@@ -158,6 +159,11 @@ def _make_pruner(name: PrunerName, evaluations: int) -> optuna.pruners.BasePrune
 def _words(values: Drawn) -> list[str]:
     """Choices as Optuna keeps them: a list, such as of layer sizes, is nothing to it."""
     return [json.dumps(value) for value in values.values]
+
+
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    """What Optuna keeps of a trial, by the names of today."""
+    return flags.with_new_names(trial.params)
 
 
 def _is_in(values: Drawn | None, value: Any) -> bool:
