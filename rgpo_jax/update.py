@@ -267,7 +267,8 @@ def make(
       parallel: of which trajectories are this device's share, if environments are spread over
         several.
       flatten: hand the optimiser all parameters as one vector, which is faster; False: as they are,
-        {"actor": ..., "critic": ...}, for one that tells them apart by name, as a mask does.
+        {"actor": ..., "critic": ...}, for one that tells them apart by name, as a mask does. A
+        shared torso is the actor's.
 
     Returns:
       An (init, update) pair, with the default hyper-parameters.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from probes import assert_refused
 
-from experiments.align import at_equal_kl, collect, plan, show
+from experiments.align import at_equal_kl, collect, plan, show, stored
 from experiments.record import run_table
 from experiments.record.run_table import MANIFEST, TABLE
 from tests.align_folders import rows_in, write
@@ -134,10 +134,14 @@ def test_a_damaged_table_is_refused(program, damage, message, table, tmp_path, c
 
 
 def test_a_name_that_a_table_does_not_have_is_refused(table, tmp_path, capsys):
-    for name in ("dpo-*", "ppo", "p" * 400):
+    for name, reason in (("dpo-*", "neither"), ("ppo", "neither"), ("p" * 400, "no run")):
         path = table.parent / name
         args = ["--runs", str(path), "--out", str(tmp_path / "out")]
-        assert_refused(show.main, args, f"--runs {path}: neither", capsys)
+        assert_refused(show.main, args, f"--runs {path}: {reason}", capsys)
+
+
+def test_the_folder_of_a_table_is_the_table(table):
+    assert stored.find([str(table.parent)]) == stored.find([str(table)])
 
 
 # What is committed.

@@ -14,6 +14,7 @@ Array = jax.Array
 SHARPNESS = 4.0  # of the row rgpo_k4
 CLIP = 0.2458  # of the row ppo
 
+# These names stand in the settings of runs, and stay.
 # RGPO's weight on the way out; w = r where the ratio is called back, as PPO has it.
 rgpo_calling_back = gates.rgpo(SHARPNESS, pull_back=True)
 
