@@ -10,6 +10,7 @@ import pytest
 from killing import killed_at_save
 from language_models import write_tokenizer
 from probes import assert_refused, records, timeless_records
+from text_places import ARCHITECTURE
 
 from envs.language import learnt_reward, preferences, rewards
 from experiments.align import __main__ as align
@@ -20,16 +21,6 @@ from rgpo_jax.language import decoder, weights
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
 
-ARCHITECTURE = decoder.Architecture(
-    vocab_size=320,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    attention_bias=True,
-)
 SMALL = [
     *("--world", "model", "--model", "model", "--pairs", "pairs.jsonl", "--seed", "3"),
     *("--held-out", "0.25", "--eval-answers", "1", "--eval-prompts", "2", "--max-tokens", "8"),

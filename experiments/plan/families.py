@@ -169,13 +169,14 @@ def defaults(
       critic_apart: whether the critic has layers of its own, which excludes a shared torso.
     """
     common, own = Config(), config_class()
+    of_family = for_environment(env, gate)
     settings = {
         name: value
-        for name, value in for_environment(env, gate).items()
+        for name, value in of_family.items()
         if getattr(own, name) == getattr(common, name)
     }
     chosen = network or settings.get("network", own.network)
-    if critic_apart or chosen != for_environment(env, gate).get("network"):
+    if critic_apart or chosen != of_family.get("network"):
         settings.pop("shared_torso", None)
     for name in _MAY_NOT_FIT:
         try:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,12 @@ def write_spec(
 def read_spec(path: Path) -> dict[str, dict[str, Any]]:
     """Name -> settings of a spec's cells."""
     cells = json.loads(path.read_text())["cells"]
-    return {Path(cell["folder"]).name: flags.with_new_names(cell["settings"]) for cell in cells}
+    return {Path(cell["folder"]).name: _settings_of(cell) for cell in cells}
+
+
+def _settings_of(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a cell of a spec, which may be older than the names of settings."""
+    return flags.with_new_names(cell["settings"])
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -101,7 +106,7 @@ def _main(args: Sequence[str], interrupts: Interrupts) -> int:
     plans = [
         kind.read_plan(
             ["--out", cell["folder"], "--resume", *trust],
-            given=with_defaults(flags.with_new_names(cell["settings"]), kind.config),
+            given=with_defaults(_settings_of(cell), kind.config),
         )
         for cell in cells
     ]
