@@ -125,15 +125,22 @@ class Accumulator:
         """Which of them are reduced in this way [n]."""
         return np.array([own == reduction for own in self.reductions])
 
+    def emptied(self) -> "Accumulator":
+        """One for the same metrics, of no update yet."""
+        return _empty(self.names, self.reductions)
 
-def empty(metrics: Metrics) -> Accumulator:
-    """An accumulator for metrics like these (their shapes alone will do), of no update yet."""
-    names = tuple(sorted(metrics))
-    reductions = tuple(metrics.reductions.get(name, "mean") for name in names)
+
+def _empty(names: tuple[str, ...], reductions: tuple[Reduction, ...]) -> Accumulator:
     values = [-jnp.inf if reduction == "maximum" else 0.0 for reduction in reductions]
     return Accumulator(
         names, reductions, jnp.array(values, jnp.float32), jnp.zeros(len(names), jnp.int32)
     )
+
+
+def empty(metrics: Metrics) -> Accumulator:
+    """An accumulator for metrics like these (their shapes alone will do), of no update yet."""
+    names = tuple(sorted(metrics))
+    return _empty(names, tuple(metrics.reductions.get(name, "mean") for name in names))
 
 
 def accumulate(accumulator: Accumulator, metrics: Metrics) -> Accumulator:

@@ -61,6 +61,10 @@ class Progress(NamedTuple):
         """Of no update yet; metrics like these will come, of which the shapes alone will do."""
         return cls(empty(metrics), jnp.int32(NEVER))
 
+    def emptied(self) -> "Progress":
+        """One of the same metrics, of no update yet."""
+        return Progress(self.metrics.emptied(), jnp.int32(NEVER))
+
     def take(
         self, index: Array, params: Any, metrics: Metrics, broken: Array | None = None
     ) -> "Progress":

@@ -15,7 +15,7 @@ from experiments.record.recorder import Recorder
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout, spread_over_seeds
 from experiments.training.loop import Training
-from experiments.training.programs import Programs, empty_progress
+from experiments.training.programs import Programs, spread_progress
 from experiments.training.subject import Cell
 from rgpo_jax import metrics
 from rgpo_jax.train import Progress
@@ -74,7 +74,7 @@ class CountingPrograms(Programs):
         self.compiler = Compiler()
         self._seeds, self.metric_names = seeds, ["answer_reward"]
         means = metrics.means({"answer_reward": jnp.float32(0)})
-        self._empty = empty_progress(means, Layout().mesh(), len(seeds))
+        self._empty = spread_progress(Progress.start(means), Layout().mesh(), len(seeds))
 
     def ready(self, show=lambda line: None):
         counts = spread_over_seeds(Layout().mesh(), np.array(self._seeds, np.float32))

@@ -14,7 +14,7 @@ from experiments.training.programs import (
     SEEDS,
     Members,
     Programs,
-    empty_progress,
+    init_arguments,
     memory_of,
     trace_init,
 )
@@ -51,12 +51,13 @@ class ExactPrograms(Programs):
         self.spread = layout.describe() if layout != Layout() else ""
         self._mesh, self._shared = layout.mesh(), (world.frozen, world.prompts)
         num_members = len(members.seeds)
+        self._init_arguments = init_arguments(layout, members)
         self._target = spread_over_seeds(self._mesh, np.asarray(target, np.float32))
 
         def init(key: jax.Array, overrides: dict) -> AgentState:
             return agent.init(key, world.frozen, **overrides)
 
-        traced, self._init_arguments, states = trace_init(init, layout, members, SEEDS)
+        traced, states = trace_init(init, layout, self._init_arguments, SEEDS)
         metrics = jax.eval_shape(
             over_seeds(
                 lambda state, shared: agent.step(state, *shared)[1],
@@ -67,8 +68,7 @@ class ExactPrograms(Programs):
             states,
             self._shared,
         )
-        self.metric_names = sorted(metrics)
-        self._empty = empty_progress(metrics, self._mesh, num_members)
+        self._report(Progress.start(metrics), self._mesh, num_members)
 
         def advance(state: AgentState, progress: Progress, number: Any, shared: Any) -> Any:
             stepping = _Stepping(lambda state: agent.step(state, *shared))

@@ -19,7 +19,6 @@ from experiments.training.devices import Layout
 from experiments.training.programs import (
     EVALUATION_STREAM,
     Programs,
-    empty_progress,
     memory_of,
     wait,
 )
@@ -132,8 +131,8 @@ class TextPrograms(Programs):
         batch, host = self._learnt_from(sampling, placement)
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
-        self.metric_names = sorted(metrics)
-        self._empty = jax.device_put(empty_progress(metrics, Layout().mesh(), 1), everywhere)
+        self._report(Progress.start(metrics), Layout().mesh(), 1)
+        self._empty = jax.device_put(self._empty, everywhere)
         shardings = None if mesh is None else (placed, everywhere)
         updating = jax.jit(self._updating, donate_argnums=0, out_shardings=shardings).lower(
             state, frozen, batch, placement.replicated(self._empty), host

@@ -260,7 +260,7 @@ def train(
 def _compile(function: Callable[..., jax.Array], *args: Any) -> Callable[..., np.ndarray]:
     """The program for arguments of these shapes; signals are heard while it is made and runs."""
     program = compiling.Compilation(
-        function.__name__, jax.jit(function).lower(*args), None
+        function.__name__, jax.jit(function).lower(*args).compile
     ).result()
 
     def run(*args: Any) -> np.ndarray:

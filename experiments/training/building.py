@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import agents
+from experiments.cli import flags
 from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.plan.options import ControlOptions
@@ -211,6 +212,41 @@ def episodes_of(plan: Plan, agent: "Agent") -> "Episodes":
     )
 
 
+# What says which numbers go through the programs, how often they are called, and what is kept. All
+# other settings are taken to shape them, those too that a later version brings.
+_SHAPES_NO_PROGRAM = (
+    *("seed", "num_seeds", "total_steps", "warmup_steps", "init_from"),
+    *("log_every", "eval_every", "eval_episodes", "eval_share", "checkpoint_every", "keep_best"),
+    *("callback", "loggers", "log_film"),
+    *("learning_rate_schedule", "anneal_learning_rate"),  # see below
+)
+
+
+def programs_made_of(
+    plan: Plan, agent: "Agent", layout: devices.Layout, members: "Members", episodes: "Episodes"
+) -> dict[str, Any] | None:
+    """What the programs of a plan, and of those beside it, depend on beside code and machine.
+
+    None: they cannot be known by it, as a part of them is a user's own.
+    """
+    settings = flags.as_settings(plan.options, agent.config)
+    if any(own.is_own(name, value) for name, value in settings.items() if name != "callback"):
+        return None
+    numbers = agent.config.traced()  # arguments of the programs
+    schedule = agent.config.schedule
+    return {
+        "settings": {
+            name: value
+            for name, value in settings.items()
+            if name not in numbers and name not in _SHAPES_NO_PROGRAM
+        },
+        "schedule": "linear" if schedule == "constant" else schedule,
+        "members": [len(members.seeds), *sorted(members.hyperparameters)],
+        "layout": dataclasses.asdict(layout),
+        "episodes": episodes._asdict(),
+    }
+
+
 def make_programs(
     agent: "Agent", layout: devices.Layout, plans: Sequence[Plan]
 ) -> "EpisodePrograms":
@@ -220,4 +256,6 @@ def make_programs(
     from rgpo_jax.environment import HostEnvironment
 
     kind = HostPrograms if isinstance(agent.env, HostEnvironment) else CompiledPrograms
-    return kind(agent, layout, members_of(plans), episodes_of(plans[0], agent))
+    members, episodes = members_of(plans), episodes_of(plans[0], agent)
+    made_of = programs_made_of(plans[0], agent, layout, members, episodes)
+    return kind(agent, layout, members, episodes, made_of)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import gc
 import hashlib
 import importlib
@@ -12,9 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
@@ -26,43 +27,79 @@ _THREAD = "compiling"
 _LEVEL = "xla_backend_optimization_level"
 
 
+class Lowered(NamedTuple):
+    """A program to be compiled.
+
+    Attributes:
+      name: what it is for, in words.
+      lowered: as `jax.stages.Lowered`.
+      often: whether it will run often, or a few times only.
+    """
+
+    name: str
+    lowered: Any
+    often: bool = True
+
+
 class Compilation:
     """One program in the making."""
 
-    def __init__(self, name: str, lowered: Any, options: dict[str, Any] | None):
+    def __init__(
+        self, name: str, make: Callable[[], Any], then: Callable[[Any], None] = lambda program: None
+    ):
+        """Begins at once.
+
+        Args:
+          name: what it is for, in words.
+          make: returns the program.
+          then: is told it once others have it.
+        """
         self.name = name
         self.seconds: float | None = None  # that it took; None while it takes
-        self._compiled: Any = None
+        self._program: Any = None
         self._error: BaseException | None = None
         self._begun = time.perf_counter()
+        self._made = threading.Event()
         # A daemon: who is told to stop does not wait for XLA.
         self._thread = threading.Thread(
-            target=self._run, args=(lowered, options), name=_THREAD, daemon=True
+            target=self._run, args=(make, then), name=_THREAD, daemon=True
         )
         self._thread.start()
 
-    def _run(self, lowered: Any, options: dict[str, Any] | None) -> None:
+    def _run(self, make: Callable[[], Any], then: Callable[[Any], None]) -> None:
         try:
-            self._compiled = lowered.compile(options)
+            self._program = make()
         except BaseException as error:  # raised again where the program is needed
             self._error = error
         self.seconds = time.perf_counter() - self._begun
+        self._made.set()
+        if self._error is None:
+            then(self._program)
 
     @property
     def is_busy(self) -> bool:
         """Whether it is still compiling."""
-        return self.seconds is None
+        return not self._made.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for it, at most so long; returns whether it is ready."""
+        return self._made.wait(seconds)
 
     def result(self) -> Any:
         """The compiled program, once it is ready; a signal interrupts the wait.
 
         Raises whatever compiling raised.
         """
-        while self._thread.is_alive():
-            self._thread.join(_BETWEEN_LOOKS)
+        while not self.wait(_BETWEEN_LOOKS):
+            pass
         if self._error is not None:
             raise self._error
-        return self._compiled
+        return self._program
+
+    def is_over(self) -> bool:
+        """Waits until nothing is left to do; returns whether there is a program."""
+        self._thread.join()
+        return self._error is None
 
     @property
     def seconds_so_far(self) -> float:
@@ -70,21 +107,62 @@ class Compilation:
         return time.perf_counter() - self._begun if self.seconds is None else self.seconds
 
 
+def _same(program: Any) -> Any:
+    return program
+
+
 class Compiler:
     """Compiles in threads of its own: XLA leaves Python's lock to who traces the next program.
 
     Attributes:
       compilations: all that were started, in that order.
+      was_found: whether programs of an earlier process were.
     """
 
     def __init__(self) -> None:
         self.compilations: list[Compilation] = []
+        self.was_found = False
 
     def start(self, name: str, lowered: Any, often: bool = True) -> Compilation:
         """Begins to compile a lowered program, which will run often, or a few times only."""
-        compilation = Compilation(name, lowered, options(often))
+        return self._start(name, lambda: lowered.compile(options(often)))
+
+    def _start(
+        self, name: str, make: Callable[[], Any], then: Callable[[Any], None] = lambda program: None
+    ) -> Compilation:
+        compilation = Compilation(name, make, then)
         self.compilations.append(compilation)
         return compilation
+
+    def obtain(
+        self, made_of: Mapping[str, Any] | None, lowered: Iterable[Lowered]
+    ) -> list[Compilation]:
+        """Finds programs of an earlier process, or begins to compile them, one after the other.
+
+        Args:
+          made_of: what they are known by, see `stored_programs.find`; None: they are not kept.
+          lowered: of all; tracing them as they are asked for is spared if they are found.
+        """
+        if made_of is None:
+            return [self.start(*one) for one in lowered]
+        from experiments.training import stored_programs
+
+        found = stored_programs.find(made_of)
+        if found is not None:
+            self.was_found = True
+            return [self._start(name, functools.partial(_same, program)) for name, program in found]
+        programs = []
+        for one in lowered:
+            kept = stored_programs.Kept(one.lowered, options(one.often))
+            programs.append((kept, self._start(one.name, kept.compile, kept.keep)))
+
+        def keep() -> None:
+            if all(compilation.is_over() for _, compilation in programs):
+                named = [(compilation.name, kept) for kept, compilation in programs]
+                stored_programs.keep(made_of, named)
+
+        threading.Thread(target=keep, name=_THREAD, daemon=True).start()
+        return [compilation for _, compilation in programs]
 
     @property
     def is_busy(self) -> bool:
@@ -99,9 +177,9 @@ class Compiler:
 
     def wait(self, show: Callable[[str], None] = lambda line: None) -> None:
         """Waits for all; `show` is told again and again what is compiling, and for how long."""
-        while self.is_busy:
-            show(f"compiling: {self.describe()}")
-            time.sleep(_BETWEEN_LOOKS)
+        for compilation in self.compilations:
+            while not compilation.wait(_BETWEEN_LOOKS):
+                show(f"compiling: {self.describe()}")
 
     def describe(self) -> str:
         """All programs, and what each took or takes; of several of a name, the longest."""

@@ -1,22 +1,24 @@
 """A run's programs where environments live on the host."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.training.compiling import Lowered
 from experiments.training.devices import Layout, over_seeds
 from experiments.training.programs import (
     SEEDS,
     EpisodePrograms,
     Episodes,
     Members,
-    empty_progress,
+    init_arguments,
     memory_of,
     on_mesh,
+    spread_progress,
     trace_init,
 )
 from rgpo_jax import host
@@ -45,10 +47,17 @@ class HostPrograms(EpisodePrograms):
     Members' updates are spread over the local devices as in `over_seeds`; one device acts.
     """
 
-    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+    def __init__(
+        self,
+        agent: Agent,
+        layout: Layout,
+        members: Members,
+        episodes: Episodes,
+        made_of: Mapping[str, Any] | None = None,
+    ):
         super().__init__(agent, layout, members)
-        mesh, num_members = layout.mesh(), len(members.seeds)
-        self._sharding = NamedSharding(mesh, SEEDS)
+        self._layout = layout
+        self._sharding = NamedSharding(layout.mesh(), SEEDS)
         self._acting = host.ActingPrograms(agent)
         self._collector = host.Collector(agent, members.seeds, acting=self._acting)
         assert isinstance(agent.env, HostEnvironment)
@@ -59,6 +68,19 @@ class HostPrograms(EpisodePrograms):
         }
         self._whole_evaluator = evaluators[episodes.at_the_end]
         self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
+        self._init_arguments = init_arguments(layout, members)
+        self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
+        self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
+        acting = self._collector.programs.union(*(e.programs for e in evaluators.values()))
+        self._init, self._update, *compilations = self.compiler.obtain(
+            made_of, self._lowered(sorted(acting))
+        )
+        self._compilations = dict(zip(sorted(acting), compilations, strict=True))
+
+    def _lowered(self, acting: Sequence[host.ActingProgram]) -> Iterator[Lowered]:
+        """Traces its programs, those that act last."""
+        agent, layout, mesh = self._agent, self._layout, self._layout.mesh()
+        num_members = len(self._seeds)
 
         def init(key: jax.Array, overrides: dict) -> tuple[HostState, jax.Array]:
             learner_key, evaluation_key, key = jax.random.split(key, 3)
@@ -73,34 +95,24 @@ class HostPrograms(EpisodePrograms):
             metrics |= episode_metrics(totals)
             return new, progress.take(state.updates, new.params, metrics)
 
-        traced, self._init_arguments, (states, keys) = trace_init(
-            init, layout, members, (SEEDS, SEEDS)
-        )
-        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+        traced, (states, keys) = trace_init(init, layout, self._init_arguments, (SEEDS, SEEDS))
+        yield Lowered("initial states", traced.lower(), often=False)
 
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
         _, shapes = jax.eval_shape(agent.learner.update, *one)
         shapes |= jax.eval_shape(episode_metrics, EpisodeTotals(*np.zeros(3)))
-        self.metric_names = sorted(shapes)
-        self._empty = empty_progress(shapes, mesh, num_members)
-        self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
-        self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
         program = over_seeds(update, layout, (SEEDS,) * 4, (SEEDS, SEEDS))
         experience = on_mesh(
             mesh,
             (self._collector.shapes, EpisodeTotals(*np.zeros((3, num_members), np.float32))),
             SEEDS,
         )
-        lowered = jax.jit(program).lower(states.learner, *experience, self._empty)
-        self._update = self.compiler.start("training", lowered)
-        programs = self._collector.programs.union(*(e.programs for e in evaluators.values()))
-        self._compilations = {
-            program: self.compiler.start(
-                "acting", self._acting.lower(program, states.learner, keys)
-            )
-            for program in sorted(programs)
-        }
+        progress = spread_progress(Progress.start(shapes), mesh, num_members)
+        yield Lowered("training", jax.jit(program).lower(states.learner, *experience, progress))
+
+        for one_acting in acting:
+            yield Lowered("acting", self._acting.lower(one_acting, states.learner, keys))
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
@@ -109,7 +121,9 @@ class HostPrograms(EpisodePrograms):
         self.compiler.wait(show)
         for program, compilation in self._compilations.items():
             self._acting.use(program, compilation.result())
-        self.memory_bytes = memory_of(self._update.result())
+        update = self._update.result()
+        self.memory_bytes = memory_of(update)
+        self._report(update.out_info[1], self._layout.mesh(), len(self._seeds))
 
     def find_cause(self) -> str | None:
         return self._collector.nonfinite

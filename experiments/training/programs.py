@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from experiments.record.headline import CONTROL
-from experiments.training.compiling import Compiler
+from experiments.training.compiling import Compiler, Lowered
 from experiments.training.devices import Layout, over_seeds, seed_keys, spread_over_seeds
 from rgpo_jax import policy, processes
 from rgpo_jax import train as library
@@ -23,7 +23,6 @@ from rgpo_jax.agent import Agent, AgentState
 from rgpo_jax.callback import make_act
 from rgpo_jax.inspection import find_nonfinite
 from rgpo_jax.learner import LearnerState
-from rgpo_jax.metrics import Metrics
 from rgpo_jax.train import ChunkReport, Progress
 
 EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares a key with training
@@ -69,12 +68,12 @@ def _place(values: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
 
-def empty_progress(metrics: Metrics, mesh: Mesh, num_members: int) -> Progress:
-    """On no update yet, of metrics like these: arrays [M, ...] on a mesh."""
+def spread_progress(progress: Progress, mesh: Mesh, num_members: int) -> Progress:
+    """A copy for each member: arrays [M, ...] on a mesh."""
     sharding = NamedSharding(mesh, SEEDS)
     return jax.tree.map(
         lambda x: _place(np.broadcast_to(np.asarray(x), (num_members, *x.shape)), sharding),
-        Progress.start(metrics),
+        progress,
     )
 
 
@@ -128,8 +127,8 @@ def init_arguments(layout: Layout, members: Members) -> tuple[jax.Array, Any]:
 
 
 def trace_init(
-    init: Callable[[jax.Array, dict], Any], layout: Layout, members: Members, specs: Any
-) -> tuple[Any, tuple, Any]:
+    init: Callable[[jax.Array, dict], Any], layout: Layout, arguments: tuple, specs: Any
+) -> tuple[Any, Any]:
     """Traces what gives members their first states.
 
     It runs once: one member after another compiles sooner, and gives the same numbers.
@@ -137,17 +136,15 @@ def trace_init(
     Args:
       init: (key, hyper-parameters) -> states of one member.
       layout: of members on the devices.
-      members: all of them.
+      arguments: as `init_arguments` gives them.
       specs: how the states lie on the mesh.
 
     Returns:
-      The traced program, its arguments, and the shapes of the states on the mesh.
+      The traced program, and the shapes of the states on the mesh.
     """
-    mesh = layout.mesh()
     one_by_one = dataclasses.replace(layout, in_turn=True)
-    arguments = init_arguments(layout, members)
     traced = jax.jit(over_seeds(init, one_by_one, (SEEDS, SEEDS), specs)).trace(*arguments)
-    return traced, arguments, on_mesh(mesh, traced.out_info, specs)
+    return traced, on_mesh(layout.mesh(), traced.out_info, specs)
 
 
 class Programs(abc.ABC):
@@ -179,6 +176,11 @@ class Programs(abc.ABC):
     @abc.abstractmethod
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         """Waits for the programs; `show` is told what compiles, and for how long."""
+
+    def _report(self, progress: Progress, mesh: Mesh, num_members: int) -> None:
+        """Takes over what chunks report, of which shapes will do."""
+        self.metric_names = list(progress.metrics.names)
+        self._empty = spread_progress(progress.emptied(), mesh, num_members)
 
     def start(self) -> Progress:
         """A report in the making, on no update yet."""
@@ -341,32 +343,44 @@ class EpisodePrograms(Programs):
 class CompiledPrograms(EpisodePrograms):
     """Everything is compiled, the environments too."""
 
-    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
+    def __init__(
+        self,
+        agent: Agent,
+        layout: Layout,
+        members: Members,
+        episodes: Episodes,
+        made_of: Mapping[str, Any] | None = None,
+    ):
         super().__init__(agent, layout, members)
-        mesh = layout.mesh()
         self._layout = layout
         self._num_batches = episodes.at_the_end // episodes.while_training
+        self._init_arguments = init_arguments(layout, members)
+        self._advance, self._init, self._evaluate = self.compiler.obtain(
+            made_of, self._lowered(episodes.while_training)
+        )
+
+    def _lowered(self, num_episodes: int) -> Iterator[Lowered]:
+        """Traces its programs, one after the other."""
+        agent, layout, mesh = self._agent, self._layout, self._layout.mesh()
 
         def init(key: jax.Array, overrides: dict) -> tuple[AgentState, jax.Array]:
             return agent.init(key, **overrides), jax.random.fold_in(key, EVALUATION_STREAM)
 
-        traced_init, self._init_arguments, (states, eval_keys) = trace_init(
-            init, layout, members, (STATES, SEEDS)
+        traced, (states, eval_keys) = trace_init(
+            init, layout, self._init_arguments, (STATES, SEEDS)
         )
-        self._observation_dtype = jax.tree.map(lambda x: x.dtype, states.rollout.observation)
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
-        self.metric_names = sorted(metrics)
-        self._empty = empty_progress(metrics, mesh, len(members.seeds))
         program = over_seeds(
             library.make_advance(agent),
             layout,
             (STATES, SEEDS, PartitionSpec()),
             (STATES, SEEDS),
         )
-        lowered = jax.jit(program, donate_argnums=0).lower(states, self._empty, jnp.int32(1))
-        self._advance = self.compiler.start("training", lowered)  # first: it takes longest
-        self._init = self.compiler.start("initial states", traced_init.lower(), often=False)
+        progress = spread_progress(Progress.start(metrics), mesh, len(self._seeds))
+        lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
+        yield Lowered("training", lowered)  # first: it takes longest
+        yield Lowered("initial states", traced.lower(), often=False)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(
@@ -374,7 +388,7 @@ class CompiledPrograms(EpisodePrograms):
         ) -> tuple[jax.Array, jax.Array]:
             key = jax.random.fold_in(key, updates)
             key = jax.lax.select(batch == 0, key, jax.random.fold_in(key, batch))
-            run = library.make_evaluation(agent, episodes.while_training, deterministic)
+            run = library.make_evaluation(agent, num_episodes, deterministic)
             returns, lengths = run(learner, key)
             return jnp.mean(returns), jnp.mean(lengths)
 
@@ -382,12 +396,16 @@ class CompiledPrograms(EpisodePrograms):
         lowered = jax.jit(over_seeds(evaluate, layout, specs, SEEDS)).lower(
             states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         )
-        self._evaluate = self.compiler.start("evaluation", lowered, often=False)
+        yield Lowered("evaluation", lowered, often=False)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
-        self.memory_bytes = memory_of(self._advance.result())
+        observation = self.initial_states.rollout.observation
+        self._observation_dtype = jax.tree.map(lambda x: x.dtype, observation)
+        training = self._advance.result()
+        self.memory_bytes = memory_of(training)
+        self._report(training.out_info[1], self._layout.mesh(), len(self._seeds))
 
     def of(self, members: Members) -> "CompiledPrograms":
         """The same programs for as many others: nothing is traced or compiled anew."""

@@ -60,9 +60,11 @@ class Reporter:
         self._compile_seconds = time.perf_counter() - self._compiling_since
         self._in_turn = programs.in_turn
         spread = f" for {programs.spread}" if programs.spread else ""
+        seconds, compiler = self._compile_seconds, programs.compiler
         self.say(
-            f"compiled in {self._compile_seconds:.1f} s{spread} "
-            f"({programs.compiler.describe()}, side by side)"
+            f"ready in {seconds:.1f} s{spread} (programs of an earlier start)"
+            if compiler.was_found
+            else f"compiled in {seconds:.1f} s{spread} ({compiler.describe()}, side by side)"
         )
 
     def start_clock(self, position: Position) -> None:

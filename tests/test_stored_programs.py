@@ -1,0 +1,355 @@
+"""Programs are found on disk before they are traced, and never those of other code or settings."""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from probes import timeless_records
+
+import agents
+from experiments.plan.reading import read_plan
+from experiments.training import building, stored_programs
+from experiments.training.building import episodes_of, members_of, programs_made_of
+from rgpo_jax.config import ConfigError
+from rgpo_jax.train import make_evaluation
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
+    *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
+    *("--total-steps", "64"),
+]
+AN_HOUR = 3600 * 10**9  # nanoseconds
+BEGUN = time.time()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of JAX's own, and of ours beside it; code was written before."""
+    monkeypatch.setattr(stored_programs, "_begun", lambda: BEGUN)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    yield tmp_path / "cache" / "programs"
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def kept(function, *arguments):
+    """A program whose machine code was kept, if it could be."""
+    jax.clear_caches()
+    one = stored_programs.Kept(jax.jit(function).lower(*arguments), None)
+    one.keep(one.compile())
+    return one
+
+
+def keep(made_of, function=jnp.sin):
+    return stored_programs.keep(made_of, [("toy", kept(function, 1.0))])
+
+
+def is_found(made_of):
+    return stored_programs.find(made_of) is not None
+
+
+def write_module(path, content="x = 1\n"):
+    """A module's file that is older than this process."""
+    path.write_text(content)
+    time_ns = path.stat().st_mtime_ns - AN_HOUR
+    os.utime(path, ns=(time_ns, time_ns))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The file of a module that is loaded."""
+    write_module(tmp_path / "toy_module.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("toy_module")
+    yield tmp_path / "toy_module.py"
+    sys.modules.pop("toy_module", None)
+
+
+def test_what_was_kept_is_found_and_computes_the_same():
+    def pair(x, y):
+        return {"sum": jnp.tanh(x) + y, "both": (x, y)}
+
+    arguments = jnp.arange(3.0), jnp.float32(2)
+    programs = [("one", kept(pair, *arguments)), ("other", kept(jnp.cos, arguments[0]))]
+    assert stored_programs.keep({"a": 1}, programs)
+    one, other = stored_programs.find({"a": 1})
+    assert (one[0], other[0]) == ("one", "other")
+    found, made = one[1](*arguments), jax.jit(pair)(*arguments)
+    assert jax.tree.structure(found) == jax.tree.structure(made)
+    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(made)))
+    assert not is_found({"a": 2})
+    assert not is_found({})
+
+
+def test_a_module_that_changed_makes_them_stale(module):
+    assert keep("a") and is_found("a")
+    stamp = module.stat().st_mtime_ns
+    module.write_text("x = 2\n")  # as long as before
+    assert not is_found("a")
+    os.utime(module, ns=(stamp, stamp))
+    assert is_found("a")
+    write_module(module, "x = 12\n")
+    assert not is_found("a")
+    module.unlink()
+    assert not is_found("a")
+
+
+def test_a_module_that_is_no_longer_loaded_is_looked_at_all_the_same(module):
+    assert keep("a")
+    sys.modules.pop("toy_module")
+    assert is_found("a")
+    module.write_text("x = 2\n")
+    assert not is_found("a")
+
+
+def test_another_module_of_the_same_name_makes_them_stale(module, tmp_path, monkeypatch):
+    assert keep("a")
+    sys.modules.pop("toy_module")
+    (tmp_path / "other").mkdir()
+    write_module(tmp_path / "other" / "toy_module.py")
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    assert "other" in importlib.import_module("toy_module").__file__
+    assert not is_found("a")
+
+
+def test_a_module_that_was_not_loaded_then_makes_them_stale(request):
+    assert keep("a") and is_found("a")
+    request.getfixturevalue("module")
+    assert not is_found("a")
+    assert keep("a") and is_found("a")
+
+
+def test_code_that_is_newer_than_the_process_is_not_kept(module):
+    module.write_text("x = 2\n")
+    assert not keep("a")
+    assert not is_found("a")
+
+
+def test_data_of_a_package_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_programs, "_WITH_DATA", ("toy_package",))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "toy_package" / "models").mkdir(parents=True)
+    write_module(tmp_path / "toy_package" / "__init__.py")
+    write_module(tmp_path / "toy_package" / "models" / "ant.xml", "<ant/>")
+    importlib.import_module("toy_package")
+    try:
+        assert keep("a") and is_found("a")
+        (tmp_path / "toy_package" / "models" / "ant.xml").write_text("<bee/>")
+        assert not is_found("a")
+    finally:
+        sys.modules.pop("toy_package")
+
+
+@pytest.mark.parametrize("change", ["flag", "option", "version", "main", "off", "uncached"])
+def test_other_surroundings_have_other_programs(change, monkeypatch):
+    assert keep("a") and is_found("a")
+    with monkeypatch.context() as patch:
+        if change == "flag":
+            patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        elif change == "option":
+            jax.config.update("jax_default_matmul_precision", "highest")
+        elif change == "version":
+            patch.setattr(stored_programs.metadata, "version", lambda name: "0.0")
+        elif change == "main":
+            patch.setattr(sys.modules["__main__"], "__file__", "/elsewhere.py")
+        elif change == "off":
+            jax.config.update("jax_enable_compilation_cache", False)
+        else:
+            jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            assert not is_found("a")
+        finally:
+            jax.config.update("jax_default_matmul_precision", None)
+            jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_a_notebook_keeps_nothing(monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert not keep("a")
+    assert not is_found("a")
+
+
+def test_what_others_can_write_is_not_read(cache):
+    assert keep("a") and is_found("a")
+    for path in (cache, *cache.iterdir()):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        assert not is_found("a")
+        path.chmod(mode)
+    assert is_found("a")
+
+
+def test_a_damaged_file_is_no_program(cache):
+    assert keep("a")
+    for path in cache.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert not is_found("a")
+        assert kept(jnp.sin, 1.0).compile()(1.0) == jnp.sin(1.0)
+
+
+def test_a_program_that_calls_python_is_not_kept():
+    def calls(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), jnp.float32), x)
+
+    assert not keep("a", calls)
+
+
+def test_one_that_calls_lapack_is():
+    assert keep("a", lambda x: jnp.linalg.qr(jnp.full((2, 2), x))[1])
+    [(_, program)] = stored_programs.find("a")
+    np.testing.assert_allclose(np.abs(program(1.0)[0]), np.sqrt(2.0), rtol=1e-6)
+
+
+def test_what_jax_has_read_is_not_kept_but_what_was_kept_before_is(cache):
+    assert keep("a")
+    [code] = cache.glob("*.code")
+    code.unlink()
+    assert not is_found("a")
+    assert not keep("a")  # JAX has it in its own cache, and XLA does not give it out again
+    assert list(cache.glob("*.code")) == []
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(cache.parent / "other"))
+    assert keep("a")
+    jax.clear_caches()
+    one = stored_programs.Kept(jax.jit(jnp.sin).lower(1.0), None)  # as with other code
+    assert one.compile()(1.0) == jnp.sin(1.0)
+    assert stored_programs.keep("b", [("toy", one)]) and is_found("b")
+
+
+def test_the_folder_is_bounded(cache, monkeypatch):
+    assert keep("a")
+    size = sum(path.stat().st_size for path in cache.iterdir())
+    monkeypatch.setattr(stored_programs, "BYTES", 1.5 * size)
+    for path in cache.iterdir():
+        os.utime(path, (1, 1))
+    assert keep("b", jnp.cos)
+    assert is_found("b")
+    assert not is_found("a")
+
+
+def plan_of(*flags):
+    return read_plan(["--num-seeds", "2", *TINY, *flags])
+
+
+def made_of(plan):
+    agent, layout = building.make_spread_agent(plan, plan.options.num_seeds)
+    return programs_made_of(plan, agent, layout, members_of([plan]), episodes_of(plan, agent))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seed", "7", "--total-steps", "640", "--learning-rate", "1e-4", "--sharpness", "2"],
+        ["--log-every", "16", "--checkpoint-every", "0", "--keep-best", "--eval-every", "32"],
+        ["--end-learning-rate", "1e-5", "--warmup-steps", "32"],
+        ["--no-anneal-learning-rate"],
+        ["--callback", "mine:watch"],
+    ],
+)
+def test_numbers_and_lengths_are_not_what_programs_are_made_of(flags):
+    assert json.dumps(made_of(plan_of(*flags))) == json.dumps(made_of(plan_of()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--agent", "ppo"],
+        ["--gate", "ppo"],
+        ["--env", "Acrobot-v1"],
+        ["--env-kwargs", "length=1.0"],
+        ["--randomize", "length=0.4..0.6"],
+        ["--num-seeds", "3"],
+        ["--hidden-sizes", "9"],
+        ["--dtype", "bfloat16"],
+        ["--target-kl", "0.1"],
+        ["--eval-episodes", "4"],
+        ["--learning-rate-schedule", "cosine"],
+        ["--form", "log"],
+    ],
+)
+def test_all_else_is(flags):
+    assert made_of(plan_of(*flags)) != made_of(plan_of())
+
+
+def test_what_is_a_users_own_is_not_known_by_its_name():
+    assert made_of(plan_of("--gate", "operator:mul")) is None
+
+
+def with_other_numbers(config):
+    """The config with every number changed that programs are to take as an argument."""
+    for name, value in config.traced().items():
+        for other in (0.5 * value, 0.3, 1.5 * value + 0.1):
+            try:
+                changed = dataclasses.replace(config, **{name: other})
+            except ConfigError:
+                continue
+            if other != value:
+                config = changed
+                break
+        else:
+            raise AssertionError(f"no other number was found for {name}")
+    return config
+
+
+@pytest.mark.parametrize("name", agents.NAMES)
+def test_no_number_is_part_of_a_program(name):
+    """What is found by its settings would else be of other numbers, and nobody would notice."""
+    plan = plan_of("--agent", name, "--normalize-observations", "--normalize-rewards")
+    changed = dataclasses.replace(plan, config=with_other_numbers(plan.config))
+    assert made_of(changed) == made_of(plan)
+
+    def traced(plan):
+        agent = building.make_agent(plan)
+        overrides = members_of([plan]).overrides()
+        one = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in overrides.items()}
+        init, state = jax.make_jaxpr(agent.init, return_shape=True)(jax.random.key(0), **one)
+        evaluate = make_evaluation(agent, 2, False)
+        programs = [
+            init,
+            jax.make_jaxpr(agent.step)(state),
+            jax.make_jaxpr(evaluate)(state.learner, jax.random.key(0)),
+        ]
+        return [str(program) for program in programs], [
+            np.asarray(x) for program in programs for x in program.consts
+        ]
+
+    text, constants = traced(plan)
+    other_text, other_constants = traced(changed)
+    assert text == other_text
+    assert all(map(np.array_equal, constants, other_constants))
+
+
+def run(folder, *flags):
+    """Runs in a process of its own; returns what it said."""
+    command = [sys.executable, "-m", "experiments.run", "--num-seeds", "2", *TINY, *flags]
+    where = ["--compilation-cache", str(folder / "compiled"), "--out", str(folder / "run")]
+    done = subprocess.run(
+        [*command, *where, "--overwrite"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_second_start_finds_what_the_first_has_made(tmp_path):
+    assert "compiled in" in run(tmp_path)
+    made = timeless_records(tmp_path / "run")
+    assert "(programs of an earlier start)" in run(tmp_path)
+    assert timeless_records(tmp_path / "run") == made
+    assert "(programs of an earlier start)" in run(tmp_path, "--learning-rate", "0.1")
+    assert timeless_records(tmp_path / "run") != made
+    assert "compiled in" in run(tmp_path, "--hidden-sizes", "9")
