@@ -11,13 +11,16 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as orbax
 
 from rgpo_jax import processes
+
+# Half a second to import: functions do it, so that who starts does not wait for the first save.
+if TYPE_CHECKING:
+    import orbax.checkpoint as orbax
 
 _CHECKSUMS = "checksums.json"
 
@@ -65,7 +68,9 @@ class Checkpoints:
         self._open: orbax.CheckpointManager | None = None
 
     @property
-    def _manager(self) -> orbax.CheckpointManager:
+    def _manager(self) -> "orbax.CheckpointManager":
+        import orbax.checkpoint as orbax
+
         # Made anew after damaged ones were passed over: it reads the folder only once.
         if self._open is None:
             options = orbax.CheckpointManagerOptions(
@@ -85,6 +90,8 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written; older ones are as they were.
         """
+        import orbax.checkpoint as orbax
+
         arguments = orbax.args.Composite(
             position=orbax.args.JsonSave(position),
             **{name: orbax.args.StandardSave(_leaves(part)) for name, part in parts.items()},
@@ -126,6 +133,8 @@ class Checkpoints:
         Raises:
           UnreadableCheckpoint: all are damaged; or it is the state of something else.
         """
+        import orbax.checkpoint as orbax
+
         begun = bool(processes.agree(self.begun()))
         updates, damaged = self._newest_whole()
         if updates is None:
@@ -226,6 +235,8 @@ class Checkpoints:
 
 def _saved_arrays(folder: Path) -> set[str]:
     """The names of the arrays in a part of a checkpoint."""
+    import orbax.checkpoint as orbax
+
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it misses a file that is optional

@@ -83,7 +83,9 @@ class Training:
 
         with compiling.no_collections():
             programs = make_programs()
-        programs.compiler.load_meanwhile("tensorboardX", "experiments.record.curve")
+        programs.compiler.load_meanwhile(
+            "tensorboardX", "experiments.record.curve", "orbax.checkpoint"
+        )
         programs.ready(show)
         self._interrupts.check()  # nothing was shown where all was ready at once
         return programs
