@@ -23,5 +23,5 @@ QUICK_TO_COMPILE = (
     if _MAY_DO_WITHOUT_EMITTERS
     else SAME_IN_A_BATCH
 )
-"""A program takes a fifth of the time to compile, or three quarters with a newer jaxlib, and several
+"""A program takes a fifth of the time to compile, with a newer jaxlib three quarters, and several
 times as long to run."""
