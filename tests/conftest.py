@@ -73,17 +73,6 @@ def forgotten_programs() -> Iterator[None]:
         gc.collect()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_found() -> Iterator[None]:
-    """A worker finds no program by its settings: tests change code where no file tells of it."""
-    from experiments.training.compiling import Compiler
-
-    obtain = Compiler.obtain
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiler, "obtain", lambda self, _, lowered: obtain(self, None, lowered))
-        yield
-
-
 @pytest.fixture(scope="module")
 def programs_are_kept() -> Iterator[None]:
     """Runs of a module that need the same programs trace and compile them once.

@@ -101,7 +101,7 @@ def test_a_cache_is_bounded_and_apart_for_each_kind_of_cpu(tmp_path, jax_setting
     folder = Path(jax.config.jax_compilation_cache_dir)
     assert folder.parent == compiling.default_cache() == tmp_path / "rgpo_jax" / "compiled"
     assert jax.config.jax_compilation_cache_max_size == compiling.CACHE_BYTES
-    monkeypatch.setattr(compiling, "_machine", lambda: "another")
+    monkeypatch.setattr(compiling.machine, "name", lambda: "another")
     compiling.keep_programs(str(tmp_path / "mine"))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine" / "another")
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import importlib.machinery
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -15,11 +17,13 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from probes import timeless_records
+from xla_flags import QUICK_TO_COMPILE
 
 import agents
 from experiments.plan.reading import read_plan
 from experiments.training import building, stored_programs
 from experiments.training.building import episodes_of, members_of, programs_made_of
+from experiments.training.devices import Layout
 from rgpo_jax.config import ConfigError
 from rgpo_jax.train import make_evaluation
 
@@ -35,30 +39,36 @@ BEGUN = time.time()
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of JAX's own, and of ours beside it; code was written before."""
+    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older."""
     monkeypatch.setattr(stored_programs, "_begun", lambda: BEGUN)
+    monkeypatch.setattr(stored_programs, "_program", lambda: "experiments.run")
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
     compilation_cache.reset_cache()
-    yield tmp_path / "cache" / "programs"
+    yield tmp_path / "cache" / f"programs-{os.geteuid()}"
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 
 
-def kept(function, *arguments):
-    """A program whose machine code was kept, if it could be."""
-    jax.clear_caches()
-    one = stored_programs.Kept(jax.jit(function).lower(*arguments), None)
-    one.keep(one.compile())
-    return one
+def to_keep(store, function, *arguments, name="toy", devices=None):
+    """A program that was compiled, or read."""
+    lowered = jax.jit(function).lower(*arguments)
+    kept = stored_programs.Kept(store, name, lowered, None, devices or jax.devices()[:1])
+    return kept, kept.compile()
 
 
 def keep(made_of, function=jnp.sin):
-    return stored_programs.keep(made_of, [("toy", kept(function, 1.0))])
+    store = stored_programs.store_of(made_of)
+    return store is not None and store.keep([to_keep(store, function, 1.0)[0]])
+
+
+def find(made_of):
+    store = stored_programs.store_of(made_of)
+    return store and store.find()
 
 
 def is_found(made_of):
-    return stored_programs.find(made_of) is not None
+    return find(made_of) is not None
 
 
 def write_module(path, content="x = 1\n"):
@@ -68,12 +78,20 @@ def write_module(path, content="x = 1\n"):
     os.utime(path, ns=(time_ns, time_ns))
 
 
+def begin_now(monkeypatch):
+    """All files that there are were there when the process began."""
+    now = time.time()
+    monkeypatch.setattr(stored_programs, "_begun", lambda: now)
+    time.sleep(0.02)
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The file of a module that is loaded."""
     write_module(tmp_path / "toy_module.py")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("toy_module")
+    begin_now(monkeypatch)
     yield tmp_path / "toy_module.py"
     sys.modules.pop("toy_module", None)
 
@@ -83,11 +101,13 @@ def test_what_was_kept_is_found_and_computes_the_same():
         return {"sum": jnp.tanh(x) + y, "both": (x, y)}
 
     arguments = jnp.arange(3.0), jnp.float32(2)
-    programs = [("one", kept(pair, *arguments)), ("other", kept(jnp.cos, arguments[0]))]
-    assert stored_programs.keep({"a": 1}, programs)
-    one, other = stored_programs.find({"a": 1})
-    assert (one[0], other[0]) == ("one", "other")
-    found, made = one[1](*arguments), jax.jit(pair)(*arguments)
+    store = stored_programs.store_of({"a": 1})
+    one, _ = to_keep(store, pair, *arguments, name="one")
+    other, _ = to_keep(store, jnp.cos, arguments[0], name="other")
+    assert store.keep([one, other])
+    (name, program), (other_name, _) = find({"a": 1})
+    assert (name, other_name) == ("one", "other")
+    found, made = program(*arguments), jax.jit(pair)(*arguments)
     assert jax.tree.structure(found) == jax.tree.structure(made)
     assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(made)))
     assert not is_found({"a": 2})
@@ -129,13 +149,23 @@ def test_a_module_that_was_not_loaded_then_makes_them_stale(request):
     assert keep("a") and is_found("a")
     request.getfixturevalue("module")
     assert not is_found("a")
-    assert keep("a") and is_found("a")
+    assert keep("a") and is_found("a")  # and of both
 
 
-def test_code_that_is_newer_than_the_process_is_not_kept(module):
-    module.write_text("x = 2\n")
+@pytest.mark.parametrize("way", ["written", "put in its place"])
+def test_code_that_is_newer_than_the_process_is_not_kept(module, tmp_path, way):
+    if way == "written":
+        module.write_text("x = 2\n")
+    else:  # by `mv` or `rsync -a`, with an old time
+        write_module(tmp_path / "other.py", "x = 2\n")
+        (tmp_path / "other.py").replace(module)
     assert not keep("a")
     assert not is_found("a")
+
+
+def test_this_process_began_before_this_module_was_read(monkeypatch):
+    monkeypatch.undo()
+    assert BEGUN - 3600 < stored_programs._begun() < BEGUN
 
 
 def test_data_of_a_package_is_looked_at(tmp_path, monkeypatch):
@@ -145,6 +175,7 @@ def test_data_of_a_package_is_looked_at(tmp_path, monkeypatch):
     write_module(tmp_path / "toy_package" / "__init__.py")
     write_module(tmp_path / "toy_package" / "models" / "ant.xml", "<ant/>")
     importlib.import_module("toy_package")
+    begin_now(monkeypatch)
     try:
         assert keep("a") and is_found("a")
         (tmp_path / "toy_package" / "models" / "ant.xml").write_text("<bee/>")
@@ -153,7 +184,10 @@ def test_data_of_a_package_is_looked_at(tmp_path, monkeypatch):
         sys.modules.pop("toy_package")
 
 
-@pytest.mark.parametrize("change", ["flag", "option", "version", "main", "off", "uncached"])
+@pytest.mark.parametrize(
+    "change",
+    ["flag", "option", "context", "version", "machine", "program", "not ours", "off", "uncached"],
+)
 def test_other_surroundings_have_other_programs(change, monkeypatch):
     assert keep("a") and is_found("a")
     with monkeypatch.context() as patch:
@@ -163,8 +197,16 @@ def test_other_surroundings_have_other_programs(change, monkeypatch):
             jax.config.update("jax_default_matmul_precision", "highest")
         elif change == "version":
             patch.setattr(stored_programs.metadata, "version", lambda name: "0.0")
-        elif change == "main":
-            patch.setattr(sys.modules["__main__"], "__file__", "/elsewhere.py")
+        elif change == "machine":
+            patch.setattr(stored_programs.machine, "name", lambda: "another")
+        elif change == "program":
+            patch.setattr(stored_programs, "_program", lambda: "experiments.tune.__main__")
+        elif change == "not ours":
+            patch.setattr(stored_programs, "_program", lambda: None)
+        elif change == "context":
+            with jax.default_matmul_precision("highest"):
+                assert not is_found("a")
+            return
         elif change == "off":
             jax.config.update("jax_enable_compilation_cache", False)
         else:
@@ -176,10 +218,26 @@ def test_other_surroundings_have_other_programs(change, monkeypatch):
             jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_a_notebook_keeps_nothing(monkeypatch):
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
-    assert not keep("a")
-    assert not is_found("a")
+@pytest.mark.parametrize(
+    ("spec", "file", "program"),
+    [
+        ("experiments.run", "run.py", "experiments.run"),
+        ("experiments.sweep.worker", "worker.py", "experiments.sweep.worker"),
+        (None, str(Path(sys.executable).parent / "rgpo"), "rgpo"),
+        ("pytest.__main__", "__main__.py", None),
+        (None, "/home/me/ablation.py", None),
+        (None, None, None),  # a notebook
+    ],
+)
+def test_programs_of_others_keep_nothing(monkeypatch, spec, file, program):
+    """They may change code, and no file tells."""
+    monkeypatch.undo()
+    main = types.ModuleType("__main__")
+    main.__spec__ = spec and importlib.machinery.ModuleSpec(spec, None)
+    if file is not None:
+        main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert stored_programs._program() == program
 
 
 def test_what_others_can_write_is_not_read(cache):
@@ -192,13 +250,30 @@ def test_what_others_can_write_is_not_read(cache):
     assert is_found("a")
 
 
-def test_a_damaged_file_is_no_program(cache):
+def test_links_are_not_followed(cache, tmp_path):
+    assert keep("a") and is_found("a")
+    cache.rename(tmp_path / "elsewhere")
+    cache.symlink_to(tmp_path / "elsewhere")
+    assert not is_found("a")
+
+
+@pytest.mark.parametrize("which", ["*.code", "*[0-9a-f]"])
+def test_a_damaged_file_is_no_program(cache, which):
     assert keep("a")
-    for path in cache.iterdir():
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        assert not is_found("a")
-        assert kept(jnp.sin, 1.0).compile()(1.0) == jnp.sin(1.0)
+    [path] = [path for path in cache.glob(which) if which == "*.code" or not path.suffix]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not is_found("a")
+    assert keep("a") and is_found("a")
+
+
+def test_a_program_whose_trees_cannot_be_written_is_not_kept(capfd):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Local:
+        x: jax.Array
+
+    assert not keep("a", lambda x: Local(x))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_program_that_calls_python_is_not_kept():
@@ -210,24 +285,49 @@ def test_a_program_that_calls_python_is_not_kept():
 
 def test_one_that_calls_lapack_is():
     assert keep("a", lambda x: jnp.linalg.qr(jnp.full((2, 2), x))[1])
-    [(_, program)] = stored_programs.find("a")
+    [(_, program)] = find("a")
     np.testing.assert_allclose(np.abs(program(1.0)[0]), np.sqrt(2.0), rtol=1e-6)
 
 
-def test_what_jax_has_read_is_not_kept_but_what_was_kept_before_is(cache):
+def test_code_that_is_gone_is_made_again(cache):
+    """JAX's own cache has none of it, which XLA would not give out again."""
     assert keep("a")
-    [code] = cache.glob("*.code")
-    code.unlink()
+    for code in cache.glob("*.code"):
+        code.unlink()
     assert not is_found("a")
-    assert not keep("a")  # JAX has it in its own cache, and XLA does not give it out again
-    assert list(cache.glob("*.code")) == []
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(cache.parent / "other"))
+    assert keep("a") and is_found("a")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_other_code_that_comes_out_the_same_is_not_compiled_again(cache, module):
     assert keep("a")
-    jax.clear_caches()
-    one = stored_programs.Kept(jax.jit(jnp.sin).lower(1.0), None)  # as with other code
-    assert one.compile()(1.0) == jnp.sin(1.0)
-    assert stored_programs.keep("b", [("toy", one)]) and is_found("b")
+    write_module(module, "x = 12\n")
+    assert not is_found("a")
+    codes = {path: path.stat().st_ino for path in cache.glob("*.code")}
+    store = stored_programs.store_of("a")
+    _, program = to_keep(store, jnp.sin, 1.0)
+    assert program(1.0) == jnp.sin(1.0)
+    assert {path: path.stat().st_ino for path in cache.glob("*.code")} == codes
+
+
+def test_one_that_sorts_and_has_run_is_kept():
+    store = stored_programs.store_of("a")
+    x = jnp.arange(4.0)
+    kept, program = to_keep(store, lambda x: jnp.sort(-x), x)
+    made = program(x)
+    assert store.keep([kept])
+    [(_, found)] = find("a")
+    assert np.array_equal(found(x), made)
+
+
+def test_a_program_runs_on_the_devices_that_it_was_made_for(cache):
+    last = jax.devices()[-1]
+    store = stored_programs.store_of("a")
+    x = jax.device_put(1.0, last)
+    kept, _ = to_keep(store, jnp.sin, x, devices=[last])
+    assert store.keep([kept])
+    [(_, program)] = find("a")
+    assert program(x).devices() == {last}
 
 
 def test_the_folder_is_bounded(cache, monkeypatch):
@@ -257,7 +357,6 @@ def made_of(plan):
         ["--log-every", "16", "--checkpoint-every", "0", "--keep-best", "--eval-every", "32"],
         ["--end-learning-rate", "1e-5", "--warmup-steps", "32"],
         ["--no-anneal-learning-rate"],
-        ["--callback", "mine:watch"],
     ],
 )
 def test_numbers_and_lengths_are_not_what_programs_are_made_of(flags):
@@ -285,8 +384,19 @@ def test_all_else_is(flags):
     assert made_of(plan_of(*flags)) != made_of(plan_of())
 
 
-def test_what_is_a_users_own_is_not_known_by_its_name():
-    assert made_of(plan_of("--gate", "operator:mul")) is None
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gate", "operator:mul"],
+        ["--callback", "mine:watch"],
+        ["--env", "gymnasium/CartPole-v1", "--env-kwargs", "render_mode=/tmp"],
+    ],
+)
+def test_what_is_a_users_own_is_not_known_by_its_name(flags):
+    plan = plan_of(*flags)
+    agent = building.make_agent(plan_of())
+    parts = members_of([plan]), episodes_of(plan, agent)
+    assert programs_made_of(plan, agent, Layout(), *parts) is None
 
 
 def with_other_numbers(config):
@@ -345,11 +455,23 @@ def run(folder, *flags):
     return done.stdout
 
 
-def test_a_second_start_finds_what_the_first_has_made(tmp_path):
+@pytest.mark.parametrize("num_devices", [2, 3])
+def test_a_second_start_finds_what_the_first_has_made(tmp_path, num_devices, monkeypatch):
+    """On all devices that there are, and on some of them."""
+    count = f"--xla_force_host_platform_device_count={num_devices}"
+    monkeypatch.setenv("XLA_FLAGS", f"{QUICK_TO_COMPILE} {count}")
     assert "compiled in" in run(tmp_path)
     made = timeless_records(tmp_path / "run")
     assert "(programs of an earlier start)" in run(tmp_path)
     assert timeless_records(tmp_path / "run") == made
-    assert "(programs of an earlier start)" in run(tmp_path, "--learning-rate", "0.1")
-    assert timeless_records(tmp_path / "run") != made
-    assert "compiled in" in run(tmp_path, "--hidden-sizes", "9")
+    if num_devices == 2:
+        assert "(programs of an earlier start)" in run(tmp_path, "--learning-rate", "0.1")
+        assert timeless_records(tmp_path / "run") != made
+
+
+def test_so_does_one_whose_environments_live_on_the_host(tmp_path):
+    host = "--env", "gymnasium/CartPole-v1"
+    assert "compiled in" in run(tmp_path, *host)
+    made = timeless_records(tmp_path / "run")
+    assert "(programs of an earlier start)" in run(tmp_path, *host)
+    assert timeless_records(tmp_path / "run") == made

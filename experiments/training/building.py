@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import agents
@@ -227,11 +229,16 @@ def programs_made_of(
 ) -> dict[str, Any] | None:
     """What the programs of a plan, and of those beside it, depend on beside code and machine.
 
-    None: they cannot be known by it, as a part of them is a user's own.
+    None: they cannot be known by it, as a part of them is a user's own: code, or a file that the
+    environment reads.
     """
     settings = flags.as_settings(plan.options, agent.config)
-    if any(own.is_own(name, value) for name, value in settings.items() if name != "callback"):
+    values = [value for _, _, value in (one.partition("=") for one in plan.options.env_kwargs)]
+    if any(own.is_own(name, value) for name, value in settings.items()) or any(
+        os.sep in value or Path(value).exists() for value in values
+    ):
         return None
+    env = agent.env
     numbers = agent.config.traced()  # arguments of the programs
     schedule = agent.config.schedule
     return {
@@ -240,6 +247,9 @@ def programs_made_of(
             for name, value in settings.items()
             if name not in numbers and name not in _SHAPES_NO_PROGRAM
         },
+        "environment": [
+            repr(x) for x in (env.observation_shape, env.action_space, env.max_episode_steps)
+        ],
         "schedule": "linear" if schedule == "constant" else schedule,
         "members": [len(members.seeds), *sorted(members.hyperparameters)],
         "layout": dataclasses.asdict(layout),

@@ -4,10 +4,8 @@ import contextlib
 import errno
 import functools
 import gc
-import hashlib
 import importlib
 import os
-import platform
 import signal
 import sys
 import threading
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from experiments.cli.exits import EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
+from experiments.training import machine
 
 CACHE_BYTES = 2**30  # of compiled programs; those that were not used for longest go first
 _LEAST_SECONDS = 0.05  # of compiling: what is ready sooner is not worth a file
@@ -34,25 +33,24 @@ class Lowered(NamedTuple):
       name: what it is for, in words.
       lowered: as `jax.stages.Lowered`.
       often: whether it will run often, or a few times only.
+      devices: that it runs on, in their order; none: the first of all.
     """
 
     name: str
     lowered: Any
     often: bool = True
+    devices: tuple[Any, ...] = ()
 
 
 class Compilation:
     """One program in the making."""
 
-    def __init__(
-        self, name: str, make: Callable[[], Any], then: Callable[[Any], None] = lambda program: None
-    ):
+    def __init__(self, name: str, make: Callable[[], Any]):
         """Begins at once.
 
         Args:
           name: what it is for, in words.
           make: returns the program.
-          then: is told it once others have it.
         """
         self.name = name
         self.seconds: float | None = None  # that it took; None while it takes
@@ -61,20 +59,15 @@ class Compilation:
         self._begun = time.perf_counter()
         self._made = threading.Event()
         # A daemon: who is told to stop does not wait for XLA.
-        self._thread = threading.Thread(
-            target=self._run, args=(make, then), name=_THREAD, daemon=True
-        )
-        self._thread.start()
+        threading.Thread(target=self._run, args=(make,), name=_THREAD, daemon=True).start()
 
-    def _run(self, make: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def _run(self, make: Callable[[], Any]) -> None:
         try:
             self._program = make()
         except BaseException as error:  # raised again where the program is needed
             self._error = error
         self.seconds = time.perf_counter() - self._begun
         self._made.set()
-        if self._error is None:
-            then(self._program)
 
     @property
     def is_busy(self) -> bool:
@@ -95,11 +88,6 @@ class Compilation:
         if self._error is not None:
             raise self._error
         return self._program
-
-    def is_over(self) -> bool:
-        """Waits until nothing is left to do; returns whether there is a program."""
-        self._thread.join()
-        return self._error is None
 
     @property
     def seconds_so_far(self) -> float:
@@ -127,42 +115,50 @@ class Compiler:
         """Begins to compile a lowered program, which will run often, or a few times only."""
         return self._start(name, lambda: lowered.compile(options(often)))
 
-    def _start(
-        self, name: str, make: Callable[[], Any], then: Callable[[Any], None] = lambda program: None
-    ) -> Compilation:
-        compilation = Compilation(name, make, then)
+    def _start(self, name: str, make: Callable[[], Any]) -> Compilation:
+        compilation = Compilation(name, make)
         self.compilations.append(compilation)
         return compilation
 
     def obtain(
         self, made_of: Mapping[str, Any] | None, lowered: Iterable[Lowered]
     ) -> list[Compilation]:
-        """Finds programs of an earlier process, or begins to compile them, one after the other.
+        """Finds programs that an earlier process kept; else compiles them side by side, and keeps
+        them.
 
         Args:
-          made_of: what they are known by, see `stored_programs.find`; None: they are not kept.
-          lowered: of all; tracing them as they are asked for is spared if they are found.
+          made_of: what they are known by, see `stored_programs.store_of`; None: nothing is.
+          lowered: of all; they are traced as they are asked for, and not at all if they are found.
         """
-        if made_of is None:
-            return [self.start(*one) for one in lowered]
+        import jax
+
         from experiments.training import stored_programs
 
-        found = stored_programs.find(made_of)
+        store = None if made_of is None else stored_programs.store_of(made_of)
+        if store is None:
+            return [self.start(one.name, one.lowered, one.often) for one in lowered]
+        found = store.find()
         if found is not None:
             self.was_found = True
             return [self._start(name, functools.partial(_same, program)) for name, program in found]
-        programs = []
+        programs, compilations = [], []
         for one in lowered:
-            kept = stored_programs.Kept(one.lowered, options(one.often))
-            programs.append((kept, self._start(one.name, kept.compile, kept.keep)))
+            devices = one.devices or jax.devices()[:1]
+            kept = stored_programs.Kept(
+                store, one.name, one.lowered, options(one.often), list(devices)
+            )
+            programs.append(kept)
+            compilations.append(self._start(one.name, kept.compile))
 
         def keep() -> None:
-            if all(compilation.is_over() for _, compilation in programs):
-                named = [(compilation.name, kept) for kept, compilation in programs]
-                stored_programs.keep(made_of, named)
+            with contextlib.suppress(BaseException):  # it is raised where they are needed
+                for compilation in compilations:
+                    compilation.result()
+                store.keep(programs)
 
-        threading.Thread(target=keep, name=_THREAD, daemon=True).start()
-        return [compilation for _, compilation in programs]
+        # No daemon: who comes to an end waits until they are kept.
+        threading.Thread(target=keep, name="keeping").start()
+        return compilations
 
     @property
     def is_busy(self) -> bool:
@@ -306,7 +302,7 @@ def keep_programs(choice: str | None) -> None:
         _hold_back_logs()
     if choice is None and jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = (Path(choice).expanduser() if choice is not None else default_cache()) / _machine()
+    folder = (Path(choice).expanduser() if choice is not None else default_cache()) / machine.name()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -341,18 +337,3 @@ def _hold_back_logs() -> None:
         from jaxlib import utils
 
         utils.absl_set_min_log_level(3)  # FATAL
-
-
-def _machine() -> str:
-    """A name for machines that run the same instructions: a folder may be shared among many.
-
-    JAX tells versions, devices and options apart itself, but not the CPUs for which XLA compiles.
-    """
-    instructions = platform.processor()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                instructions = line
-                break
-    digest = hashlib.sha256(instructions.encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{digest}"

@@ -96,7 +96,8 @@ class HostPrograms(EpisodePrograms):
             return new, progress.take(state.updates, new.params, metrics)
 
         traced, (states, keys) = trace_init(init, layout, self._init_arguments, (SEEDS, SEEDS))
-        yield Lowered("initial states", traced.lower(), often=False)
+        devices = tuple(mesh.devices.flat)
+        yield Lowered("initial states", traced.lower(), False, devices)
 
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
@@ -109,7 +110,8 @@ class HostPrograms(EpisodePrograms):
             SEEDS,
         )
         progress = spread_progress(Progress.start(shapes), mesh, num_members)
-        yield Lowered("training", jax.jit(program).lower(states.learner, *experience, progress))
+        lowered = jax.jit(program).lower(states.learner, *experience, progress)
+        yield Lowered("training", lowered, True, devices)
 
         for one_acting in acting:
             yield Lowered("acting", self._acting.lower(one_acting, states.learner, keys))

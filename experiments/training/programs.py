@@ -379,8 +379,9 @@ class CompiledPrograms(EpisodePrograms):
         )
         progress = spread_progress(Progress.start(metrics), mesh, len(self._seeds))
         lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
-        yield Lowered("training", lowered)  # first: it takes longest
-        yield Lowered("initial states", traced.lower(), often=False)
+        devices = tuple(mesh.devices.flat)
+        yield Lowered("training", lowered, True, devices)  # first: it takes longest
+        yield Lowered("initial states", traced.lower(), False, devices)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(
@@ -396,7 +397,7 @@ class CompiledPrograms(EpisodePrograms):
         lowered = jax.jit(over_seeds(evaluate, layout, specs, SEEDS)).lower(
             states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         )
-        yield Lowered("evaluation", lowered, often=False)
+        yield Lowered("evaluation", lowered, False, devices)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
