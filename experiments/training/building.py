@@ -219,7 +219,7 @@ def episodes_of(plan: Plan, agent: "Agent") -> "Episodes":
 _SHAPES_NO_PROGRAM = (
     *("seed", "num_seeds", "total_steps", "warmup_steps", "init_from"),
     *("log_every", "eval_every", "eval_episodes", "eval_share", "checkpoint_every", "keep_best"),
-    *("callback", "loggers", "log_film"),
+    *("loggers", "log_film"),
     *("learning_rate_schedule", "anneal_learning_rate"),  # see below
 )
 

@@ -15,8 +15,6 @@ from experiments.training.programs import (
     EpisodePrograms,
     Episodes,
     Members,
-    init_arguments,
-    memory_of,
     on_mesh,
     spread_progress,
     trace_init,
@@ -56,7 +54,6 @@ class HostPrograms(EpisodePrograms):
         made_of: Mapping[str, Any] | None = None,
     ):
         super().__init__(agent, layout, members)
-        self._layout = layout
         self._sharding = NamedSharding(layout.mesh(), SEEDS)
         self._acting = host.ActingPrograms(agent)
         self._collector = host.Collector(agent, members.seeds, acting=self._acting)
@@ -68,7 +65,6 @@ class HostPrograms(EpisodePrograms):
         }
         self._whole_evaluator = evaluators[episodes.at_the_end]
         self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
-        self._init_arguments = init_arguments(layout, members)
         self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
         acting = self._collector.programs.union(*(e.programs for e in evaluators.values()))
@@ -123,9 +119,7 @@ class HostPrograms(EpisodePrograms):
         self.compiler.wait(show)
         for program, compilation in self._compilations.items():
             self._acting.use(program, compilation.result())
-        update = self._update.result()
-        self.memory_bytes = memory_of(update)
-        self._report(update.out_info[1], self._layout.mesh(), len(self._seeds))
+        self._describe(self._update.result())
 
     def find_cause(self) -> str | None:
         return self._collector.nonfinite

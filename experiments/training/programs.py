@@ -272,7 +272,13 @@ class EpisodePrograms(Programs):
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
         self.in_turn = layout.in_turn
-        self._agent, self._seeds = agent, members.seeds
+        self._agent, self._layout, self._seeds = agent, layout, members.seeds
+        self._init_arguments = init_arguments(layout, members)
+
+    def _describe(self, training: Any) -> None:
+        """Takes over what its compiled training program needs and reports."""
+        self.memory_bytes = memory_of(training)
+        self._report(training.out_info[1], self._layout.mesh(), len(self._seeds))
 
     def actor(self, states: Any) -> Callable[..., Any]:
         here = SingleDeviceSharding(jax.devices()[0])  # where observations are
@@ -352,9 +358,7 @@ class CompiledPrograms(EpisodePrograms):
         made_of: Mapping[str, Any] | None = None,
     ):
         super().__init__(agent, layout, members)
-        self._layout = layout
         self._num_batches = episodes.at_the_end // episodes.while_training
-        self._init_arguments = init_arguments(layout, members)
         self._advance, self._init, self._evaluate = self.compiler.obtain(
             made_of, self._lowered(episodes.while_training)
         )
@@ -404,9 +408,7 @@ class CompiledPrograms(EpisodePrograms):
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
         observation = self.initial_states.rollout.observation
         self._observation_dtype = jax.tree.map(lambda x: x.dtype, observation)
-        training = self._advance.result()
-        self.memory_bytes = memory_of(training)
-        self._report(training.out_info[1], self._layout.mesh(), len(self._seeds))
+        self._describe(self._advance.result())
 
     def of(self, members: Members) -> "CompiledPrograms":
         """The same programs for as many others: nothing is traced or compiled anew."""

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 
+from experiments.record.files import read_plain, write_atomically
 from experiments.training import devices as devices_module
 from experiments.training import machine
 
@@ -131,7 +132,8 @@ class Store:
 
         path = self.folder / address
         try:
-            digest, content = _split(_read(path))
+            whole, size = _read(path), hashlib.sha256().digest_size
+            digest, content = whole[:size], whole[size:]
             if hashlib.sha256(content).digest() != digest:
                 raise ValueError("damaged")
             by_id = {device.id: device for device in jax.devices()}
@@ -238,11 +240,6 @@ def _unwritten() -> Iterator[None]:
                 jax.config.update(_LEAST_SECONDS, before)
 
 
-def _split(content: bytes) -> tuple[bytes, bytes]:
-    size = hashlib.sha256().digest_size
-    return content[:size], content[size:]
-
-
 def _program() -> str | None:
     """Which of the suite's programs this process runs; None: another one."""
     main = sys.modules.get("__main__")
@@ -297,22 +294,21 @@ def _files() -> dict[str, str]:
     return found
 
 
-def _stamp(path: str) -> list[Any]:
-    status = os.stat(path)  # noqa: PTH116 -- of a thousand files
+def _stamp(path: str, status: os.stat_result) -> list[Any]:
     return [path, status.st_size, status.st_mtime_ns]
 
 
 def _stamps() -> Stamps | None:
     """Of all files; None where one may be newer than what was loaded of it."""
-    files = _files()
     try:
-        # A file that is put in another's place keeps the time at which it was written.
-        newest = max(os.stat(file).st_ctime_ns for file in files.values())  # noqa: PTH116
-        stamps = {name: _stamp(file) for name, file in files.items()}
+        found = {name: (file, os.stat(file)) for name, file in _files().items()}  # noqa: PTH116
     except OSError:  # a module in an archive, or one whose file is gone
         return None
-    newest = max(newest, *(time_ns for _, _, time_ns in stamps.values()))
-    return stamps if newest < _begun() * 1e9 else None
+    # A file that is put in another's place keeps the time at which it was written.
+    newest = max(max(status.st_mtime_ns, status.st_ctime_ns) for _, status in found.values())
+    if newest >= _begun() * 1e9:
+        return None
+    return {name: _stamp(file, status) for name, (file, status) in found.items()}
 
 
 def _is_current(stamps: Stamps) -> bool:
@@ -321,7 +317,7 @@ def _is_current(stamps: Stamps) -> bool:
         is_known = name in stamps or name.partition(".")[0] in _OURS
         if not is_known or stamps.get(name, [file])[0] != file:
             return False
-    return all(_stamp(then[0]) == then for then in stamps.values())
+    return all(_stamp(then[0], os.stat(then[0])) == then for then in stamps.values())  # noqa: PTH116
 
 
 _IMPORTED = time.time()
@@ -337,20 +333,21 @@ def _begun() -> float:
         return _IMPORTED - 3600  # where the system does not say: an hour is enough
 
 
-def _check(status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+def _check(path: Path) -> None:
     """Raises PermissionError for what somebody else can have written, and for links."""
+    status = path.lstat()
     is_theirs = hasattr(os, "geteuid") and (
         status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     )
-    if is_theirs or not is_kind(status.st_mode):
+    if is_theirs or stat.S_ISLNK(status.st_mode):
         raise PermissionError("not the user's own")
 
 
 def _read(path: Path) -> bytes:
     """A file that only this user can have written; it is one that was used, from now on."""
-    _check(path.parent.lstat(), stat.S_ISDIR)
-    _check(path.lstat(), stat.S_ISREG)
-    content = path.read_bytes()
+    _check(path.parent)
+    _check(path)
+    content = read_plain(path)
     with contextlib.suppress(OSError):
         os.utime(path)
     return content
@@ -358,15 +355,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    write_atomically(path, content)
 
 
 def _bound(folder: Path) -> None:
