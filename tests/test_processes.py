@@ -27,13 +27,14 @@ TINY = [  # one seed: its environments are shared out, and gradients go from pro
 # The second process is told to end when both have made 12 updates.
 SIGNALLED = """
 import os, signal, sys
-from experiments import run, training
-report = training.Training._report
+from experiments import run
+from experiments.training import loop
+report = loop.Training._report
 def report_and_be_told(self, *args):
     report(self, *args)
     if self._position.updates == 12 and sys.argv[-1] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-training.Training._report = report_and_be_told
+loop.Training._report = report_and_be_told
 sys.exit(run.main())
 """
 

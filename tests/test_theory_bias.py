@@ -8,6 +8,7 @@ import pytest
 from scipy import integrate
 
 from experiments.theory import bias, estimators, ratios
+from experiments.theory.options import Options
 from rgpo_jax import gates
 
 
@@ -116,3 +117,18 @@ def test_the_rule_is_fitted_where_it_applies():
     far = [choice(1.0, 100, 1000.0), choice(0.01, 100, 0.0), choice(0.01, 1, math.inf)]
     constant, factor = estimators.rule([c for c in exact + far if math.isfinite(c.best)])
     assert (constant, factor) == (pytest.approx(2.0), pytest.approx(1.0))
+
+
+def test_the_study_as_a_whole_holds_and_draws_what_it_measured():
+    study = bias.run(Options(samples=10_000), lambda share: None)
+    assert all(claim.holds for claim in study.claims)
+    figure, *_ = study.figures
+    for style, k in enumerate(bias.SHOWN):
+        exact, bound, measured = (
+            [line for line in figure.panels[0].lines if line.style == style][i] for i in range(3)
+        )
+        assert exact.label == f"k = {k:g}" and len(exact.y) == len(bias.KLS)
+        assert np.all(exact.y <= bound.y)
+        seen = np.isin(exact.x, measured.x)
+        assert measured.y == pytest.approx(exact.y[seen], rel=1.0)
+    assert len(measured.x) > 0

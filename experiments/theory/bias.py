@@ -226,14 +226,14 @@ def _best_sharpness_has_a_rule(choices: Sequence[estimators.Choice]) -> Claim:
 def _bias_figure(measured: Sequence[Measured]) -> Figure:
     lines = []
     for style, k in enumerate(SHOWN):
-        kl, _, truth, bias, measured, error, limit = np.array(
+        kl, _, truth, bias, estimate, error, limit = np.array(
             [c for c in measured if c.sharpness == k]
         ).T
         lines.append(Line(f"k = {k:g}", kl, np.abs(bias / truth), style))
         lines.append(Line("", kl, limit / np.abs(truth), style, ":"))
-        seen = np.abs(measured) > 2.0 * error
+        seen = np.abs(estimate) > 2.0 * error
         lines.append(
-            Line("", kl[seen], np.abs(measured / truth)[seen], style, "", marker="o"),
+            Line("", kl[seen], np.abs(estimate / truth)[seen], style, "", marker="o"),
         )
     r = np.linspace(0.0, 4.0, 400)
     identity = [
