@@ -149,6 +149,7 @@ def test_a_report_passes_over_what_is_no_run(name, size, copied):
     @given(st.one_of(altered(first).map(as_bytes), flipped(original)))
     @example(as_bytes({**first, "num_seeds": 10**9, "env_steps": 10**400}))
     @example(as_bytes({**first, "headline": {**first.get("headline", {}), "score": []}}))
+    @example(as_bytes({**first, "settings": {**first.get("settings", {}), "backend": True}}))
     def tried(content):
         file.write_bytes(content + b"\n" + rest)
         in_time(look)

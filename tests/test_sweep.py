@@ -126,6 +126,8 @@ def test_only_traced_numbers_and_seeds_share_a_program(tmp_path):
         ("learning_rate: {normal: [0, 1]}\n", "expected {uniform: [low, high]}"),
         ("learning_rate: {uniform: [2, 1]}\n", "expected {uniform: [low, high]}"),
         ("learning_rate: {log_uniform: [0, 1]}\n", "expected a low above 0"),
+        ("learning_rate: {uniform: [0, .inf]}\n", "expected {uniform: [low, high]}"),
+        (f"learning_rate: {{uniform: [0, 1{'0' * 400}]}}\n", "expected {uniform: [low, high]}"),
         ("learning_rate: {choice: []}\n", "expected {uniform"),
         ("draws: 5\n", "nothing is drawn"),
         ("draws: 0\nlearning_rate: {uniform: [1, 2]}\n", "draws = 0: expected a whole number"),

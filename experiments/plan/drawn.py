@@ -1,6 +1,7 @@
 """What a setting is drawn from, as the files of sweeps and tunings say it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -57,9 +58,10 @@ def read(name: str, how: Mapping[str, Any], source: str) -> Drawn:
         return Drawn("choice", tuple(values))
     try:
         low, high = map(float, values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise refused from None
-    if kind not in ("uniform", "log_uniform") or not low < high:
+    # The distance too: numpy draws from no range that is not a number.
+    if kind not in ("uniform", "log_uniform") or not (low < high and math.isfinite(high - low)):
         raise refused
     if kind == "uniform":
         return Drawn("uniform", (low, high))

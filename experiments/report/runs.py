@@ -127,7 +127,8 @@ class Run:
 
     def _described(self, names: Sequence[str]) -> str:
         given = [item for name in names for item in self._items(name)]
-        return env_kwargs.describe(self.settings["env"], self.settings.get("backend"), given)
+        backend = self.settings.get("backend")
+        return env_kwargs.describe(self.settings["env"], str(backend) if backend else None, given)
 
     @property
     def seeds(self) -> tuple[int, ...]:
