@@ -58,6 +58,8 @@ class ExactPrograms(Programs):
             return agent.init(key, world.frozen, **overrides)
 
         traced, states = trace_init(init, layout, self._init_arguments, SEEDS)
+        # First: it compiles while the others are traced.
+        self._init = self.compiler.start("initial states", traced.lower(), often=False)
         metrics = jax.eval_shape(
             over_seeds(
                 lambda state, shared: agent.step(state, *shared)[1],
@@ -80,7 +82,6 @@ class ExactPrograms(Programs):
             states, self._empty, jnp.int32(1), self._shared
         )
         self._advance = self.compiler.start("training", lowered)
-        self._init = self.compiler.start("initial states", traced.lower(), often=False)
 
         def evaluate(state: AgentState, target: jax.Array, shared: Any) -> Any:
             learner = state.learner

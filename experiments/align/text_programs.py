@@ -121,13 +121,17 @@ class TextPrograms(Programs):
         mesh = self._text.mesh
         placed = mesh and decoder.shardings(state, self._text.model.architecture, mesh)
         state = placement.shapes(state, placed)
-        init = jax.jit(begin, out_shardings=placed).trace(key, frozen)
+        init = jax.jit(begin, out_shardings=placed).lower(key, frozen)
+        # In this order: they compile while the next ones are traced.
+        self._init = self.compiler.start("initial states", init, often=False)
 
         sampling: Any = None
+        self._sample: Any = None
         if self._data is None:
             sampling = jax.jit(self._sampling, out_shardings=everywhere).lower(
                 *self._sampled_with(state), frozen, placement.replicated(self._prompts)
             )
+            self._sample = self.compiler.start("sampling", sampling)
         batch, host = self._learnt_from(sampling, placement)
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
@@ -138,8 +142,6 @@ class TextPrograms(Programs):
             state, frozen, batch, placement.replicated(self._empty), host
         )
         self._update = self.compiler.start("update", updating)
-        self._sample: Any = sampling and self.compiler.start("sampling", sampling)
-        self._init = self.compiler.start("initial states", init.lower(), often=False)
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
             state,
             frozen,

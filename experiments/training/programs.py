@@ -359,7 +359,7 @@ class CompiledPrograms(EpisodePrograms):
     ):
         super().__init__(agent, layout, members)
         self._num_batches = episodes.at_the_end // episodes.while_training
-        self._advance, self._init, self._evaluate = self.compiler.obtain(
+        self._init, self._advance, self._evaluate = self.compiler.obtain(
             made_of, self._lowered(episodes.while_training)
         )
 
@@ -373,6 +373,10 @@ class CompiledPrograms(EpisodePrograms):
         traced, (states, eval_keys) = trace_init(
             init, layout, self._init_arguments, (STATES, SEEDS)
         )
+        devices = tuple(mesh.devices.flat)
+        # First: it compiles while the others are traced.
+        yield Lowered("initial states", traced.lower(), False, devices)
+
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
         program = over_seeds(
@@ -383,9 +387,7 @@ class CompiledPrograms(EpisodePrograms):
         )
         progress = spread_progress(Progress.start(metrics), mesh, len(self._seeds))
         lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
-        devices = tuple(mesh.devices.flat)
-        yield Lowered("training", lowered, True, devices)  # first: it takes longest
-        yield Lowered("initial states", traced.lower(), False, devices)
+        yield Lowered("training", lowered, True, devices)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(
