@@ -15,7 +15,7 @@ from experiments.record.recorder import Recorder
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout, spread_over_seeds
 from experiments.training.loop import Training
-from experiments.training.programs import Programs, spread_progress
+from experiments.training.programs import Programs, spread_progress, wait_until
 from experiments.training.subject import Cell
 from rgpo_jax import metrics
 from rgpo_jax.train import Progress
@@ -158,3 +158,23 @@ def test_it_starts_from_others_and_goes_on(tmp_path, monkeypatch):
     said = train(tmp_path / "cut")
     assert "going on after 96 answers\n" in said
     assert records(tmp_path / "cut")[-1]["reward"] == [114 / 8, 115 / 8]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5e-4, 0.0078, 0.0157, 0.033, 0.3, 2.5, 60.0])
+def test_a_wait_ends_soon_after_what_it_waits_for(seconds, monkeypatch):
+    now, looks = 0.0, 0
+
+    def sleep(pause):
+        nonlocal now
+        now += pause
+
+    def is_ready():
+        nonlocal looks
+        looks += 1
+        return now >= seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    wait_until(is_ready)
+    assert seconds <= now < seconds + 1e-4 + min(0.02 * seconds, 0.02)
+    assert looks < 400 + 60 * seconds  # and it costs little itself

@@ -31,6 +31,10 @@ EVALUATION_STREAM = 0xE7A1  # folded into a seed's key: evaluation never shares 
 SEEDS = PartitionSpec("seed")
 STATES: Any = AgentState(learner=SEEDS, rollout=PartitionSpec("seed", "env"), key=SEEDS)  # type: ignore[arg-type]
 
+# Between looks at a program that runs: seconds; and a share of the wait so far, since a chunk of
+# updates may take as little as 5 ms.
+_SHORTEST_PAUSE, _PAUSE, _LONGEST_PAUSE = 1e-4, 0.02, 0.02
+
 
 def memory_of(compiled: Any) -> int:
     """Bytes that a compiled program needs: arguments, results and what is in between."""
@@ -45,10 +49,15 @@ def memory_of(compiled: Any) -> int:
 def wait(tree: Any) -> None:
     """Waits until arrays are computed. Signals are heard meanwhile: to them JAX's wait is deaf."""
     leaves: list[Any] = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    pause = 1e-3
-    while not all(leaf.is_ready() for leaf in leaves):
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)
+    wait_until(lambda: all(leaf.is_ready() for leaf in leaves))
+
+
+def wait_until(is_ready: Callable[[], bool]) -> None:
+    """Looks again and again, at the latest a fiftieth of the wait or 20 ms after it is ready."""
+    begun = time.perf_counter()
+    while not is_ready():
+        waited = time.perf_counter() - begun
+        time.sleep(min(max(_SHORTEST_PAUSE, _PAUSE * waited), _LONGEST_PAUSE))
 
 
 def on_mesh(mesh: Mesh, shapes: Any, specs: Any) -> Any:
