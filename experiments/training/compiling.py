@@ -231,6 +231,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
     # JAX waits for what it computes before the interpreter ends: who was told to stop does not.
     told = isinstance(status, int) and status > 128 and not _is_distributed()
     if not told and not any(thread.name == _THREAD for thread in threading.enumerate()):
+        # Half a second: all that was imported would be looked through for garbage, several times.
+        gc.disable()
+        gc.freeze()
         sys.exit(status)
     # Python would end threads that compile within XLA, which aborts the process.
     sys.stderr.flush()
