@@ -18,16 +18,6 @@ $(or $(PYTHON),false) -c '$(SUPPORTED)' || \
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 endef
 
-PIP = $(BIN)/python -m pip --disable-pip-version-check
-
-# $(call INSTALL,WHAT): with uv, in a tenth of the time. With pip where pip was told of another index,
-# of which uv does not know, or where uv cannot.
-define INSTALL
-{ ! $(PIP) config list | grep -q '[.]index-url' \
-  && $(PIP) install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(1); } \
-  || $(PIP) install --quiet $(1)
-endef
-
 .PHONY: cartpole test versions slow check docs benchmark clean
 
 cartpole: $(VENV)/usable
@@ -56,13 +46,13 @@ benchmark: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(CREATE)
-	$(call INSTALL,-e '.[dev]')
+	$(BIN)/python install.py dev
 	touch $@ $(VENV)/usable
 
 # What training needs, without what tests need.
 $(VENV)/usable: pyproject.toml
 	$(CREATE)
-	$(call INSTALL,-e .)
+	$(BIN)/python install.py
 	touch $@
 
 clean:

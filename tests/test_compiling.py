@@ -201,6 +201,28 @@ def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
     assert errors == ""
 
 
+def test_what_a_user_has_open_at_the_end_is_written(tmp_path):
+    (tmp_path / "notes.py").write_text(
+        "LOG = open('notes.txt', 'w')\ndef note(text):\n    LOG.write(text)\n"
+    )
+    program = (
+        "from experiments.training import compiling\n"
+        "alone = compiling._is_alone()\n"
+        "import notes\n"
+        "def main():\n"
+        "    notes.note(f'{alone} {compiling._is_alone()}')\n"
+        "    return 3\n"
+        "compiling.leave(main)\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert ended.returncode == 3
+    # A program by itself ends without looking for garbage, and another one does not.
+    assert (tmp_path / "notes.txt").read_text() == "True False"
+
+
 def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
     make = building.make_programs
 

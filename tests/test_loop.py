@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -173,8 +174,8 @@ def test_a_wait_ends_soon_after_what_it_waits_for(seconds, monkeypatch):
         looks += 1
         return now >= seconds
 
-    monkeypatch.setattr("time.sleep", sleep)
-    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock = SimpleNamespace(sleep=sleep, perf_counter=lambda: now)
+    monkeypatch.setattr("experiments.training.programs.time", clock)
     wait_until(is_ready)
     assert seconds <= now < seconds + 1e-4 + min(0.02 * seconds, 0.02)
     assert looks < 400 + 60 * seconds  # and it costs little itself

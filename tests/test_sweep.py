@@ -129,6 +129,8 @@ def test_only_traced_numbers_and_seeds_share_a_program(tmp_path):
         ("learning_rate: {uniform: [0, .inf]}\n", "expected {uniform: [low, high]}"),
         (f"learning_rate: {{uniform: [0, 1{'0' * 400}]}}\n", "expected {uniform: [low, high]}"),
         ("learning_rate: {choice: []}\n", "expected {uniform"),
+        ("learning_rate: {uniform: '12'}\n", "expected {uniform"),
+        (f"learning_rate: {{uniform: [0, 0x{'f' * 5000}]}}\n", "learning_rate: expected {uniform"),
         ("draws: 5\n", "nothing is drawn"),
         ("draws: 0\nlearning_rate: {uniform: [1, 2]}\n", "draws = 0: expected a whole number"),
         ("out: x\n", "out: none of rgpo has it"),

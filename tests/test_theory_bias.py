@@ -123,6 +123,7 @@ def test_the_study_as_a_whole_holds_and_draws_what_it_measured():
     study = bias.run(Options(samples=10_000), lambda share: None)
     assert all(claim.holds for claim in study.claims)
     figure, *_ = study.figures
+    ratios_to_exact = []
     for style, k in enumerate(bias.SHOWN):
         exact, bound, measured = (
             [line for line in figure.panels[0].lines if line.style == style][i] for i in range(3)
@@ -130,5 +131,6 @@ def test_the_study_as_a_whole_holds_and_draws_what_it_measured():
         assert exact.label == f"k = {k:g}" and len(exact.y) == len(bias.KLS)
         assert np.all(exact.y <= bound.y)
         seen = np.isin(exact.x, measured.x)
-        assert measured.y == pytest.approx(exact.y[seen], rel=1.0)
-    assert len(measured.x) > 0
+        ratios_to_exact += list(measured.y / exact.y[seen])
+    assert len(ratios_to_exact) > 5
+    assert np.median(ratios_to_exact) == pytest.approx(1.0, abs=0.15)

@@ -63,6 +63,10 @@ def study_of(out):
         (["--search", "learning_rate=normal:0,1"], "expected {uniform: [low, high]}"),
         (["--search", "learning_rate=uniform:2,1"], "expected {uniform: [low, high]}"),
         (["--search", "learning_rate=log_uniform:0,1"], "expected a low above 0"),
+        (
+            ["--search", f"learning_rate=uniform:0,{'9' * 5000}"],
+            "--search learning_rate=uniform:0,999",
+        ),
         (["--search", "learning_rate=uniform:-1,1"], "--learning-rate -1.0: expected a number"),
         (["--search", "num_epochs=uniform:1,3.5"], "--num-epochs 1.0: expected a whole number"),
         (["--search", "sharpnes=uniform:1,2"], "did you mean sharpness"),

@@ -50,13 +50,19 @@ def read(name: str, how: Mapping[str, Any], source: str) -> Drawn:
     Raises:
       BadInput: it is none of these.
     """
-    refused = BadInput(f"{source}: {name} = {how}: {ACCEPTED}")
+    try:
+        said = f"{name} = {how}"
+    except ValueError:  # Python writes no number of so many digits
+        said = name
+    refused = BadInput(f"{source}: {said}: {ACCEPTED}")
     if len(how) != 1:
         raise refused
     (kind, values), *_ = how.items()
     if kind == "choice" and isinstance(values, list) and values:
         return Drawn("choice", tuple(values))
     try:
+        if not isinstance(values, list):
+            raise refused
         low, high = map(float, values)
     except (TypeError, ValueError, OverflowError):
         raise refused from None
@@ -66,5 +72,5 @@ def read(name: str, how: Mapping[str, Any], source: str) -> Drawn:
     if kind == "uniform":
         return Drawn("uniform", (low, high))
     if low <= 0:
-        raise BadInput(f"{source}: {name} = {how}: expected a low above 0")
+        raise BadInput(f"{source}: {said}: expected a low above 0")
     return Drawn("log_uniform", (low, high))

@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -231,13 +232,32 @@ def leave(main: Callable[[], int]) -> NoReturn:
     # JAX waits for what it computes before the interpreter ends: who was told to stop does not.
     told = isinstance(status, int) and status > 128 and not _is_distributed()
     if not told and not any(thread.name == _THREAD for thread in threading.enumerate()):
-        # Half a second: all that was imported would be looked through for garbage, several times.
-        gc.disable()
-        gc.freeze()
+        if _is_alone():
+            # Half a second: all there is would be looked through for garbage, several times.
+            gc.disable()
+            gc.freeze()
         sys.exit(status)
     # Python would end threads that compile within XLA, which aborts the process.
+    if isinstance(status, str):  # as `sys.exit` says it
+        print(status, file=sys.stderr)
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else bool(status))
+
+
+def _is_alone() -> bool:
+    """Whether nothing but Python, packages and this suite is loaded, nor environments of the host.
+
+    A user's module, and what such environments write, may rely on being collected at the end: a
+    file that is open in a global variable is written then.
+    """
+    paths = sysconfig.get_paths()
+    known = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    root = Path(__file__).parents[2]  # where a user's files may lie, too
+    known |= {str(root / name) for name in ("agents", "envs", "experiments", "rgpo_jax")}
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return "rgpo_jax.host" not in sys.modules and all(
+        any(file.startswith(folder + os.sep) for folder in known) for file in files if file
+    )
 
 
 def _is_distributed() -> bool:

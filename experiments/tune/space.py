@@ -95,7 +95,7 @@ def _of_line(item: str) -> tuple[str, dict[str, Any], str]:
         raise BadInput(f"{source}: {_FORM}")
     try:
         read = [yaml.safe_load(value) for value in values.split(",")]
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # Python reads no number of 5,000 digits
         raise BadInput(f"{source}: {_FORM}") from None
     if any(isinstance(value, list | dict) for value in read):
         raise BadInput(f"{source}: {_FORM}")
