@@ -7,6 +7,7 @@ import ast
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -75,6 +76,8 @@ def main() -> int:
         status = subprocess.run([*pip, "install", "--quiet", *again, *what], check=False).returncode
     if not status:
         _UNFINISHED.unlink()
+        # A program that begins within a second of a change to its files keeps nothing it compiles.
+        time.sleep(1.5)
     return status
 
 
