@@ -37,7 +37,7 @@ def test_what_uv_would_not_do_pip_does(told):
     assert install.for_uv(told) is None
 
 
-def test_options_are_read_as_pip_lists_them(monkeypatch, tmp_path):
+def test_options_are_read_as_pip_lists_them(tmp_path):
     listed = ":env:.timeout='9'\nglobal.timeout='5'\nglobal.constraint='a b.txt'\n"
     pip = tmp_path / "pip"
     pip.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}END\n")

@@ -60,9 +60,9 @@ def read(name: str, how: Mapping[str, Any], source: str) -> Drawn:
     (kind, values), *_ = how.items()
     if kind == "choice" and isinstance(values, list) and values:
         return Drawn("choice", tuple(values))
+    if not isinstance(values, list):
+        raise refused
     try:
-        if not isinstance(values, list):
-            raise refused
         low, high = map(float, values)
     except (TypeError, ValueError, OverflowError):
         raise refused from None

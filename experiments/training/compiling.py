@@ -251,13 +251,13 @@ def _is_alone() -> bool:
     file that is open in a global variable is written then.
     """
     paths = sysconfig.get_paths()
-    known = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    known = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     root = Path(__file__).parents[2]  # where a user's files may lie, too
-    known |= {str(root / name) for name in ("agents", "envs", "experiments", "rgpo_jax")}
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return "rgpo_jax.host" not in sys.modules and all(
-        any(file.startswith(folder + os.sep) for folder in known) for file in files if file
-    )
+    known += [str(root / name) for name in ("agents", "envs", "experiments", "rgpo_jax")]
+    folders = tuple(folder + os.sep for folder in known)
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    is_on_host = "rgpo_jax.host" in sys.modules
+    return not is_on_host and all(file.startswith(folders) for file in files if file)
 
 
 def _is_distributed() -> bool:
