@@ -55,7 +55,7 @@ def make_train(env, config):
 
     def run(key):
         learner_key, env_key, key = jax.random.split(key, 3)
-        learner_state = learner.init(learner_key, learner.hyperparameters)
+        learner_state = learner.init(learner_key)
         envs = reset(jax.random.split(env_key, config.num_envs))
         keys = jax.random.split(key, NUM_EVALUATIONS)
         (learner_state, _), curve = jax.lax.scan(evaluated_updates, (learner_state, envs), keys)

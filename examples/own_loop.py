@@ -45,7 +45,7 @@ if __name__ == "__main__":
     )
     agent = rgpo.make(SPACES, CONFIG)
     key, learner_key = jax.random.split(jax.random.key(0))
-    state = agent.learner.init(learner_key, agent.learner.hyperparameters)
+    state = agent.learner.init(learner_key)
     act, update = jax.jit(agent.sample), jax.jit(agent.learner.update)
 
     observation, _ = world.reset(seed=0)

@@ -1,8 +1,10 @@
 """Acting: from observations to a distribution of actions, and from there to the environment."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from rgpo_jax import normalization
 from rgpo_jax.distributions import Distribution
@@ -40,6 +42,38 @@ class PolicyState(NamedTuple):
 def learner_of(state: Any) -> Any:
     """The learner of a state that has one, such as an agent's; else the state is a learner's."""
     return getattr(state, "learner", state)
+
+
+def batch_shape_of(name: str, array: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What an array [..., *shape] has before these axes; ValueError: it is of another shape."""
+    batch_shape: tuple[int, ...] = array.shape[: array.ndim - len(shape)]
+    if array.shape != (*batch_shape, *shape):
+        raise ValueError(f"{name} of shape {array.shape}: expected {shape}, or a batch of such")
+    return batch_shape
+
+
+def as_observation(given: Any, shape: Any) -> Observation:
+    """An observation in arrays, where it may be lists of numbers.
+
+    Args:
+      given: [..., *shape]; where shape is a dict, a dict too.
+      shape: of one observation.
+
+    Raises:
+      ValueError: it is of another shape.
+    """
+    if isinstance(shape, dict):
+        if not isinstance(given, Mapping) or given.keys() != shape.keys():
+            raise ValueError(f"observation: expected a dict of {', '.join(sorted(shape))}")
+        named = {name: (f"observation[{name!r}]", given[name], shape[name]) for name in shape}
+        return {name: _as_array(*part) for name, part in named.items()}
+    return _as_array("observation", given, shape)
+
+
+def _as_array(name: str, given: Any, shape: tuple[int, ...]) -> Array:
+    array = jnp.asarray(given)
+    batch_shape_of(name, array, shape)
+    return array
 
 
 def observe(state: Actor, observation: Observation) -> Observation:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax import acting, gates, inspection, networks, rollout, update
+from rgpo_jax import acting, gates, inspection, keys, networks, rollout, update
 from rgpo_jax.acting import Acted
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
@@ -107,7 +107,9 @@ class Agent(NamedTuple):
 
         Raises:
           TypeError: the policy is recurrent and there is no memory, or the other way round.
+          ValueError: the observation is of another shape.
         """
+        observation = acting.as_observation(observation, self.env.observation_shape)
         policy = functools.partial(self.learner.policy, acting.learner_of(state))
         distribution, memory = networks.respond(policy, observation, memory)
         return acting.act(distribution, distribution.sample(key), self.env.action_space, memory)
@@ -198,6 +200,7 @@ def make(
         key: Array | None = None,
         memory: Any = None,
     ) -> Any:
+        observation = acting.as_observation(observation, env.observation_shape)
         policy = functools.partial(learner.policy, acting.learner_of(state))
         distribution, memory = networks.respond(policy, observation, memory)
         action = distribution.mode() if key is None else distribution.sample(key)
@@ -213,7 +216,7 @@ def make(
         return Agent(refuse, refuse, act, learner, env, config)
 
     def init(key: Array, **hyperparameters: Any) -> AgentState:
-        learner_key, env_key, key = jax.random.split(key, 3)
+        learner_key, env_key, key = jax.random.split(keys.as_typed(key), 3)
         overrides = check_overrides(config, hyperparameters, type(learner.hyperparameters))
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),

@@ -5,6 +5,7 @@ This module does not import JAX: flags are read and checked before anything heav
 
 import dataclasses
 import difflib
+import types
 import typing
 from typing import Any, Literal
 
@@ -38,15 +39,40 @@ class ConfigError(ValueError):
 
 
 class Checked:
-    """A dataclass whose fields are checked against the `Range` or `Literal` of their annotation."""
+    """A dataclass whose fields are checked against the `Range` or `Literal` of their annotation.
+
+    Numbers of NumPy and JAX become Python's, whole ones that stand for real ones floats, and lists
+    that stand for tuples tuples: equal settings are equal, can be hashed, and are told alike.
+    """
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, _as_pythons(getattr(self, name), _types(hint)))
             _check(name, getattr(self, name), hint)
+            if float in _types(hint) and type(getattr(self, name)) is int:
+                object.__setattr__(self, name, float(getattr(self, name)))
             for constraint in getattr(hint, "__metadata__", ()):
                 if isinstance(constraint, Above):
                     accepted = constraint.beyond(getattr(self, constraint.setting))
                     _check_range(name, getattr(self, name), accepted, None)
+
+
+def _types(hint: Any) -> set[Any]:
+    """The types of an annotation's values, without what is said of them."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _types(hint.__origin__)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_types, typing.get_args(hint)))
+    return {origin or hint}
+
+
+def _as_pythons(value: Any, kinds: set[Any]) -> Any:
+    if isinstance(value, list) and tuple in kinds:
+        return tuple(value)
+    if {int, float} & kinds and hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        return value.item()
+    return value
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
@@ -97,6 +123,12 @@ class Scheduled(Checked):
     """Let the learning rate fall, where learning_rate_schedule is auto."""
 
     def __post_init__(self) -> None:
+        if callable(getattr(self, "learning_rate", None)):
+            raise ConfigError(
+                "learning_rate",
+                "is a function: expected a number; learning_rate_schedule and warm-up say how it "
+                "moves, and an optimizer= of optax moves as it likes",
+            )
         super().__post_init__()
         named = self.learning_rate_schedule
         # False may be an agent's own default, which a name replaces.

@@ -235,7 +235,7 @@ def _trajectory_shapes(agent: Agent, env: HostEnvironment, batch: tuple[int, ...
     learner = agent.learner
 
     def draw(key: Array) -> tuple[Observation, Array]:
-        state = learner.init(key, learner.hyperparameters)
+        state = learner.init(key)
         observation = zeros(env.observation_shape, env.observation_dtype)
         return observation, learner.policy(state, observation).sample(key)
 

@@ -107,11 +107,19 @@ class Update(Protocol):
     ) -> tuple[LearnerState, Metrics]: ...
 
 
+class Init(Protocol):
+    """Signature of `Learner.init`."""
+
+    def __call__(
+        self, key: Array, hyperparameters: Hyperparameters | None = None
+    ) -> LearnerState: ...
+
+
 class Learner(NamedTuple):
     """The update alone, without environments: an (init, update) pair.
 
     Attributes:
-      init: (key, hyperparameters) -> LearnerState.
+      init: (key, hyperparameters=None) -> LearnerState; None: the defaults.
       update: (LearnerState, Trajectory, max_episode_steps=None) -> (LearnerState, metrics); metrics
         are float32 scalars. Observations and rewards of the trajectory are the environment's own,
         not normalised. The number is the least between two truncations of one environment, if it
@@ -123,7 +131,7 @@ class Learner(NamedTuple):
       network: of policy and value function, for normalised observations.
     """
 
-    init: Callable[[Array, Hyperparameters], LearnerState]
+    init: Init
     update: Update
     policy: Callable[..., Any]
     hyperparameters: Hyperparameters

@@ -117,6 +117,22 @@ class Policy:
         """`act` as a pure function of arrays, to be jitted, vmapped and scanned."""
         return _respond(self._network, self.action_space, self._state, observation, key, memory)
 
+    def distribution(self, observation: Array, memory: Any = None) -> Any:
+        """What it would do, as a pure function of arrays, to be jitted, vmapped and differentiated.
+
+        Args:
+          observation: [..., *observation_shape].
+          memory: of a recurrent policy, before the observation.
+
+        Returns:
+          A `rgpo_jax.distributions.Distribution` [...], with `log_prob`, `entropy`, `mode` and
+          `sample`: of discrete actions, or of continuous ones before `squash` and before they are
+          scaled to the environment's bounds. Of a recurrent policy, (distribution, memory after the
+          observation).
+        """
+        distribution, after = _distribution(self._network, self._state, observation, memory)
+        return distribution if after is None else (distribution, after)
+
     def initial_memory(self, *batch_shape: int) -> np.ndarray | None:
         """What a recurrent policy remembers where an episode starts, zeros; None without."""
         recurrence = self._network.recurrence
@@ -200,12 +216,20 @@ def _as_array(
       TypeError: it is of another kind of numbers.
     """
     array, dtype = np.asarray(given), np.dtype(dtype_name)
-    batch_shape = array.shape[: array.ndim - len(shape)]
-    if array.shape != (*batch_shape, *shape):
-        raise ValueError(f"{name} of shape {array.shape}: expected {shape}, or a batch of such")
+    batch_shape = acting.batch_shape_of(name, array, shape)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{name} of {array.dtype}: expected {dtype}")
     return array.astype(dtype), batch_shape
+
+
+def _distribution(
+    network: Network, state: PolicyState, observation: Observation, memory: Any
+) -> tuple[Any, Any]:
+    """The distribution of actions, and the actor's memory after the observation; None without."""
+    policy = functools.partial(acting.policy, network, state)
+    before = None if memory is None else {"actor": jnp.asarray(memory)}
+    distribution, after = networks.respond(policy, observation, before)
+    return distribution, None if after is None else after["actor"]
 
 
 def _respond(
@@ -216,12 +240,10 @@ def _respond(
     key: Array | None,
     memory: Any,
 ) -> Any:
-    policy = functools.partial(acting.policy, network, state)
-    before = None if memory is None else {"actor": jnp.asarray(memory)}
-    distribution, after = networks.respond(policy, observation, before)
+    distribution, after = _distribution(network, state, observation, memory)
     action = distribution.mode() if key is None else distribution.sample(key)
     env_action = acting.act(distribution, action, space).env_action
-    return env_action if after is None else (env_action, after["actor"])
+    return env_action if after is None else (env_action, after)
 
 
 def _named(state: PolicyState) -> dict[str, Any]:

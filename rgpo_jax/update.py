@@ -14,6 +14,7 @@ from rgpo_jax import (
     advantages,
     descent,
     diagnostics,
+    keys,
     normalization,
     objective,
     penalties,
@@ -160,9 +161,12 @@ class _Update:
     optimizer: Optimizer
     flatten: bool
     parallel: DataParallel
+    defaults: Hyperparameters
 
-    def init(self, key: Array, hyperparameters: Hyperparameters) -> LearnerState:
+    def init(self, key: Array, hyperparameters: Hyperparameters | None = None) -> LearnerState:
         network, config = self.network, self.config
+        hyperparameters = self.defaults if hyperparameters is None else hyperparameters
+        key = keys.as_typed(key)
         if self.has_policy_step:
             _refuse_early_stopping(hyperparameters.target_kl)
         params_key, key = jax.random.split(key)
@@ -285,6 +289,6 @@ def make(
     defaults = Hyperparameters.from_config(
         config, gate, advantage_transform or advantages.identity(), policy_step, penalty
     )
-    step = _Update(network, config, policy_step is not None, optimizer, flatten, parallel)
+    step = _Update(network, config, policy_step is not None, optimizer, flatten, parallel, defaults)
     policy = functools.partial(acting.policy, network)
     return Learner(step.init, step.update, policy, defaults, network)

@@ -280,6 +280,36 @@ def test_act_is_the_mode_or_a_sample():
     assert np.any(samples != act(state, observation, jax.random.key(1)))
 
 
+def test_observations_may_be_lists_and_their_shape_is_checked():
+    agent, states, _ = many_seeds()
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    listed = np.asarray(OBSERVATIONS).tolist()
+    np.testing.assert_array_equal(agent.act(state, listed), agent.act(state, OBSERVATIONS))
+    drawn = agent.sample(state, listed, jax.random.key(0))
+    again = agent.sample(state, OBSERVATIONS, jax.random.key(0))
+    np.testing.assert_array_equal(drawn.action, again.action)
+    for act in (agent.act, agent.sample):
+        with pytest.raises(ValueError, match=r"observation of shape \(3,\): expected \(2,\)"):
+            act(state, np.zeros(3), jax.random.key(0))
+
+
+def test_an_old_styled_key_begins_the_same_run():
+    agent = make("rgpo", Tabular(TABLES[PROBES[0]]))
+
+    def begin(make_key):
+        states = agent.init(make_key(3)), agent.learner.init(make_key(4))
+        return [
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in jax.tree.leaves(states)
+        ]
+
+    for typed, raw in zip(begin(jax.random.key), begin(jax.random.PRNGKey), strict=True):
+        np.testing.assert_array_equal(typed, raw)
+    states = jax.vmap(agent.init)(jax.vmap(jax.random.PRNGKey)(jnp.arange(2)))
+    after, _ = jax.eval_shape(jax.vmap(agent.step), states)
+    assert after.key.shape == (2,)
+
+
 @functools.cache
 def archer():
     """RGPO's state after 100 updates with a continuous action, and the metrics of each."""

@@ -246,13 +246,15 @@ def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
         (32, 1000, 100_000, 32),
         (32, 1000, 10_000, 2),
         (32, 1000, 10, 1),  # at least one
-        (10, 1000, 10_000, 5),  # odd: not halved again
+        (10, 1000, 10_000, 2),
+        (25, 500, 2048, 1),
+        (100, 1000, 10_240, 2),  # three fit, but do not divide it
+        (7, 1000, 10_000, 1),
+        (7, 1000, 10**9, 7),
         (32, None, 10, 32),
     ],
 )
-def test_episodes_while_training_are_halved_until_they_are_a_share(
-    wanted, limit, interval, expected
-):
+def test_episodes_while_training_are_a_share(wanted, limit, interval, expected):
     assert Episodes.within(0.33, wanted, limit, interval) == (wanted, expected)
 
 
@@ -264,6 +266,12 @@ def test_evaluations_while_training_are_of_the_mode_and_the_last_is_whole(tmp_pa
     assert sampled == [True, *[False] * (len(evaluated) - 2), True]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["final_return_stochastic"]["per_seed"] == evaluated[-1]["eval_return_stochastic"]
+    assert [set(line["eval_episodes"]) for line in evaluated] == [
+        *[{1.0}] * (len(evaluated) - 1),
+        {4.0},
+    ]
+    log = (tmp_path / "run.log").read_text()
+    assert log.count(" (1 episode a seed)  training") == len(evaluated) - 2
     # One episode at a time while training, and four at the end: a mean of whole numbers over four.
     lengths = np.array([line["eval_length"] for line in evaluated])
     assert (lengths[:-1] % 1 == 0).all()

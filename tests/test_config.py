@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from setting_probes import WORDS, literal, ranged, switches
 
@@ -60,6 +62,32 @@ def test_none_is_refused_but_where_it_has_a_meaning(setting):
         assert getattr(setting.config(**{setting.field: None}), setting.field) is None
     else:
         assert setting.accepted in refusal(setting.config, setting.field, None)
+
+
+def test_numbers_of_other_libraries_and_lists_are_pythons():
+    given = Config(
+        discount=1,
+        learning_rate=np.float32(0.25),
+        target_kl=jnp.float32(0.5),
+        num_envs=np.int64(8),
+        hidden_sizes=[32, 16],
+        warmup_steps=jnp.int32(128),
+    )
+    plain = Config(
+        discount=1.0,
+        learning_rate=0.25,
+        target_kl=0.5,
+        num_envs=8,
+        hidden_sizes=(32, 16),
+        warmup_steps=128,
+    )
+    assert given == plain
+    assert hash(given) == hash(plain)
+    assert given.traced() == plain.traced()
+    assert json.dumps(dataclasses.asdict(given)) == json.dumps(dataclasses.asdict(plain))
+    assert refusal(Config, "num_envs", np.float32(8)).startswith("8.0: expected a whole number")
+    assert refusal(Config, "discount", jnp.ones(2)).endswith("expected a number from 0 to 1")
+    assert "optimizer=" in refusal(Config, "learning_rate", lambda step: 1e-3)
 
 
 @each_ranged

@@ -33,7 +33,7 @@ SCORES = {
     24: (7.0, 3.0),
     30: (6.0, 10.0),
 }
-BEST_AT = (24, 12)
+BEST_AT = (24, 30)  # of equal ones the newest
 
 
 def leaves(tree):
@@ -73,10 +73,10 @@ def test_each_seeds_best_is_kept_and_played(policies, tmp_path, capsys):
     assert_the_best_are_kept(tmp_path, policies)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best_return"] == [7.0, 10.0]
-    assert summary["best_at"] == [24 * 16, 12 * 16]
+    assert summary["best_at"] == [24 * 16, 30 * 16]
     flags = ["--run", str(tmp_path), "--seed", "4", "--which", "best", "--max-steps", "2"]
     assert play.main([*flags, "--size", "120"]) == 0
-    assert "seed 4, best policy, after 192 steps" in capsys.readouterr().out
+    assert "seed 4, best policy, after 480 steps" in capsys.readouterr().out
 
 
 def test_the_best_is_exported(policies, tmp_path, capsys):
@@ -137,7 +137,8 @@ def test_cells_that_are_trained_side_by_side_get_their_own(tmp_path):
     ("scores", "before", "broken", "expected"),
     [
         ([1.0, 2.0], [], [], [True, True]),
-        ([1.0, 2.0], [1.0, 1.9], [], [False, True]),  # the first of equal ones stays
+        ([1.0, 2.0], [1.0, 1.9], [], [True, True]),  # the newest of equal ones
+        ([1.0, 2.0], [1.1, 1.9], [], [False, True]),
         ([float("nan"), float("inf")], [], [], [False, False]),
         ([3.0, 3.0], [float("nan"), 1.0], [[1, 7]], [True, False]),
     ],

@@ -122,6 +122,16 @@ def test_it_acts_as_its_agent(saved, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_its_distribution_is_that_of_its_agent(saved, kind):
+    agent, state, seen, folder = saved(kind)
+    drawn = agent.sample(state, seen, jax.random.key(3))
+    distribution = jax.jit(rgpo_jax.load(folder).distribution)(seen)
+    np.testing.assert_allclose(distribution.log_prob(drawn.action), drawn.log_prob, **FLOAT_ERROR)
+    theirs = agent.learner.policy(state, seen)
+    np.testing.assert_allclose(distribution.entropy(), theirs.entropy(), **FLOAT_ERROR)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_exported_acts_as_it_does(saved, kind, tmp_path):
     _, _, seen, folder = saved(kind)
     policy = rgpo_jax.load(folder)

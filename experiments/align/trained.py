@@ -55,7 +55,7 @@ def load(folder: str, flag: str, which: Which = "newest") -> Trained:
     agent = building.make_agent(plan, text.world)
     frozen = text.world.frozen
     like = jax.eval_shape(
-        lambda key: agent.learner.init(key, frozen, agent.learner.hyperparameters),
+        lambda key: agent.learner.init(key, frozen),
         jax.random.key(0),
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -58,9 +58,7 @@ def language(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     prompts = Prompts(tokens, jnp.ones(tokens.shape, bool))
     config = rgpo.Config(num_prompts=n // 4, group_size=4, num_epochs=1, num_minibatches=4)
     learner = learners.make(policy, config, rgpo.gate(config))
-    state = jax.jit(lambda key: learner.init(key, frozen, learner.hyperparameters))(
-        jax.random.key(2)
-    )
+    state = jax.jit(lambda key: learner.init(key, frozen))(jax.random.key(2))
 
     def sample(carry: tuple) -> tuple[tuple, Any]:
         params, frozen, prompts, key = carry

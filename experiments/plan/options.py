@@ -69,7 +69,7 @@ class ControlOptions(RunOptions, _What):  # the fields of the last come first
     Evaluations while it trains are of the mode alone."""
     eval_share: NonNegative = 0.33
     """Most steps that an evaluation may take while it trains, as a share of those trained on since
-    the one before: its episodes are halved as often as it takes."""
+    the one before: of the divisors of eval_episodes it runs the most that fit, at least one."""
 
     log_film: bool = False
     """Play an episode of the first seed's policy at the end, keep it as episode.gif (.html for

@@ -55,6 +55,8 @@ class Best:
 def are_better(scores: list[float], best: list[float], broken: list[list[int]]) -> np.ndarray:
     """Whether each member's score [M] is the best so far, and its parameters are finite.
 
+    Of equal ones, such as the largest return there is, the newest is the best: it was trained most.
+
     Args:
       scores: of the last evaluation; NaN where undefined.
       best: the largest before it; empty: there was none.
@@ -62,7 +64,7 @@ def are_better(scores: list[float], best: list[float], broken: list[list[int]]) 
     """
     new = np.asarray(scores, np.float64)
     old = np.asarray(best, np.float64) if best else np.full_like(new, np.nan)
-    better = np.isfinite(new) & ~(new <= old)
+    better = np.isfinite(new) & ~(new < old)
     better[[member for member, _ in broken]] = False
     return better
 

@@ -53,7 +53,7 @@ class HostPrograms(EpisodePrograms):
         episodes: Episodes,
         made_of: Mapping[str, Any] | None = None,
     ):
-        super().__init__(agent, layout, members)
+        super().__init__(agent, layout, members, episodes)
         self._sharding = NamedSharding(layout.mesh(), SEEDS)
         self._acting = host.ActingPrograms(agent)
         self._collector = host.Collector(agent, members.seeds, acting=self._acting)

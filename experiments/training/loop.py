@@ -274,7 +274,8 @@ class Training:
             metrics |= position.evaluation
         with position.timed("logging_seconds"):
             if self._is_to_evaluate:
-                reporter.say_scores(position, metrics, rate, remark)
+                evaluated = f" ({self._programs.evaluated})" if self._programs.evaluated else ""
+                reporter.say_scores(position, metrics, rate, remark, evaluated)
             reporter.warn_of_skipped(position, metrics)
             reporter.log(position, metrics, rate)
             reporter.show_progress(position, metrics, rate, remark)

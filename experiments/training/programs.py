@@ -99,7 +99,9 @@ class Episodes(NamedTuple):
 
     @classmethod
     def within(cls, share: float, wanted: int, limit: int | None, interval: int) -> "Episodes":
-        """Halves the number until its steps are at most a share of those that are trained on.
+        """The largest divisor of the number whose steps are a share of those that are trained on.
+
+        At least one episode, whatever its share.
 
         Args:
           share: evaluation steps per training step.
@@ -107,10 +109,10 @@ class Episodes(NamedTuple):
           limit: steps of the longest episode; None: unknown.
           interval: steps that are trained on between two evaluations.
         """
-        episodes = wanted
-        while limit is not None and episodes % 2 == 0 and episodes * limit > share * interval:
-            episodes //= 2
-        return cls(wanted, episodes)
+        if limit is None:
+            return cls(wanted, wanted)
+        most = max(1, min(wanted, int(share * interval / limit)))
+        return cls(wanted, next(n for n in range(most, 0, -1) if wanted % n == 0))
 
 
 class Members(NamedTuple):
@@ -167,6 +169,7 @@ class Programs(abc.ABC):
       spread: how members lie on devices, in words; empty where they do on one.
       in_turn: whether members that share a device are trained one after another.
       remark: what else a line of progress says of the last updates; empty: nothing.
+      evaluated: on what the last evaluation was made, where it was not on all that was asked for.
       initial_states: where training starts: a NamedTuple with a `learner`; once they are ready.
       metric_names: what a chunk reports.
       memory_bytes: of the largest program, per device: arguments, results and what is in between;
@@ -177,6 +180,7 @@ class Programs(abc.ABC):
     spread: str = ""
     in_turn: bool = False
     remark: str = ""
+    evaluated: str = ""
     initial_states: Any
     metric_names: list[str]
     memory_bytes: int
@@ -276,8 +280,9 @@ class EpisodePrograms(Programs):
 
     _observation_dtype: Any
 
-    def __init__(self, agent: Agent, layout: Layout, members: Members):
+    def __init__(self, agent: Agent, layout: Layout, members: Members, episodes: Episodes):
         self._act = make_act(agent)
+        self._episodes = episodes
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
         self.in_turn = layout.in_turn
@@ -298,6 +303,9 @@ class EpisodePrograms(Programs):
 
         return act
 
+    def _num_episodes(self, whole: bool) -> int:
+        return self._episodes.at_the_end if whole else self._episodes.while_training
+
     @abc.abstractmethod
     def _run_episodes(
         self, states: Any, updates: int, deterministic: bool, whole: bool
@@ -305,7 +313,7 @@ class EpisodePrograms(Programs):
         """Returns and lengths of evaluation episodes, means per member."""
 
     def evaluate(self, states: Any, updates: int, whole: bool) -> dict[str, list[float]]:
-        """Score, and length of evaluation episodes, means after so many updates.
+        """Score, length and number of evaluation episodes, means after so many updates.
 
         Those of the policy's mode; before the first update, and where it is a whole evaluation with
         all episodes, those of samples too.
@@ -318,6 +326,10 @@ class EpisodePrograms(Programs):
             returns, lengths = self._run_episodes(states, updates, suffix == "", whole)
             result[curve.metric] = returns.tolist()
             result[f"eval_length{suffix}"] = lengths.tolist()
+        number = self._num_episodes(whole)
+        is_less = number < self._episodes.at_the_end
+        self.evaluated = f"{number} episode{'s' * (number > 1)} a seed" if is_less else ""
+        result["eval_episodes"] = [float(number)] * len(self._seeds)
         return result
 
     def pack_policies(
@@ -366,8 +378,7 @@ class CompiledPrograms(EpisodePrograms):
         episodes: Episodes,
         made_of: Mapping[str, Any] | None = None,
     ):
-        super().__init__(agent, layout, members)
-        self._num_batches = episodes.at_the_end // episodes.while_training
+        super().__init__(agent, layout, members, episodes)
         self._init, self._advance, self._evaluate = self.compiler.obtain(
             made_of, self._lowered(episodes.while_training)
         )
@@ -448,7 +459,7 @@ class CompiledPrograms(EpisodePrograms):
                 jnp.int32(batch),
                 jnp.bool_(deterministic),
             )
-            for batch in range(self._num_batches if whole else 1)
+            for batch in range(self._num_episodes(whole) // self._episodes.while_training)
         ]
         wait(means)
         returns, lengths = (np.mean(x, axis=0) for x in zip(*processes.fetch(means), strict=True))

@@ -94,7 +94,12 @@ class Reporter:
         return steps / (position.training_seconds - self._logged_seconds)
 
     def say_scores(
-        self, position: Position, metrics: Metrics, rate: float | None, remark: str
+        self,
+        position: Position,
+        metrics: Metrics,
+        rate: float | None,
+        remark: str,
+        evaluated: str,
     ) -> None:
         """Says what an evaluation came to, and what training itself shows."""
         score, training = self._headline.score, self._headline.training
@@ -102,7 +107,7 @@ class Reporter:
         for cell, part in zip(self._cells, self._parts, strict=True):
             cell.recorder.say(
                 f"{self.steps(position):>13,} {unit.name}"
-                f"  {score.short} {describe(metrics[score.metric][part], digits)}"
+                f"  {score.short} {describe(metrics[score.metric][part], digits)}{evaluated}"
                 f"  {training.short} {describe(metrics[training.metric][part], digits)}"
                 f"{'' if rate is None else '  ' + unit.a_second(rate)}{remark}"
             )

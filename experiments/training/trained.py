@@ -156,7 +156,7 @@ def load(
         raise BadInput(f"{where}: {error}") from None
 
     def init(key: jax.Array) -> LearnerState:
-        return agent.learner.init(key, agent.learner.hyperparameters)
+        return agent.learner.init(key)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), read.options.num_seeds))
     # Where to, since the devices that the run had may not be here.
@@ -194,7 +194,7 @@ def load_start(options: ControlOptions, agent: Agent) -> LearnerState:
             raise BadInput(
                 f"{flags.flag(name)} {ours}: the parameters of --init-from {folder} are of {theirs}"
             )
-    own = jax.eval_shape(agent.learner.init, jax.random.key(0), agent.learner.hyperparameters)
+    own = jax.eval_shape(agent.learner.init, jax.random.key(0))
     for field, name in (("params", "networks"), ("observation_moments", "observations")):
         theirs, ours = getattr(learners, field), getattr(own, field)
         shapes = jax.tree.map(lambda x: x.shape[1:], theirs), jax.tree.map(lambda x: x.shape, ours)

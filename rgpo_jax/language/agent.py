@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rgpo_jax import descent
+from rgpo_jax import descent, keys
 from rgpo_jax.gates import Gate
 from rgpo_jax.hyperparameters import check_overrides
 from rgpo_jax.language import learner as learners
@@ -93,7 +93,7 @@ def initializer(learner: Learner, config: Common) -> Callable[..., AgentState]:
     """`Agent.init` of a learner."""
 
     def init(key: Array, frozen: Any, **hyperparameters: Any) -> AgentState:
-        learner_key, prompt_key, key = jax.random.split(key, 3)
+        learner_key, prompt_key, key = jax.random.split(keys.as_typed(key), 3)
         overrides = check_overrides(config, hyperparameters, type(learner.hyperparameters))
         numbers = learner.hyperparameters.replace(**overrides)
         return AgentState(learner.init(learner_key, frozen, numbers), prompt_key, key)

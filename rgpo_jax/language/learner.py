@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgpo_jax import descent, diagnostics, schedules
+from rgpo_jax import descent, diagnostics, keys, schedules
 from rgpo_jax.gates import Gate
 from rgpo_jax.language import objective, samples
 from rgpo_jax.language.config import Config
@@ -28,12 +28,12 @@ class Learner(NamedTuple):
     """The update alone, without prompts or rewards: an (init, update) pair.
 
     Attributes:
-      init: (key, frozen, hyperparameters) -> LearnerState.
+      init: (key, frozen, hyperparameters=None) -> LearnerState; None: the defaults.
       update: (LearnerState, frozen, Batch, or what else it learns from) -> (LearnerState, metrics).
       hyperparameters: the defaults.
     """
 
-    init: Callable[[Array, Any, Any], LearnerState]
+    init: Callable[..., LearnerState]
     update: Callable[[LearnerState, Any, Any], tuple[LearnerState, Metrics]]
     hyperparameters: Any
 
@@ -53,13 +53,17 @@ def is_broken(metrics: Metrics) -> Array:
 
 
 def initializer(
-    policy: Policy, optimizer: Callable[[Any, Any], optax.GradientTransformation], critic: bool
-) -> Callable[[Array, Any, Any], LearnerState]:
+    policy: Policy,
+    optimizer: Callable[[Any, Any], optax.GradientTransformation],
+    critic: bool,
+    defaults: Any,
+) -> Callable[..., LearnerState]:
     """`Learner.init` of a policy, with a critic or without; ValueError for no such optimizer."""
     descent.check_optimizer(optimizer)
 
-    def init(key: Array, frozen: Any, hyperparameters: Any) -> LearnerState:
-        params_key, key = jax.random.split(key)
+    def init(key: Array, frozen: Any, hyperparameters: Any = None) -> LearnerState:
+        hyperparameters = defaults if hyperparameters is None else hyperparameters
+        params_key, key = jax.random.split(keys.as_typed(key))
         params = policy.init(params_key, frozen, critic)
         return LearnerState(
             params,
@@ -253,4 +257,5 @@ def make(
         )
         return state, metrics
 
-    return Learner(initializer(policy, optimizer, _has_critic(config)), update, defaults)
+    init = initializer(policy, optimizer, _has_critic(config), defaults)
+    return Learner(init, update, defaults)

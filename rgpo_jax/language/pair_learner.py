@@ -293,4 +293,4 @@ def make(
         )
         return state, metrics
 
-    return Learner(initializer(policy, optimizer, critic=False), update, defaults)
+    return Learner(initializer(policy, optimizer, False, defaults), update, defaults)

@@ -281,5 +281,6 @@ def make(
     def refuse(*_: Any) -> Any:
         raise TypeError("this learner learns from directions: call Agent.update")
 
-    learner = Learner(learners.initializer(policy, optimizer, critic=False), refuse, defaults)
+    init = learners.initializer(policy, optimizer, False, defaults)
+    learner = Learner(init, refuse, defaults)
     return Agent(initializer(learner, config), sample, update, step, learner, policy, config)
