@@ -84,7 +84,8 @@ class PhysicsEnvironment(abc.ABC):
 
     Actions are in [-1, 1] per element, which the library scales to the actuators where they differ.
     What it calls `done` is a death: `terminated`, and it wins where it falls together with the
-    limit. So is physics that has become NaN or infinite, of which nothing is learned.
+    limit. Physics that has become NaN or infinite ends an episode as a death does, with a reward
+    of 0, and what is not finite is seen as 0: where rewards are negative that is a way out.
     """
 
     def __init__(self, name: str, env: Any, limit: int):

@@ -147,7 +147,7 @@ def make(
     penalty: Tunable | None = None,
     optimizer: update.Optimizer = update.adam,
     network: Network | nn.Module | None = None,
-    flatten: bool = True,
+    flatten: bool | None = None,
 ) -> Agent:
     """Joins environment, networks and the update step into an agent.
 
@@ -165,7 +165,7 @@ def make(
       axis_name: of a mapped axis (`jax.shard_map`) over which the `num_envs` environments are
         spread in equal shares: `state.rollout` is then a device's own, all else is the same on
         all devices. None: one device has them all.
-      flatten: see `update.make`; False for an optimizer that tells parameters apart by name.
+      flatten: see `update.make`.
 
     Raises:
       ValueError: the environment or the gate is none (`inspection`); the network cannot be built
@@ -218,11 +218,13 @@ def make(
     def init(key: Array, **hyperparameters: Any) -> AgentState:
         learner_key, env_key, key = jax.random.split(keys.as_typed(key), 3)
         overrides = check_overrides(config, hyperparameters, type(learner.hyperparameters))
+        rollout_state = rollout.init(
+            env, config.num_envs, env_key, parallel, network.initial_memory(config.num_envs)
+        )
         return AgentState(
             learner.init(learner_key, learner.hyperparameters.replace(**overrides)),
-            rollout.init(
-                env, config.num_envs, env_key, parallel, network.initial_memory(config.num_envs)
-            ),
+            # An environment may give the same array twice, and a state's memory may be donated.
+            jax.tree.map(jnp.copy, rollout_state),
             key,
         )
 

@@ -288,6 +288,11 @@ class Config(Scheduled):
                 "target_kl",
                 f"{self.target_kl}: expected None where an update is one gradient step",
             )
+        if self.normalize_advantages and self.batch_size == 1:
+            raise ConfigError(
+                "normalize_advantages",
+                "True: expected False where a rollout is one step, whose advantage would be 0",
+            )
         minibatch_size = self.batch_size // self.num_minibatches
         if self.microbatch_size is not None and minibatch_size % self.microbatch_size:
             raise ConfigError(

@@ -137,6 +137,7 @@ def descend(
     goes_on: Callable[[Any], Array] | None = None,
     finite_only: bool = False,
     parallel: DataParallel = DataParallel(),
+    loss_scale: float = 1.0,
 ) -> tuple[Any, Any, GradientSteps]:
     """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
 
@@ -158,6 +159,8 @@ def descend(
         that is not, and all after it, change nothing. None: all are taken.
       finite_only: a step whose gradient has a NaN or an infinity changes nothing.
       parallel: each device differentiates its share of every minibatch.
+      loss_scale: the loss is differentiated times this, and the gradient divided by it: what is
+        computed in float16 between them does not vanish.
 
     Returns:
       Parameters, the optimiser's state, and what the steps were, their terms flattened to
@@ -172,7 +175,8 @@ def descend(
     inner, unravel = ravel_pytree(params) if flatten else (params, lambda params: params)
 
     def inner_loss(inner: Any, minibatch: Any) -> tuple[Array, Any]:
-        return loss(unravel(inner), minibatch)
+        value, terms = loss(unravel(inner), minibatch)
+        return (value if loss_scale == 1 else value * loss_scale), terms
 
     def gradient_step(carry: tuple, minibatch: Any) -> tuple[tuple, GradientSteps]:
         before, taken = carry
@@ -180,6 +184,8 @@ def descend(
         gradient, terms, weight = mean_gradient(
             inner_loss, inner, minibatch, microbatch_size, weigh
         )
+        if loss_scale != 1:
+            gradient = jax.tree.map(lambda x: x / loss_scale, gradient)
         if weight is not None:  # shares differ: a mean of them is that of all by their weights
             mean = parallel.mean(weight)
             gradient = _times(gradient, weight / jnp.where(mean > 0, mean, 1))

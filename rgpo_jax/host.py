@@ -28,6 +28,7 @@ from rgpo_jax.learner import LearnerState
 from rgpo_jax.rollout import EpisodeTotals, Trajectory
 
 Array = jax.Array
+_MOST_OVER_LIMIT = 2  # some count a reset as a step, or lives as episodes
 _TRAINING, _EVALUATION = range(2)  # streams of environment seeds
 _NUM_SHARES = 2
 
@@ -164,6 +165,10 @@ class _Share:
             return {name: np.asarray(observation[name], dtype[name]) for name in dtype}
         return np.asarray(observation, dtype)
 
+    def _see(self, observation: Any) -> None:
+        """Keeps an observation: the pool may write the next one over it."""
+        self.observation = jax.tree.map(np.array, observation)
+
     @contextlib.contextmanager
     def _naming(self, what: str) -> Iterator[None]:
         """Says of an exception within that it is the environment's."""
@@ -178,7 +183,7 @@ class _Share:
         with self._naming("reset"):
             observation = self._pool.reset()
         inspection.check_observations(self._env, observation)
-        self.observation = jax.tree.map(self._by_seed, self._declared(observation))
+        self._see(jax.tree.map(self._by_seed, self._declared(observation)))
 
     def program(self, deterministic: bool) -> ActingProgram:
         """That which acts for it."""
@@ -214,7 +219,7 @@ class _Share:
             final_observation=self._declared(received.final_observation),
         )
         timestep = jax.tree.map(self._by_seed, received)
-        self.observation = timestep.observation
+        self._see(timestep.observation)
         return timestep
 
 
@@ -315,11 +320,8 @@ class Collector:
             share.begin_step(self._acting, False, state, key, 0)
         for t in range(self._num_steps):
             for share in self._shares:
-                acted_on = share.observation
-                action, log_prob = share.action, share.log_prob
+                acted_on, action, log_prob = share.observation, share.action, share.log_prob
                 timestep = share.finish_step()
-                if t + 1 < self._num_steps:  # before our own bookkeeping: the pool shall not wait
-                    share.begin_step(self._acting, False, state, key, t + 1)
                 row = Trajectory(
                     acted_on,
                     action,
@@ -333,6 +335,9 @@ class Collector:
                 for rows, values in zip(*arrays, strict=True):
                     rows[:, t, share.columns] = values
                 self._count(share.columns, timestep, totals)
+                # Last: a pool may write its next step over this one.
+                if t + 1 < self._num_steps:
+                    share.begin_step(self._acting, False, state, key, t + 1)
         return trajectory, totals
 
     def _count(self, columns: slice, timestep: TimeStep, totals: EpisodeTotals) -> None:
@@ -381,6 +386,7 @@ class Evaluator:
         env = for_evaluation(env)
         if env.max_episode_steps is None:
             raise ValueError(f"{env.name} has no time limit: its episodes may never end")
+        self._name, self._limit = env.name, env.max_episode_steps
         self._shares = _make_shares(env, seeds, _EVALUATION, num_episodes)
         self._shape = (len(seeds), num_episodes)
         self._acting = acting or ActingPrograms(agent)
@@ -394,6 +400,9 @@ class Evaluator:
 
         None is cut short, and short episodes are not counted more often than long ones. Actions
         are the policy's mode, or samples by the keys [S].
+
+        Raises:
+          EnvironmentFailed: an episode goes on far beyond the limit that the environment states.
         """
         state, key = _to_act_by(state, key)
         returns, lengths = np.zeros(self._shape), np.zeros(self._shape, np.int32)
@@ -403,6 +412,11 @@ class Evaluator:
         unfinished, t = self._shares, 0
         while unfinished:
             t += 1
+            if t > _MOST_OVER_LIMIT * self._limit:
+                raise inspection.EnvironmentFailed(
+                    f"environment {self._name}: episodes go on after {t - 1} steps: expected an "
+                    f"end after max_episode_steps = {self._limit} at the latest"
+                )
             still = []
             for share in unfinished:
                 timestep = share.finish_step()

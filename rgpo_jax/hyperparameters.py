@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rgpo_jax.ranges import Above, Range
 from rgpo_jax.tunable import Tunable, require
@@ -38,9 +39,14 @@ class TracedNumbers:
     def replace(self, **overrides: Any) -> Self:
         """Returns a copy with fields replaced, or numbers of its functions by name.
 
-        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Raises TypeError
-        for a name that neither has.
+        `replace(learning_rate=1e-3, sharpness=2.0)` sets the gate's sharpness. Numbers become
+        float32 arrays, so that no other program is needed. Raises TypeError for a name that neither
+        has.
         """
+        numbers = (int, float, np.ndarray, np.generic)
+        overrides = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, numbers) else x, overrides
+        )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # Functions first: a number beside a new gate is the new gate's.
         fields |= {name: value for name, value in overrides.items() if name in fields}

@@ -120,20 +120,32 @@ def make_advance(
     return advance
 
 
-def start_progress(agent: Agent, state: AgentState) -> Progress:
+def start_progress(agent: Stepping, state: Any) -> Progress:
     """Of no update yet, for the metrics of the agent's steps."""
     return Progress.start(jax.eval_shape(agent.step, state)[1])
 
 
-def make_chunk(agent: Agent) -> Callable[[AgentState, Any], tuple[AgentState, ChunkReport]]:
+def make_chunk(agent: Stepping) -> Callable[[Any, Any], tuple[Any, ChunkReport]]:
     """Returns (state, number of updates) -> (state, report): an advance from a fresh start."""
     advance = make_advance(agent)
 
-    def chunk(state: AgentState, num_updates: Any) -> tuple[AgentState, ChunkReport]:
+    def chunk(state: Any, num_updates: Any) -> tuple[Any, ChunkReport]:
         state, progress = advance(state, start_progress(agent, state), num_updates)
         return state, progress.finish()
 
     return chunk
+
+
+class _Steps(NamedTuple):
+    """A `Stepping` with nothing beside."""
+
+    step: Callable[..., tuple[Any, Metrics]]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_chunk(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`make_chunk` for seeds side by side: one program, however often training goes on."""
+    return jax.jit(jax.vmap(make_chunk(_Steps(step)), in_axes=(0, None)))
 
 
 def train(
@@ -149,6 +161,7 @@ def train(
         states = train(agent, states, 100, lambda moment: moment.metrics["kl"].max() > 1.0, 10)
 
     A callback sees numbers and changes none: chunks of all sizes give the same states, to the bit.
+    Called again with the same agent it goes on without compiling anew.
 
     Args:
       agent: of a compiled environment.
@@ -160,7 +173,7 @@ def train(
     Returns:
       The states [S, ...] after the last update that was made.
     """
-    chunk = jax.jit(jax.vmap(make_chunk(agent), in_axes=(0, None)))
+    chunk = _compiled_chunk(agent.step)
     act = make_act(agent)
     for done in range(0, num_updates, every):
         states, report = chunk(states, min(every, num_updates - done))

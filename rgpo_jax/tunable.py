@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -45,12 +47,19 @@ class Tunable:
 
 
 _SUITE = ("rgpo_jax", "envs", "agents")
+_ROOT = Path(__file__).parents[1]
 
 
 def is_of_suite(thing: Any) -> bool:
-    """Whether a function, or the class of an object, is defined in this project."""
+    """Whether a function, or the class of an object, is defined in this project.
+
+    By its file, since others have packages called envs and agents.
+    """
     defined = thing if hasattr(thing, "__qualname__") else type(thing)
-    return str(getattr(defined, "__module__", "")).partition(".")[0] in _SUITE
+    module = str(getattr(defined, "__module__", ""))
+    package = module.partition(".")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return package in _SUITE and file is not None and Path(file).is_relative_to(_ROOT / package)
 
 
 def as_tunable(function: "Callable[..., Any] | Tunable") -> Tunable:

@@ -151,6 +151,11 @@ def _refuse_beside_policy_step(network: Network, config: Config, penalty: Tunabl
         raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
 
 
+# Float16 cannot hold what a step adds to the gradient of a mean over thousands. Elements of a
+# gradient have to stay below 1,000 then.
+_FLOAT16_LOSS_SCALE = 64.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Update:
     """The update step of one agent: what is the same in each call; see `make`."""
@@ -166,6 +171,7 @@ class _Update:
     def init(self, key: Array, hyperparameters: Hyperparameters | None = None) -> LearnerState:
         network, config = self.network, self.config
         hyperparameters = self.defaults if hyperparameters is None else hyperparameters
+        hyperparameters = jax.tree.map(jnp.copy, hyperparameters)  # a state's may be donated
         key = keys.as_typed(key)
         if self.has_policy_step:
             _refuse_early_stopping(hyperparameters.target_kl)
@@ -223,7 +229,10 @@ class _Update:
             flatten=self.flatten,
             goes_on=is_near if may_stop else None,
             parallel=parallel,
+            loss_scale=_FLOAT16_LOSS_SCALE if config.dtype == "float16" else 1.0,
         )
+        if self.has_policy_step:  # an optimiser with weight decay moves what has no gradient
+            params = {**params, "actor": actor}
         own = parallel.share(batch, axis=0)
         policy = network.policy(params["actor"], own.observation)
         metrics |= diagnostics.gate_diagnostics(
@@ -250,7 +259,7 @@ def make(
     penalty: Tunable | None = None,
     optimizer: Optimizer = adam,
     parallel: DataParallel = DataParallel(),
-    flatten: bool = True,
+    flatten: bool | None = None,
 ) -> Learner:
     """Builds the update step.
 
@@ -271,8 +280,9 @@ def make(
       parallel: of which trajectories are this device's share, if environments are spread over
         several.
       flatten: hand the optimiser all parameters as one vector, which is faster; False: as they are,
-        {"actor": ..., "critic": ...}, for one that tells them apart by name, as a mask does. A
-        shared torso is the actor's.
+        {"actor": ..., "critic": ...}, for one that tells them apart, by name as a mask does, or as
+        LAMB, Muon and Adafactor do. A shared torso is the actor's. None: as one vector for `adam`
+        alone, to which it makes no difference.
 
     Returns:
       An (init, update) pair, with the default hyper-parameters.
@@ -283,6 +293,7 @@ def make(
         function.
     """
     descent.check_optimizer(optimizer)
+    flatten = optimizer is adam if flatten is None else flatten
     penalty = _penalty(config, penalty)
     if policy_step is not None:
         _refuse_beside_policy_step(network, config, penalty)

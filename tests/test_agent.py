@@ -293,6 +293,32 @@ def test_observations_may_be_lists_and_their_shape_is_checked():
             act(state, np.zeros(3), jax.random.key(0))
 
 
+class Mirror(Target):
+    """Gives the same array twice, as its state and as what is seen of it."""
+
+    def reset(self, key):
+        _, observation = super().reset(key)
+        return observation, observation
+
+
+def test_a_states_memory_may_be_donated_and_the_agents_stays():
+    agent = make("rgpo", Mirror())
+    step = jax.jit(agent.step, donate_argnums=0)
+    first = agent.init(jax.random.key(0))
+    expected, _ = jax.jit(agent.step)(jax.tree.map(jnp.copy, first))
+    for _ in range(2):  # the second starts from what the first may have taken along
+        state, _ = step(agent.init(jax.random.key(0)))
+        for ours, plain in zip(
+            jax.tree.leaves(state.learner.params),
+            jax.tree.leaves(expected.learner.params),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, plain)
+    learner_state = agent.learner.init(jax.random.key(1), agent.learner.hyperparameters)
+    jax.tree.map(lambda x: x.delete(), learner_state.hyperparameters)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(agent.learner.hyperparameters))
+
+
 def test_an_old_styled_key_begins_the_same_run():
     agent = make("rgpo", Tabular(TABLES[PROBES[0]]))
 

@@ -31,6 +31,9 @@ each_literal = pytest.mark.parametrize(
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
+SINGLE = {"num_envs": 1, "num_steps": 1, "num_minibatches": 1}
+
+
 def refusal(config, field, value, **others):
     """The message of the ConfigError that a value of a field raises."""
     with pytest.raises(ConfigError) as caught:
@@ -88,6 +91,12 @@ def test_numbers_of_other_libraries_and_lists_are_pythons():
     assert refusal(Config, "num_envs", np.float32(8)).startswith("8.0: expected a whole number")
     assert refusal(Config, "discount", jnp.ones(2)).endswith("expected a number from 0 to 1")
     assert "optimizer=" in refusal(Config, "learning_rate", lambda step: 1e-3)
+
+
+def test_the_advantage_of_a_single_step_is_not_normalised():
+    message = refusal(Config, "normalize_advantages", True, **SINGLE)
+    assert message.startswith("True: expected False")
+    assert Config(normalize_advantages=False, **SINGLE).batch_size == 1
 
 
 @each_ranged

@@ -58,6 +58,8 @@ def test_replace_sets_numbers_of_the_update_and_of_the_gate():
     after = before.replace(discount=0.5, sharpness=2.0)
     assert (after.discount, after.gate.numbers) == (0.5, {"sharpness": 2.0})
     assert (before.discount, before.gate.numbers) == (np.float32(0.99), {"sharpness": 4.0})
+    types = [(x.dtype, x.weak_type) for x in jax.tree.leaves(after)]  # else it is another program
+    assert set(types) == {(jnp.dtype("float32"), False)}
     assert after.replace(discount=before.discount, sharpness=before.gate.numbers["sharpness"])
 
 

@@ -1,5 +1,6 @@
 """A user's environment and gate are judged where they come in, in a line that names the field."""
 
+import sys
 import types
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from rgpo_jax.inspection import (
     check_first_step,
     check_observations,
     find_nonfinite,
+    is_known,
 )
 
 
@@ -220,6 +222,18 @@ def test_the_first_step_of_a_pool_is_looked_at(fields, message):
         check_first_step(Hosted(), first(**fields))
     with pytest.raises(ValueError, match=r"the observation of reset is of shape \(4,\)"):
         check_observations(Hosted(), np.zeros((3, 4)))
+
+
+def test_what_is_the_suites_own_is_told_by_its_file(monkeypatch, tmp_path):
+    # Others have packages called envs, too.
+    theirs = types.ModuleType("envs.mine")
+    theirs.__file__ = str(tmp_path / "envs" / "mine.py")
+    monkeypatch.setitem(sys.modules, "envs.mine", theirs)
+    monkeypatch.setattr(Line, "__module__", "envs.mine")
+    assert not is_known(Line())
+    assert is_known(envs.make("CartPole-v1"))
+    wrapped = types.SimpleNamespace(wraps=envs.make("CartPole-v1"))
+    assert is_known(wrapped)
 
 
 # Gates, at the library's door and at the programs'.

@@ -38,7 +38,7 @@ from method_probes import (
     with_critic,
 )
 
-from agents.language import GATED
+from agents.language import GATED, reinforce
 from envs.language import bandit
 from rgpo_jax.language import advantages, targets
 
@@ -123,6 +123,7 @@ def test_so_does_every_token_of_answers_of_different_length():
 IN_THE_LOSS = [("published", "k3"), ("published", "k2"), ("direct", "k1"), ("direct", "k3")]
 FORMS = [("grpo", {}, *form) for form in IN_THE_LOSS]
 FORMS += [("rgpo", {"dual": "product"}, "direct", "k1")]
+FORMS += [("rloo", {"scale": "group"}, "direct", "k1")]  # its baseline leaves the answer out
 # As above but for what they have in common: each compiles for seconds.
 MORE = [(name, {}, "published", "k3") for name in ("reinforce", "rloo", "gspo", "cispo")]
 MORE += [("rgpo", {"dual": dual}, "direct", "k1") for dual in DUALS[1:]]
@@ -165,10 +166,29 @@ def test_in_a_tree_an_answers_ratio_settles_at_the_same_formula():
         ("ppo", {"kl": "direct"}),
         ("reinforce", {"baseline": "none", "kl": "direct"}),
         ("grpo", {"group_size": 500}),
+        ("reinforce", {"kl": "direct", "scale": "group", "group_size": 4}),
+        ("rgpo", {"kl": "direct", "baseline": "batch", "dual": "geometric"}),
     ],
 )
 def test_no_target_is_given_where_none_is_known(method, settings):
     assert target(method, arms(), **settings) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest", "known"),
+    [
+        ({"baseline": "batch", "aggregation": "answer_mean"}, 1, True),
+        ({"baseline": "batch", "aggregation": "answer_mean"}, 2, False),
+        ({"baseline": "none", "aggregation": "answer_mean"}, 2, False),
+        ({"baseline": "batch", "aggregation": "token_sum"}, 2, True),
+        ({"baseline": "leave_one_out", "aggregation": "answer_mean"}, 2, True),
+    ],
+)
+def test_a_mean_over_an_answers_tokens_moves_the_target_but_for_baselines_of_the_prompt(
+    settings, longest, known
+):
+    config = reinforce.Config(kl="reward", kl_coefficient=BETA, group_size=2, **settings)
+    assert targets.has_sequence_targets(config, longest) == known
 
 
 def brute_force_advantage(policy, reward, size, divide=True):

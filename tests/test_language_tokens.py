@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from method_probes import BETA, Met, answers_of_two_tokens, answers_that_end, somewhere
 
-from rgpo_jax.language import advantages, objective, tabular
+from rgpo_jax.language import advantages, objective, samples, tabular
 from rgpo_jax.language.world import expectations
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -53,6 +53,20 @@ def test_generalised_advantages_are_the_recursion():
             later = reward[row, t] + following - value[row, t] + 0.7 * later
             expected[row, t], following = later, value[row, t]
     np.testing.assert_allclose(actual, expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("number", [1, 4, 7, 8, 9])
+def test_parts_are_of_one_size_and_as_large_as_may_be(number):
+    sizes = []
+
+    def double(part):
+        sizes.append(len(part["x"]))
+        return {"y": 2 * part["x"]}
+
+    tree = {"x": jnp.arange(3.0 * number).reshape(number, 3)}
+    found = samples.in_parts(double, tree, 4)
+    np.testing.assert_array_equal(found["y"], 2 * tree["x"])
+    assert set(sizes) == {{1: 1, 4: 4, 7: 4, 8: 4, 9: 3}[number]}
 
 
 def test_whitening_is_over_the_mask_alone():

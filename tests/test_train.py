@@ -130,6 +130,14 @@ def test_chunks_of_all_lengths_are_one_program():
     assert len(TRACES) == before
 
 
+def test_training_that_is_called_again_is_the_same_program():
+    whole = train.train(agent(), start(), 2)
+    again = train.train(agent(), train.train(agent(), start(), 1), 1)
+    assert train._compiled_chunk(agent().step)._cache_size() == 1
+    for actual, expected in zip(comparable(again), comparable(whole), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_no_update_changes_nothing():
     state, report = chunk()(start(), 0)
     for actual, expected in zip(comparable(state), comparable(start()), strict=True):

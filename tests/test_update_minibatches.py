@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from update_cases import SETTINGS, B, Case, T, advantages_and_targets, case
 
@@ -112,6 +113,22 @@ def test_early_stopping_skips_the_steps_after_the_kl_was_met():
     assert float(metrics["gradient_step_rate"]) == 0.0
     assert np.isnan([metrics["value_loss"], metrics["grad_norm"]]).all()
     jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
+
+
+def test_weight_decay_does_not_move_a_policy_past_its_trust_region():
+    def parts(decay):
+        return {
+            "policy_step": trust_region.natural_gradient(),
+            "optimizer": lambda _, size: optax.adamw(size, weight_decay=decay),
+        }
+
+    actors = []
+    for decay in (0.0, 10.0):
+        learns = Case(gates.importance(), parts=parts(decay), num_epochs=2)
+        state = learns.learner.init(jax.random.key(0))._replace(params=learns.state.params)
+        after, _ = learns.update(state, learns.trajectory)
+        actors.append(after.params["actor"])
+    jax.tree.map(np.testing.assert_array_equal, *actors)
 
 
 def test_early_stopping_is_refused_where_the_policy_takes_one_step():

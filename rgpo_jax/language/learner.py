@@ -63,6 +63,7 @@ def initializer(
 
     def init(key: Array, frozen: Any, hyperparameters: Any = None) -> LearnerState:
         hyperparameters = defaults if hyperparameters is None else hyperparameters
+        hyperparameters = jax.tree.map(jnp.copy, hyperparameters)  # a state's may be donated
         params_key, key = jax.random.split(keys.as_typed(key))
         params = policy.init(params_key, frozen, critic)
         return LearnerState(
@@ -70,7 +71,7 @@ def initializer(
             descent.init(optimizer(hyperparameters, 0.0), params, flatten=False),
             key,
             jnp.int32(0),
-            jnp.asarray(getattr(hyperparameters, "kl_coefficient", 0.0), jnp.float32),
+            jnp.array(getattr(hyperparameters, "kl_coefficient", 0.0), jnp.float32),
             hyperparameters,
         )
 

@@ -80,15 +80,20 @@ def token_rewards(reward: Array, mask: Array, penalty: Array) -> Array:
 
 
 def in_parts(function: Callable[[Any], Any], tree: Any, size: int | None) -> Any:
-    """A function of samples [n, ...], run on so many of them at a time, or on the most below that
-    divide n; None: on all.
+    """A function of samples [n, ...], run on at most so many of them at a time; None: on all.
+
+    Parts are of one size: where n is no multiple of it the last sample is run again.
     """
     n = descent.num_samples(tree)
     if size is None or size >= n:
         return function(tree)
-    size = max(part for part in range(1, size + 1) if n % part == 0)
-    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
-    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), jax.lax.map(function, parts))
+    number = -(-n // size)
+    size = -(-n // number)
+    which = jnp.minimum(jnp.arange(number * size), n - 1)
+    padded = tree if number * size == n else jax.tree.map(lambda x: x[which], tree)
+    parts = jax.tree.map(lambda x: x.reshape(number, size, *x.shape[1:]), padded)
+    results = jax.lax.map(function, parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
 
 
 def predict(

@@ -102,7 +102,10 @@ def settle(
 
 def _expected_advantage(config: Config, policy: np.ndarray, reward: np.ndarray) -> np.ndarray:
     if config.scale == "group":
-        return expected_group_advantage(policy, reward, config.group_size)
+        advantage = expected_group_advantage(policy, reward, config.group_size)
+        # An answer's own reward is not part of its baseline then.
+        alone = config.baseline == "leave_one_out"
+        return advantage * (config.group_size / (config.group_size - 1) if alone else 1.0)
     advantage = reward - policy @ reward
     if config.baseline == "group":
         return advantage * (1.0 - 1.0 / config.group_size)
@@ -153,6 +156,10 @@ def stationary_policy(
     )
     if not (reversed_kl or forward_kl) or config.baseline == "none":
         return None
+    # A batch's mean is no answer's baseline: it leaves a part that two ratios, or a group's scale,
+    # weigh by the answer.
+    if config.baseline == "batch" and (is_dual or config.scale == "group"):
+        return None
 
     @jax.jit
     def weigh(*arguments: jax.Array) -> jax.Array:
@@ -179,6 +186,9 @@ def stationary_policy(
 
 def has_sequence_targets(config: Config, longest: int) -> bool:
     """Whether `stationary_policy` speaks of this method where answers have so many tokens."""
-    if longest == 1 or config.kl == "reward":
+    if longest == 1:
         return True
+    if config.kl == "reward":  # an answer's mean weighs a constant by the answer's length
+        is_by_prompt = config.baseline not in ("none", "batch")
+        return is_by_prompt or config.aggregation != "answer_mean"
     return config.aggregation in SEQUENCE_AGGREGATIONS[:1]
