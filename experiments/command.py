@@ -16,6 +16,7 @@ PROGRAMS = {
     "tune": "search settings",
     "align": "train language models from rewards or preferences",
     "report": "show runs: scores with intervals, curves",
+    "evaluate": "score the policies of a run over many episodes",
     "play": "play episodes of a trained policy, and make a film of them",
     "export": "take a policy away, as NumPy, ONNX or StableHLO",
     "theory": "check the theory of the gates",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the modules of the folder, whose types would not be known e
         hyperparameters,
         importing,
         inspection,
+        keys,
         language,
         learner,
         metrics,

@@ -219,7 +219,10 @@ class Config(Scheduled):
     """Early stopping: from the first minibatch on that meets a KL of the policy above this (r - 1 -
     log r, in nats), an update takes no more gradient steps of actor and critic; None: takes all."""
     normalize_advantages: bool = True
-    """Shift and scale the advantages of each rollout to mean 0 and standard deviation 1."""
+    """Shift and scale advantages to mean 0 and standard deviation 1."""
+    normalize_advantages_over: Literal["rollout", "minibatch"] = "rollout"
+    """What has mean 0 and standard deviation 1 then: the advantages of a rollout, or those of each
+    minibatch, as in CleanRL, PureJaxRL and OpenAI's PPO."""
     normalize_observations: bool = False
     """Shift and scale observations, elementwise, to mean 0 and standard deviation 1 over all that
     were seen, and clip them to [-10, 10]."""

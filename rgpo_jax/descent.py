@@ -138,6 +138,7 @@ def descend(
     finite_only: bool = False,
     parallel: DataParallel = DataParallel(),
     loss_scale: float = 1.0,
+    prepare: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, GradientSteps]:
     """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
 
@@ -161,6 +162,7 @@ def descend(
       parallel: each device differentiates its share of every minibatch.
       loss_scale: the loss is differentiated times this, and the gradient divided by it: what is
         computed in float16 between them does not vanish.
+      prepare: a whole minibatch -> what is learnt from it, with the same axes; None: the same.
 
     Returns:
       Parameters, the optimiser's state, and what the steps were, their terms flattened to
@@ -204,8 +206,12 @@ def descend(
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, GradientSteps]:
         order = shuffle.permutation(key, length).reshape(num_minibatches, -1)
-        order = jax.lax.optimization_barrier(parallel.share(order, axis=1))
+        if prepare is None:
+            order = parallel.share(order, axis=1)
+        order = jax.lax.optimization_barrier(order)
         minibatches = jax.tree.map(lambda x: jnp.asarray(x)[order], batch)
+        if prepare is not None:
+            minibatches = parallel.share(jax.vmap(prepare)(minibatches), axis=1)
         return jax.lax.scan(gradient_step, carry, minibatches)
 
     ((inner, optimizer_state), _), steps = jax.lax.scan(

@@ -9,7 +9,7 @@ from rgpo_jax import advantages, diagnostics, normalization
 from rgpo_jax.acting import observe
 from rgpo_jax.config import Config
 from rgpo_jax.data_parallel import DataParallel
-from rgpo_jax.learner import LearnerState
+from rgpo_jax.learner import Hyperparameters, LearnerState
 from rgpo_jax.metrics import Metrics, means
 from rgpo_jax.networks import Network, Sequence
 from rgpo_jax.normalization import Moments
@@ -84,6 +84,19 @@ def bootstrap_values(
     return value[:num_steps], next_value
 
 
+def by_minibatch(config: Config) -> bool:
+    """Whether advantages are not shaped before they are split into minibatches."""
+    return config.normalize_advantages and config.normalize_advantages_over == "minibatch"
+
+
+def shape_advantages(config: Config, hyperparameters: Hyperparameters, advantage: Array) -> Array:
+    """Advantages as gates see them: normalised over all that are given, and transformed."""
+    if config.normalize_advantages:
+        advantage = advantages.normalize(advantage)
+    transformed: Array = hyperparameters.advantage_transform(advantage)
+    return transformed
+
+
 def prepare(
     network: Network,
     config: Config,
@@ -99,7 +112,7 @@ def prepare(
 
     Args:
       network: policy and value function.
-      config: whether advantages are normalised.
+      config: whether advantages are normalised, and over what.
       state: before the update.
       trajectory: [T, B, ...], as the environment gave it.
       max_episode_steps: of the environment, if known (see `bootstrap_values`).
@@ -107,7 +120,8 @@ def prepare(
 
     Returns:
       All samples of the batch, steps [T * B, ...] or with a recurrent network sequences
-      [B, T, ...]; the state; and what the value function explained.
+      [B, T, ...], with advantages as they were estimated where minibatches are normalised; the
+      state; and what the value function explained.
     """
     hyperparameters = state.hyperparameters
     observed = trajectory._replace(
@@ -143,13 +157,13 @@ def prepare(
     target = advantage + value
     explained = diagnostics.explained_variance(value, target)
     metrics = means({"explained_variance": explained}, weight=jnp.isfinite(explained))
-    if config.normalize_advantages:
-        advantage = advantages.normalize(advantage)
+    if not by_minibatch(config):
+        advantage = shape_advantages(config, hyperparameters, advantage)
     batch = Batch(
         observation,
         trajectory.action,
         trajectory.log_prob,
-        hyperparameters.advantage_transform(advantage),
+        advantage,
         target,
         value,
     )

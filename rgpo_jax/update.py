@@ -147,6 +147,11 @@ def _refuse_beside_policy_step(network: Network, config: Config, penalty: Tunabl
             "steps would move the policy"
         )
     _refuse_early_stopping(config.target_kl)
+    if samples.by_minibatch(config):
+        raise ValueError(
+            "normalize_advantages_over minibatch: expected rollout with a policy_step, which takes "
+            "the rollout as a whole"
+        )
     if penalty is not None:
         raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
 
@@ -214,6 +219,11 @@ class _Update:
             kl = diagnostics.kl_k3(terms["log_ratio"].ravel())
             return parallel.mean(kl) <= hyperparameters.target_kl
 
+        def shaped(samples_of: Batch) -> Batch:
+            advantage = samples.shape_advantages(config, hyperparameters, samples_of.advantage)
+            return samples_of._replace(advantage=advantage)
+
+        by_minibatch = samples.by_minibatch(config)
         may_stop = hyperparameters.target_kl is not None
         key, shuffle_key = jax.random.split(state.key)
         params, optimizer_state, steps = descent.descend(
@@ -229,6 +239,7 @@ class _Update:
             flatten=self.flatten,
             goes_on=is_near if may_stop else None,
             parallel=parallel,
+            prepare=shaped if by_minibatch else None,
             loss_scale=_FLOAT16_LOSS_SCALE if config.dtype == "float16" else 1.0,
         )
         if self.has_policy_step:  # an optimiser with weight decay moves what has no gradient
@@ -238,7 +249,7 @@ class _Update:
         metrics |= diagnostics.gate_diagnostics(
             hyperparameters.gate,
             parallel.gather(policy.log_prob(own.action) - own.log_prob, axis=0).ravel(),
-            batch.advantage.ravel(),
+            (shaped(batch) if by_minibatch else batch).advantage.ravel(),
             steps.terms["log_ratio"] if log_ratio is None else log_ratio,
         )
         metrics |= _step_metrics(steps, may_stop)

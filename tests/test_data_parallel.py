@@ -41,9 +41,9 @@ def trained(name, devices, **settings):
 
 
 @functools.cache
-def on_one_device(name):
+def on_one_device(name, **settings):
     module = agents.load(name)
-    agent = module.make(Tabular(OBSERVATION_ACTION), module.Config(**SETTINGS))
+    agent = module.make(Tabular(OBSERVATION_ACTION), module.Config(**(SETTINGS | settings)))
     return jax.jit(lambda key: jax.lax.scan(agent.step, agent.init(key), length=UPDATES))(
         jax.random.key(0)
     )
@@ -53,10 +53,16 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), a, b)
 
 
-@pytest.mark.parametrize(("name", "devices"), [("rgpo", 2), ("rgpo", 4), ("trpo", 2)])
-def test_training_does_not_depend_on_the_number_of_devices(name, devices):
-    expected_state, expected_metrics = on_one_device(name)
-    state, metrics = trained(name, devices)
+BY_MINIBATCH = {"normalize_advantages_over": "minibatch"}
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "settings"),
+    [("rgpo", 2, {}), ("rgpo", 4, {}), ("trpo", 2, {}), ("rgpo", 2, BY_MINIBATCH)],
+)
+def test_training_does_not_depend_on_the_number_of_devices(name, devices, settings):
+    expected_state, expected_metrics = on_one_device(name, **settings)
+    state, metrics = trained(name, devices, **settings)
     for device in range(devices):
         mine = jax.tree.map(operator.itemgetter(device), (state.learner, metrics))
         assert_close(

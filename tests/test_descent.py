@@ -38,9 +38,13 @@ def assert_close(tree, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), tree, other)
 
 
+def centred(batch):
+    return batch[0], batch[1] - jnp.mean(batch[1])
+
+
 @pytest.mark.parametrize("flatten", [True, False])
-@pytest.mark.parametrize("microbatch_size", [None, 2])
-def test_it_is_what_the_steps_written_out_are(flatten, microbatch_size):
+@pytest.mark.parametrize(("microbatch_size", "prepare"), [(None, None), (2, None), (2, centred)])
+def test_it_is_what_the_steps_written_out_are(flatten, microbatch_size, prepare):
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1))
     params, state, steps = jax.jit(
         lambda: descent.descend(
@@ -54,13 +58,16 @@ def test_it_is_what_the_steps_written_out_are(flatten, microbatch_size):
             num_minibatches=3,
             microbatch_size=microbatch_size,
             flatten=flatten,
+            prepare=prepare,
         )
     )()
     expected, expected_state = PARAMS, optimizer.init(PARAMS)
     norms, errors = [], []
     for key in jax.random.split(KEY, 2):
         for rows in shuffle.permutation(key, 12).reshape(3, 4):
-            gradient, terms = jax.grad(loss, has_aux=True)(expected, (X[rows], Y[rows]))
+            batch = X[rows], Y[rows]
+            batch = batch if prepare is None else prepare(batch)
+            gradient, terms = jax.grad(loss, has_aux=True)(expected, batch)
             change, expected_state = optimizer.update(gradient, expected_state)
             expected = optax.apply_updates(expected, change)
             norms.append(optax.tree.norm(gradient))

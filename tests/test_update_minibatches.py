@@ -7,10 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from update_cases import SETTINGS, B, Case, T, advantages_and_targets, case
+from update_cases import (
+    SETTINGS,
+    B,
+    Case,
+    T,
+    advantages_and_targets,
+    assert_close,
+    case,
+    flat,
+)
 
 import agents
-from rgpo_jax import gates, trust_region
+from rgpo_jax import gates, shuffle, trust_region
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.tunable import Tunable
 
@@ -78,6 +87,44 @@ def test_each_epoch_is_shuffled_anew():
     for seed in range(4):
         _, metrics = c.update(state._replace(key=jax.random.key(seed)), trajectory)
         np.testing.assert_allclose(metrics["approx_kl_max"], 2 * apart, rtol=1e-4)
+
+
+def test_advantages_of_each_minibatch_may_be_normalised():
+    settings = {"num_minibatches": PARTS, "max_grad_norm": 1e9, "value_coefficient": 0.0}
+    over = "minibatch"
+    sgd = {"optimizer": lambda _, size: optax.sgd(size)}
+    c = Case(gates.importance(), parts=sgd, normalize_advantages_over=over, **settings)
+    state = c.learner.init(jax.random.key(2))._replace(params=c.state.params)
+    after, metrics = c.update(state, c.trajectory)
+    advantage, _ = advantages_and_targets(c, normalized=False)
+    steps = jax.tree.map(lambda x: x.reshape(N, *x.shape[2:]), c.trajectory)
+    advantage, params = advantage.reshape(N), state.params
+
+    def loss(params, rows):
+        policy = c.network.policy(params["actor"], steps.observation[rows])
+        ratio = jnp.exp(policy.log_prob(steps.action[rows]) - steps.log_prob[rows])
+        own = (advantage[rows] - advantage[rows].mean()) / advantage[rows].std()
+        entropy = c.config.entropy_coefficient * jnp.mean(policy.entropy())
+        return -jnp.mean(ratio * own) - entropy
+
+    shuffle_key = jax.random.split(jax.random.split(state.key)[1], 1)[0]
+    for rows in shuffle.permutation(shuffle_key, N).reshape(PARTS, -1):
+        gradient = jax.grad(loss)(params, rows)
+        params = jax.tree.map(lambda x, g: x - c.config.learning_rate * g, params, gradient)
+    assert_close(after.params["actor"], params["actor"], atol=1e-6)
+    plain = Case(gates.importance(), parts=sgd, **settings)
+    other, _ = plain.update(state, plain.trajectory)
+    assert np.abs(flat(other.params["actor"]) - flat(after.params["actor"])).max() > 1e-5
+    assert np.isfinite(metrics["approx_kl"])
+
+
+def test_a_step_on_the_rollout_has_no_minibatches_to_normalise():
+    with pytest.raises(ValueError, match="normalize_advantages_over minibatch: expected rollout"):
+        Case(
+            gates.importance(),
+            parts={"policy_step": trust_region.natural_gradient()},
+            normalize_advantages_over="minibatch",
+        )
 
 
 def whole_batch_steps(num_epochs, **settings):

@@ -145,6 +145,10 @@ def load(
         settings = flags.settings_from_file(path, read_plain)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
+    if "method" in settings and "agent" not in settings:
+        raise BadInput(
+            f"{where}: a run of experiments.align; its model answers by experiments.play --prompt"
+        )
     settings.pop("callback", None)  # nobody calls it here
     if not trust_code:
         can_be_typed = flag == "--init-from"
