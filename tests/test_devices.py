@@ -174,7 +174,7 @@ def train(out, num_seeds, num_devices, *program):
     """Runs the program on so many virtual devices; returns what it said."""
     # Few and large minibatches, so that spreading pays: 8192 samples over up to 8 devices.
     flags = ["--agent", "rgpo", "--env", "CartPole-v1", "--num-envs", "64", "--num-steps", "128"]
-    flags += ["--num-minibatches", "1", "--num-epochs", "2", "--total-steps", "32768"]
+    flags += ["--num-minibatches", "1", "--num-epochs", "2", "--total-steps", "24576"]
     flags += ["--hidden-sizes", "8", "--eval-episodes", "2", "--num-seeds", str(num_seeds)]
     flags += ["--keep-best"]
     xla = f"--xla_force_host_platform_device_count={num_devices}"
@@ -202,7 +202,7 @@ def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device,
     assert f"8 devices: seeds over {layout[0]}, environments over {layout[1]}" in said
     assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
     # And what was learnt is read where there are fewer devices.
-    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == (32768,) * num_seeds
+    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == (24576,) * num_seeds
     best = trained.load(str(tmp_path / "eight"), "--run", which="best")
     summary = json.loads((tmp_path / "eight" / "summary.json").read_text())
     assert list(best.env_steps) == summary["best_at"]

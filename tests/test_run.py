@@ -3,15 +3,11 @@
 import datetime
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from probes import RUN_FILES, records, timeless_records
-from xla_flags import SAME_IN_A_BATCH
 
 from experiments import run
 from experiments.cli.flags import BadInput
@@ -111,24 +107,6 @@ def test_the_config_of_a_run_repeats_it(finished, tmp_path):
     again = tmp_path / "again"
     assert run.main(["--config", str(finished / "config.json"), "--out", str(again)]) == 0
     assert timeless_records(again) == timeless_records(finished)
-
-
-def test_a_seeds_numbers_do_not_depend_on_the_devices(tmp_path):
-    for count in (1, 2):
-        out = str(tmp_path / str(count))
-        flags = f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count={count}"
-        subprocess.run(
-            [sys.executable, "-m", "experiments.run", *TINY, *("--agent", "ppo", "--out", out)],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "XLA_FLAGS": flags},
-            check=True,
-        )
-    assert "for 2 devices" in (tmp_path / "2" / "run.log").read_text()
-    for ours, other in zip(records(tmp_path / "2"), records(tmp_path / "1"), strict=True):
-        for name in ("episode_return", "entropy", "eval_return"):
-            if name in other:
-                for a, b in zip(ours[name], other[name], strict=True):
-                    assert a == pytest.approx(b, rel=1e-4) if b is not None else a is None
 
 
 def test_flags_override_the_config_file(finished):

@@ -20,6 +20,23 @@ from rgpo_jax.config import Config
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
+@pytest.mark.parametrize(
+    ("typed", "steps"),
+    [("1e6", 10**6), ("2.5e5", 250_000), ("1E+6", 10**6), ("1_000_000", 10**6)],
+)
+def test_whole_numbers_may_be_written_with_a_power_of_ten(typed, steps):
+    plan = read_plan(["--total-steps", typed, "--hidden-sizes", "3.2e1", "8"])
+    assert plan.config.total_steps == steps
+    assert type(plan.config.total_steps) is int
+    assert plan.config.hidden_sizes == (32, 8)
+
+
+@pytest.mark.parametrize("typed", ["1.5e0", "1e-3", "1e400", "e6", "0x10"])
+def test_what_is_no_whole_number_is_refused(typed):
+    with pytest.raises(BadInput, match=f"--num-seeds {typed}: expected a whole number"):
+        read_plan(["--num-seeds", typed])
+
+
 def test_every_agent_has_its_flags(name):
     read = read_plan(["--agent", name, "--env", "CartPole-v1"])
     assert type(read.config) is agents.load(name).Config

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import decimal
 import difflib
 import io
 import itertools
@@ -77,6 +78,36 @@ _NOT_A_NUMBER = {
     r"invalid literal for int\(\) with base 10": "a whole number",
     "could not convert string to float": "a number",
 }
+
+
+_POWER_OF_TEN = re.compile(r"\d+(\.\d+)?[eE]\+?\d{1,2}")
+
+
+def _whole_number(text: str) -> int:
+    """Of 1000000, 1_000_000 or 1e6; ValueError for others."""
+    if _POWER_OF_TEN.fullmatch(text):
+        number = decimal.Decimal(text)
+        if number == int(number):
+            return int(number)
+    return int(text)
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _whole_numbers(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda args: _whole_number(args[0]),
+        is_instance=lambda x: isinstance(x, int) and not isinstance(x, bool),
+        str_from_instance=lambda x: [str(x)],
+    )
 
 
 class BadInput(Exception):
@@ -234,7 +265,9 @@ def _read(kind: Any, default: Any, args: Sequence[str], prog: str, **more: Any) 
     wide = {} if {"-h", "--help"} & set(args) else {"COLUMNS": "1000"}  # messages stay unbroken
     try:
         with contextlib.redirect_stderr(captured), mock.patch.dict(os.environ, wide):
-            return tyro.cli(kind, default=default, args=list(args), prog=prog, **more)
+            return tyro.cli(
+                kind, default=default, args=list(args), prog=prog, registry=_REGISTRY, **more
+            )
     except BrokenPipeError:  # --help, of which the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
