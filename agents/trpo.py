@@ -30,6 +30,8 @@ class Config(BaseConfig):
             raise ConfigError("target_kl", f"{self.target_kl}: TRPO has max_kl; expected None")
         if self.shared_torso:  # the critic's gradient steps would move the policy
             raise ConfigError("shared_torso", "True: expected False with TRPO")
+        if self.normalize_advantages_over != "rollout":
+            raise ConfigError("normalize_advantages_over", "minibatch: expected rollout with TRPO")
         for name in ("kl_coefficient", "value_clip"):
             if getattr(self, name) is not None:
                 raise ConfigError(name, f"{getattr(self, name)}: expected None with TRPO")

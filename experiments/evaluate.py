@@ -9,7 +9,7 @@ import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.cli import flags, frame
-from experiments.cli.exits import EXIT_NOT_KEPT
+from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupts
 from experiments.cli.terminal import Terminal
@@ -81,6 +81,7 @@ def _main(args: Sequence[str], _: Interrupts) -> int:
     path = None if options.out is None else choose_file(options.out, (".json",), options.overwrite)
     from experiments.training import trained
     from experiments.training.results import aggregate, describe
+    from rgpo_jax.inspection import EnvironmentFailed
 
     compiling.keep_programs(options.compilation_cache)
     loaded = trained.load(options.run, "--run", options.trust_code, which=options.which)
@@ -91,12 +92,18 @@ def _main(args: Sequence[str], _: Interrupts) -> int:
         )
     manner = "stochastic" if options.stochastic else "deterministic"
     seeds, where = plan.options.seeds, plan.options.where
+    gate = "" if plan.options.gate is None else f" (gate {plan.options.gate})"
+    steps = sorted({f"{number:,}" for number in loaded.env_steps}, key=len)
     print(
-        f"{plan.options.agent} on {where}: {options.which} {manner} policy, {options.episodes} "
-        f"episodes of each seed",
+        f"{plan.options.agent}{gate} on {where}: {options.which} {manner} policy after "
+        f"{' or '.join(steps)} steps, {options.episodes} episodes of each seed",
         flush=True,
     )
-    returns, lengths = _evaluate(options, agent, loaded.learners, len(seeds))
+    try:
+        returns, lengths = _evaluate(options, agent, loaded.learners, len(seeds))
+    except EnvironmentFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BROKEN
     for seed, own, steps in zip(seeds, returns, lengths, strict=True):
         print(
             f"  seed {seed}: return {own.mean():.1f} ({own.min():.1f} to {own.max():.1f}, standard "
@@ -110,8 +117,10 @@ def _main(args: Sequence[str], _: Interrupts) -> int:
     content = {
         "run": options.run,
         "agent": plan.options.agent,
+        "gate": plan.options.gate,
         "env": plan.options.env,
         "env_kwargs": list(plan.options.env_kwargs),
+        "randomize": list(plan.options.randomize),
         "which": options.which,
         "manner": manner,
         "env_steps": list(loaded.env_steps),

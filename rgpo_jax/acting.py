@@ -73,6 +73,8 @@ def as_observation(given: Any, shape: Any) -> Observation:
 def _as_array(name: str, given: Any, shape: tuple[int, ...]) -> Array:
     array = jnp.asarray(given)
     batch_shape_of(name, array, shape)
+    if not hasattr(given, "dtype") and len(shape) == 3:
+        raise ValueError(f"{name}: a list; expected an array, whose type tells pixels from others")
     return array
 
 

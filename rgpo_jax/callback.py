@@ -1,6 +1,5 @@
 """What a callback between updates is told, and what it may answer."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -50,16 +49,10 @@ def asks_to_stop(callback: Callback, moment: Moment) -> bool:
     return bool(answer)
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_act(act: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(jax.vmap(act))
-
-
 def make_act(agent: Agent) -> Callable[..., Any]:
     """(learners [S, ...], observation [S, ...], key=None, memory=None) -> actions: see `Moment`."""
 
-    function: Any = agent.act
-    act_together = _compiled_act(function)
+    act_together = jax.jit(jax.vmap(agent.act))
 
     def act(learners: Any, observation: Any, key: Any = None, memory: Any = None) -> Any:
         keys = None if key is None else jax.random.split(key, len(learners.updates))

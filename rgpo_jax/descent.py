@@ -137,7 +137,6 @@ def descend(
     goes_on: Callable[[Any], Array] | None = None,
     finite_only: bool = False,
     parallel: DataParallel = DataParallel(),
-    loss_scale: float = 1.0,
     prepare: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, GradientSteps]:
     """Passes over a batch in shuffled minibatches, each a step down the gradient of their loss.
@@ -160,8 +159,6 @@ def descend(
         that is not, and all after it, change nothing. None: all are taken.
       finite_only: a step whose gradient has a NaN or an infinity changes nothing.
       parallel: each device differentiates its share of every minibatch.
-      loss_scale: the loss is differentiated times this, and the gradient divided by it: what is
-        computed in float16 between them does not vanish.
       prepare: a whole minibatch -> what is learnt from it, with the same axes; None: the same.
 
     Returns:
@@ -177,8 +174,7 @@ def descend(
     inner, unravel = ravel_pytree(params) if flatten else (params, lambda params: params)
 
     def inner_loss(inner: Any, minibatch: Any) -> tuple[Array, Any]:
-        value, terms = loss(unravel(inner), minibatch)
-        return (value if loss_scale == 1 else value * loss_scale), terms
+        return loss(unravel(inner), minibatch)
 
     def gradient_step(carry: tuple, minibatch: Any) -> tuple[tuple, GradientSteps]:
         before, taken = carry
@@ -186,8 +182,6 @@ def descend(
         gradient, terms, weight = mean_gradient(
             inner_loss, inner, minibatch, microbatch_size, weigh
         )
-        if loss_scale != 1:
-            gradient = jax.tree.map(lambda x: x / loss_scale, gradient)
         if weight is not None:  # shares differ: a mean of them is that of all by their weights
             mean = parallel.mean(weight)
             gradient = _times(gradient, weight / jnp.where(mean > 0, mean, 1))

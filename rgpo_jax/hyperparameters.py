@@ -43,7 +43,7 @@ class TracedNumbers:
         float32 arrays, so that no other program is needed. Raises TypeError for a name that neither
         has.
         """
-        numbers = (int, float, np.ndarray, np.generic)
+        numbers = (int, float, np.ndarray, np.generic, jax.Array)
         overrides = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, numbers) else x, overrides
         )

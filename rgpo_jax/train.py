@@ -142,9 +142,12 @@ class _Steps(NamedTuple):
     step: Callable[..., tuple[Any, Metrics]]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def _compiled_chunk(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`make_chunk` for seeds side by side: one program, however often training goes on."""
+    """`make_chunk` for seeds side by side: one program, however often training goes on.
+
+    That of the last two agents is kept, and with it what they are made of.
+    """
     return jax.jit(jax.vmap(make_chunk(_Steps(step)), in_axes=(0, None)))
 
 

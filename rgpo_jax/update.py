@@ -156,11 +156,6 @@ def _refuse_beside_policy_step(network: Network, config: Config, penalty: Tunabl
         raise ValueError("kl_coefficient, value_clip: expected None with a policy_step")
 
 
-# Float16 cannot hold what a step adds to the gradient of a mean over thousands. Elements of a
-# gradient have to stay below 1,000 then.
-_FLOAT16_LOSS_SCALE = 64.0
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Update:
     """The update step of one agent: what is the same in each call; see `make`."""
@@ -190,7 +185,10 @@ class _Update:
         return_scale = normalization.initial_return_scale(config.num_envs)
         return LearnerState(
             params,
-            descent.init(self.optimizer(hyperparameters, 0.0), params, self.flatten),
+            # Some keep the first parameters themselves.
+            jax.tree.map(
+                jnp.copy, descent.init(self.optimizer(hyperparameters, 0.0), params, self.flatten)
+            ),
             key,
             jnp.int32(0),
             moments if config.normalize_observations else None,
@@ -240,7 +238,6 @@ class _Update:
             goes_on=is_near if may_stop else None,
             parallel=parallel,
             prepare=shaped if by_minibatch else None,
-            loss_scale=_FLOAT16_LOSS_SCALE if config.dtype == "float16" else 1.0,
         )
         if self.has_policy_step:  # an optimiser with weight decay moves what has no gradient
             params = {**params, "actor": actor}

@@ -19,7 +19,7 @@ from probes import (
 )
 
 import agents
-from rgpo_jax import gates, rollout, train
+from rgpo_jax import acting, gates, rollout, train
 
 LEARNERS = ("rgpo", "ppo", "reinforce", "trpo", "awr")
 PROBES = tuple(TABLES)
@@ -291,6 +291,13 @@ def test_observations_may_be_lists_and_their_shape_is_checked():
     for act in (agent.act, agent.sample):
         with pytest.raises(ValueError, match=r"observation of shape \(3,\): expected \(2,\)"):
             act(state, np.zeros(3), jax.random.key(0))
+
+
+def test_a_list_of_pixels_is_refused():
+    pixels = np.zeros((2, 3, 3, 1), np.uint8)
+    assert acting.as_observation(pixels, (3, 3, 1)).dtype == np.uint8
+    with pytest.raises(ValueError, match=r"observation\['eye'\]: a list; expected an array"):
+        acting.as_observation({"eye": pixels.tolist()}, {"eye": (3, 3, 1)})
 
 
 class Mirror(Target):

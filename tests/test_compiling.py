@@ -251,6 +251,7 @@ def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
         (100, 1000, 10_240, 2),  # three fit, but do not divide it
         (7, 1000, 10_000, 1),
         (7, 1000, 10**9, 7),
+        (33, 1, 100, 33),
         (32, None, 10, 32),
     ],
 )

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_numbers_of_other_libraries_and_lists_are_pythons():
         learning_rate=np.float32(0.25),
         target_kl=jnp.float32(0.5),
         num_envs=np.int64(8),
-        hidden_sizes=[32, 16],
+        hidden_sizes=[np.int64(32), 16],
         warmup_steps=jnp.int32(128),
     )
     plain = Config(
@@ -91,12 +92,19 @@ def test_numbers_of_other_libraries_and_lists_are_pythons():
     assert refusal(Config, "num_envs", np.float32(8)).startswith("8.0: expected a whole number")
     assert refusal(Config, "discount", jnp.ones(2)).endswith("expected a number from 0 to 1")
     assert "optimizer=" in refusal(Config, "learning_rate", lambda step: 1e-3)
+    with pytest.raises(ConfigError, match=r"learning_rate .*expected a number above 0"):
+        jax.jit(lambda rate: Config(learning_rate=rate) and rate)(1e-3)
 
 
 def test_the_advantage_of_a_single_step_is_not_normalised():
     message = refusal(Config, "normalize_advantages", True, **SINGLE)
     assert message.startswith("True: expected False")
     assert Config(normalize_advantages=False, **SINGLE).batch_size == 1
+    over = {"normalize_advantages_over": "minibatch"}
+    message = refusal(Config, "normalize_advantages", True, num_steps=1, num_minibatches=4, **over)
+    assert "a minibatch is one step" in message
+    message = refusal(Config, *next(iter(over.items())), normalize_advantages=False)
+    assert message == "minibatch: expected rollout without normalize_advantages"
 
 
 @each_ranged
@@ -151,6 +159,9 @@ def test_unknown_name_is_refused_with_the_known_ones(config, field, options):
 
 @each_literal
 def test_known_names_are_accepted(config, field, options):
+    if field == "normalize_advantages_over" and config is agents.load("trpo").Config:
+        assert refusal(config, field, "minibatch").endswith("expected rollout with TRPO")
+        return
     assert [getattr(config(**{field: option}), field) for option in options] == list(options)
 
 

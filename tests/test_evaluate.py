@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import evaluate, run
+from experiments.cli.exits import EXIT_BROKEN
 from experiments.training import trained
 from rgpo_jax import train
+from rgpo_jax.inspection import EnvironmentFailed
 
 TINY = [
     *("--agent", "ppo", "--num-seeds", "2", "--seed", "3", "--num-envs", "2", "--num-steps", "8"),
@@ -45,7 +47,7 @@ def test_each_episode_is_that_of_the_policy_whatever_runs_side_by_side(
         "deterministic",
     )
     said = capsys.readouterr().out
-    assert "newest deterministic policy, 5 episodes of each seed" in said
+    assert "newest deterministic policy after 64 steps, 5 episodes of each seed" in said
     assert f"seed 3: return {np.mean(found['returns'][0]):.1f} (" in said
     assert "of the means of 2 seeds" in said
 
@@ -98,6 +100,27 @@ def test_a_file_is_not_replaced_unasked(whole, tmp_path, capsys):
         evaluate.main(["--run", str(whole), "--out", str(path)])
     assert "is there already" in capsys.readouterr().err
     assert path.read_text() == "mine"
+
+
+def test_an_environment_that_fails_is_one_line(whole, monkeypatch, capsys):
+    def fails(*_):
+        raise EnvironmentFailed("environment mine: step 3: IndexError: boom")
+        yield
+
+    monkeypatch.setattr(evaluate, "_compiled", fails)
+    assert evaluate.main(["--run", str(whole)]) == EXIT_BROKEN
+    assert capsys.readouterr().err == "error: environment mine: step 3: IndexError: boom\n"
+
+
+def test_what_a_run_drew_is_drawn_unless_it_is_typed(tmp_path):
+    drawn = [*TINY, "--randomize", "length=0.4..0.6", "force_mag=5..20", "--network", "gru"]
+    assert run.main([*drawn, "--out", str(tmp_path / "run")]) == 0
+    path = tmp_path / "episodes.json"
+    found = evaluated(tmp_path / "run", path)
+    assert found["randomize"] == ["force_mag=5..20", "length=0.4..0.6"]
+    typed = evaluated(tmp_path / "run", path, "--env-kwargs", "length=0.5")
+    assert typed["randomize"] == ["force_mag=5..20"]
+    assert "length=0.5" in typed["env_kwargs"]
 
 
 def test_a_language_model_plays_no_episodes(tmp_path, capsys):

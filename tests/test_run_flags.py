@@ -19,10 +19,15 @@ from experiments.sweep import grid
 from rgpo_jax.config import Config
 
 
-@pytest.mark.parametrize("name", agents.NAMES)
 @pytest.mark.parametrize(
     ("typed", "steps"),
-    [("1e6", 10**6), ("2.5e5", 250_000), ("1E+6", 10**6), ("1_000_000", 10**6)],
+    [
+        ("1e6", 10**6),
+        ("2.5e5", 250_000),
+        ("1E+6", 10**6),
+        ("1_000_000", 10**6),
+        ("1000000.0", 10**6),
+    ],
 )
 def test_whole_numbers_may_be_written_with_a_power_of_ten(typed, steps):
     plan = read_plan(["--total-steps", typed, "--hidden-sizes", "3.2e1", "8"])
@@ -37,6 +42,7 @@ def test_what_is_no_whole_number_is_refused(typed):
         read_plan(["--num-seeds", typed])
 
 
+@pytest.mark.parametrize("name", agents.NAMES)
 def test_every_agent_has_its_flags(name):
     read = read_plan(["--agent", name, "--env", "CartPole-v1"])
     assert type(read.config) is agents.load(name).Config

@@ -21,6 +21,16 @@ _GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"
 
 
+def hint_at_optimizer(settings: Mapping[str, Any]) -> str:
+    """What may help where a checkpoint of an agent of one's own does not fit; empty for others."""
+    if not is_own("agent", settings.get("agent")):
+        return ""
+    return (
+        "; where its agent has an optimizer=, that gets parameters by layer now, and what was made "
+        "before goes on with flatten=True in agent.make"
+    )
+
+
 def is_own(setting: str, value: Any) -> bool:
     """Whether a setting names code that is not of the suite."""
     if setting not in _CODE or not isinstance(value, str):

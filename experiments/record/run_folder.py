@@ -111,7 +111,11 @@ def choose_file(out: str, suffixes: Sequence[str], overwrite: bool, any_case: bo
     if (path.suffix.lower() if any_case else path.suffix) not in suffixes:
         accepted = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
         raise BadInput(f"--out {out}: expected a name that ends in {accepted}")
-    if path.exists() and not (overwrite and path.is_file()):
+    try:
+        is_there = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise BadInput(f"--out {out}: {error.strerror}") from None
+    if is_there and not (overwrite and path.is_file()):
         raise BadInput(f"--out {out}: is there already; choose another, or say --overwrite")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise BadInput(f"--out {out}: {path.parent} is no folder that can be written")

@@ -85,7 +85,11 @@ def status_of(
         recorder.say(f"stopped; {go_on}")
         return interrupted.exit_status
     except UnreadableCheckpoint as error:
-        flags.refuse(f"--resume: {error}; start in another folder, or here again with --overwrite")
+        hint = own.hint_at_optimizer(settings)
+        flags.refuse(
+            f"--resume: {error}{hint}; {'else ' if hint else ''}start in another folder, or here "
+            "again with --overwrite"
+        )
     except (CheckpointError, OSError) as error:
         with contextlib.suppress(OSError):
             recorder.say(f"error: {error}; what was kept before is whole; {go_on}")

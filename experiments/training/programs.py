@@ -111,7 +111,8 @@ class Episodes(NamedTuple):
         """
         if limit is None:
             return cls(wanted, wanted)
-        most = max(1, min(wanted, int(share * interval / limit)))
+        fit = share * interval / limit * (1 + 1e-9)  # 0.29 of 100 are 29
+        most = max(1, int(min(wanted, fit)))
         return cls(wanted, next(n for n in range(most, 0, -1) if wanted % n == 0))
 
 

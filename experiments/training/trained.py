@@ -101,7 +101,8 @@ def restore_learner(
             refuse=lambda position: fingerprint.difference(position, [settings], strict=False),
         )
     except CheckpointError as error:
-        raise BadInput(f"{flag} {folder}: {error}") from None
+        hint = own.hint_at_optimizer(settings)
+        raise BadInput(f"{flag} {folder}: {error}{hint}") from None
     if restored is None:
         raise BadInput(f"{flag} {folder}: the run has made no checkpoint yet")
     remarks = fingerprint.remarks(restored.position)

@@ -188,7 +188,7 @@ def has_sequence_targets(config: Config, longest: int) -> bool:
     """Whether `stationary_policy` speaks of this method where answers have so many tokens."""
     if longest == 1:
         return True
-    if config.kl == "reward":  # an answer's mean weighs a constant by the answer's length
+    if config.kl == "reward":  # a mean over tokens weighs a constant by the answer's length
         is_by_prompt = config.baseline not in ("none", "batch")
-        return is_by_prompt or config.aggregation != "answer_mean"
+        return is_by_prompt or config.aggregation in ("token_sum", "sequence")
     return config.aggregation in SEQUENCE_AGGREGATIONS[:1]
