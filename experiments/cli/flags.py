@@ -80,12 +80,12 @@ _NOT_A_NUMBER = {
 }
 
 
-_DECIMAL = re.compile(r"\d+(\.\d+)?([eE]\+?\d{1,2})?")
+_POWER_OF_TEN = re.compile(r"\d+(\.\d+)?[eE]\+?\d{1,2}")
 
 
 def _whole_number(text: str) -> int:
-    """Of 1000000, 1_000_000, 1e6, or 1000000.0 as files have it; ValueError for others."""
-    if _DECIMAL.fullmatch(text):
+    """Of 1000000, 1_000_000 or 1e6; ValueError for others."""
+    if _POWER_OF_TEN.fullmatch(text):
         number = decimal.Decimal(text)
         if number == int(number):
             return int(number)
