@@ -113,6 +113,10 @@ def _ratio(log_ratio: Array) -> Array:
     return _clipped_weight(log_ratio, 0.0, _LARGEST_RATIO)
 
 
+def _scale(sharpness: Any, normalize: bool) -> Any:
+    return 4.0 / sharpness if normalize else 1.0
+
+
 def _rgpo(
     log_ratio: Array,
     advantage: Array,
@@ -136,7 +140,7 @@ def _rgpo(
     """
     ratio = _ratio(log_ratio)
     distance = ratio - 1.0 if form == "linear" else log_ratio
-    scale = 4.0 / sharpness if normalize else 1.0
+    scale = _scale(sharpness, normalize)
     acceptance = scale * jax.nn.sigmoid(sharpness * distance)
     if not pull_back:
         return acceptance
@@ -327,10 +331,6 @@ def _dual_constructor(formula: Callable[..., Array]) -> Callable[..., Tunable]:
 
 def _acceptance(log_ratio: Array, sharpness: Any) -> Array:
     return jax.nn.sigmoid(sharpness * (_ratio(log_ratio) - 1.0))
-
-
-def _scale(sharpness: Any, normalize: bool) -> Any:
-    return 4.0 / sharpness if normalize else 1.0
 
 
 def _dual_product(

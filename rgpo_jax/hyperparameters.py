@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rgpo_jax.ranges import Above, Range
-from rgpo_jax.tunable import Tunable, require
+from rgpo_jax.tunable import Tunable, constraints, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def check_overrides(
             )
     checked = {name: _checked(hints.get(name), name, x) for name, x in overrides.items()}
     for name, hint in hints.items():
-        for above in (c for c in _constraints(hint) if isinstance(c, Above)):
+        for above in (c for c in constraints(hint) if isinstance(c, Above)):
             if name in overrides or above.setting in overrides:
                 value, least = (overrides.get(n, getattr(config, n)) for n in (name, above.setting))
                 if value is not None and not isinstance(least, jax.core.Tracer):
@@ -91,15 +91,10 @@ def check_overrides(
     return checked
 
 
-def _constraints(hint: Any) -> list[Any]:
-    options = (hint, *typing.get_args(hint))
-    return [x for option in options for x in getattr(option, "__metadata__", ())]
-
-
 def _checked(hint: Any, name: str, value: Any) -> Any:
     if value is None and type(None) in typing.get_args(hint):
         return None
-    for constraint in _constraints(hint):
+    for constraint in constraints(hint):
         if isinstance(constraint, Range):
             require(name, value, constraint)
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)

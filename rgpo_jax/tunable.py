@@ -134,7 +134,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
-def _constraints(hint: Any) -> list[Any]:
+def constraints(hint: Any) -> list[Any]:
     """The ranges of a number, whether or not it may be None."""
     options = (hint, *typing.get_args(hint))
     return [c for option in options for c in getattr(option, "__metadata__", ())]
@@ -146,7 +146,7 @@ def _accepted(hint: Any) -> str:
         return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
     words = [
         constraint.accepted if isinstance(constraint, Range) else f"above {constraint.setting}"
-        for constraint in _constraints(hint)
+        for constraint in constraints(hint)
     ]
     return ", ".join(words) + (" or None" if type(None) in typing.get_args(hint) else "")
 
@@ -159,7 +159,7 @@ def _admit(name: str, given: Mapping[str, Any], hint: Any) -> None:
         raise ValueError(f"{name} = {value!r}: expected {_accepted(hint)}")
     if value is None and type(None) in typing.get_args(hint):
         return
-    for constraint in _constraints(hint):
+    for constraint in constraints(hint):
         if isinstance(constraint, Range):
             require(name, value, constraint)
         elif isinstance(constraint, Above):
