@@ -17,7 +17,7 @@ from rgpo_jax.config import Config
 
 PROGRAMS = ("run", "sweep", "benchmark")
 WRONG = {  # kind of setting -> what it cannot be
-    "count": ("-1", "1.5", "x", "", "1e3", "nan", "99999999999999999999x"),
+    "count": ("-1", "1.5", "x", "", "1e-3", "nan", "99999999999999999999x"),
     "number": ("x", "", "nan", "inf", "-inf", "1e400", "0x10", "1,5", "-1e-50"),
     "switch": ("maybe",),
     "choice": ("", "x", "None"),
