@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -34,7 +34,8 @@ _AT_A_TIME, _AT_A_TIME_ON_HOST = 128, 16
 _STREAM = 0xE5A1
 _HOST_SEEDS = 2**30
 
-Batches = Iterator[tuple["np.ndarray", "np.ndarray"]]
+Run = Callable[[Any], tuple["np.ndarray", "np.ndarray"]]
+"""A key -> returns and lengths [S, n] of episodes that it draws."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,28 +91,29 @@ def _main(args: Sequence[str], _: Interrupts) -> int:
         raise BadInput(
             f"--env-kwargs max_episode_steps=STEPS is needed: {agent.env.name} has no time limit"
         )
-    manner = "stochastic" if options.stochastic else "deterministic"
-    seeds, where = plan.options.seeds, plan.options.where
-    gate = "" if plan.options.gate is None else f" (gate {plan.options.gate})"
-    steps = sorted({f"{number:,}" for number in loaded.env_steps}, key=len)
+    headline = plan.headline
+    manner = headline.sampled_manner if options.stochastic else headline.manner
+    steps = " or ".join(f"{number:,}" for number in sorted(set(loaded.env_steps)))
     print(
-        f"{plan.options.agent}{gate} on {where}: {options.which} {manner} policy after "
-        f"{' or '.join(steps)} steps, {options.episodes} episodes of each seed",
+        f"{plan.options.who} on {plan.options.where}: {options.which} {manner} policy after "
+        f"{steps} steps, {options.episodes} episodes of each seed",
         flush=True,
     )
     try:
-        returns, lengths = _evaluate(options, agent, loaded.learners, len(seeds))
+        returns, lengths = _evaluate(options, agent, loaded.learners, len(plan.seeds))
     except EnvironmentFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BROKEN
-    for seed, own, steps in zip(seeds, returns, lengths, strict=True):
+    for seed, own, taken in zip(plan.seeds, returns, lengths, strict=True):
         print(
             f"  seed {seed}: return {own.mean():.1f} ({own.min():.1f} to {own.max():.1f}, standard "
-            f"deviation {own.std():.1f}), length {steps.mean():.1f}"
+            f"deviation {own.std():.1f}), length {taken.mean():.1f}"
         )
     means = [float(own.mean()) for own in returns]
-    number = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    print(f"return {describe(means, 1)}, IQM [95 % interval] of the means of {number}")
+    print(
+        f"return {describe(means, headline.digits)}, IQM [95 % interval] of the means of "
+        f"{plan.number_of_seeds}"
+    )
     if path is None:
         return 0
     content = {
@@ -125,7 +127,7 @@ def _main(args: Sequence[str], _: Interrupts) -> int:
         "manner": manner,
         "env_steps": list(loaded.env_steps),
         "episode_seed": options.episode_seed,
-        "seeds": list(seeds),
+        "seeds": list(plan.seeds),
         "return": aggregate(means),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
@@ -172,66 +174,67 @@ def _evaluate(
     options: Options, agent: "Agent", learners: Any, num_seeds: int
 ) -> "tuple[np.ndarray, np.ndarray]":
     """Returns and lengths [S, episodes]."""
+    import jax
     import numpy as np
 
     from rgpo_jax.environment import HostEnvironment
 
     on_host = isinstance(agent.env, HostEnvironment)
-    batches = (_on_host if on_host else _compiled)(options, agent, learners, num_seeds)
+    number, run = (_on_host if on_host else _compiled)(options, agent, learners, num_seeds)
+    key = jax.random.fold_in(jax.random.key(options.episode_seed), _STREAM)
     columns = (TextColumn("episode {task.completed}"), BarColumn(), TimeRemainingColumn())
     said = TextColumn("return {task.fields[mean]}")
-    found: list[tuple[np.ndarray, np.ndarray]] = []
     console = Terminal()
+    found = []
     with Progress(
         *columns, said, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("", total=options.episodes, mean="")
-        while sum(returns.shape[1] for returns, _ in found) < options.episodes:
-            found.append(next(batches))
-            returns = found[-1][0]
-            progress.update(task, advance=returns.shape[1], mean=f"{returns.mean():.1f}")
+        for _ in range(-(-options.episodes // number)):
+            key, own = jax.random.split(key)
+            found.append(run(own))
+            progress.update(task, advance=number, mean=f"{found[-1][0].mean():.1f}")
     returns, lengths = (
         np.concatenate(x, axis=1)[:, : options.episodes] for x in zip(*found, strict=True)
     )
     return returns.astype(np.float64), lengths
 
 
-def _compiled(options: Options, agent: "Agent", learners: Any, _: int) -> Batches:
-    """Returns and lengths [S, n] of episodes of a compiled environment, without end."""
+def _compiled(options: Options, agent: "Agent", learners: Any, _: int) -> tuple[int, Run]:
+    """How many episodes n of a compiled environment run side by side, and what runs them."""
     import jax
-    import numpy as np
 
     from experiments.training.programs import wait
     from rgpo_jax import train
 
     number = min(options.episodes, _AT_A_TIME)
-    run = train.make_evaluation(agent, number, deterministic=not options.stochastic)
+    episodes = train.make_evaluation(agent, number, deterministic=not options.stochastic)
     program = jax.jit(
-        jax.vmap(run, in_axes=(0, None)), compiler_options=compiling.options(often=False)
+        jax.vmap(episodes, in_axes=(0, None)), compiler_options=compiling.options(often=False)
     )
-    key = jax.random.fold_in(jax.random.key(options.episode_seed), _STREAM)
-    while True:
-        key, own = jax.random.split(key)
-        result = program(learners, own)
+
+    def run(key: Any) -> Any:
+        result = program(learners, key)
         wait(result)
-        returns, lengths = result
-        yield np.asarray(returns), np.asarray(lengths)
+        return jax.device_get(result)
+
+    return number, run
 
 
-def _on_host(options: Options, agent: "Agent", learners: Any, num_seeds: int) -> Batches:
+def _on_host(options: Options, agent: "Agent", learners: Any, num_seeds: int) -> tuple[int, Run]:
     """The same of an environment on the host."""
     import jax
 
     from rgpo_jax import host
 
     number = min(options.episodes, _AT_A_TIME_ON_HOST)
-    seeds = [_HOST_SEEDS + options.episode_seed] * num_seeds
-    evaluator = host.Evaluator(agent, seeds, number)
-    key = jax.random.fold_in(jax.random.key(options.episode_seed), _STREAM)
-    while True:
-        key, own = jax.random.split(key)
-        keys = jax.random.split(own, num_seeds)
-        yield evaluator.run(learners, keys, deterministic=not options.stochastic)
+    evaluator = host.Evaluator(agent, [_HOST_SEEDS + options.episode_seed] * num_seeds, number)
+
+    def run(key: Any) -> Any:
+        keys = jax.random.split(key, num_seeds)
+        return evaluator.run(learners, keys, deterministic=not options.stochastic)
+
+    return number, run
 
 
 if __name__ == "__main__":

@@ -52,6 +52,17 @@ def batch_shape_of(name: str, array: Any, shape: tuple[int, ...]) -> tuple[int, 
     return batch_shape
 
 
+def parts_of(given: Any, shape: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Of an observation that is a dict of arrays: name -> what a message calls it, and the array.
+
+    Raises:
+      TypeError: it is no dict, or one with other names.
+    """
+    if not isinstance(given, Mapping) or given.keys() != shape.keys():
+        raise TypeError(f"observation: expected a dict of {', '.join(sorted(shape))}")
+    return {name: (f"observation[{name!r}]", given[name]) for name in shape}
+
+
 def as_observation(given: Any, shape: Any) -> Observation:
     """An observation in arrays, where it may be lists of numbers.
 
@@ -61,12 +72,11 @@ def as_observation(given: Any, shape: Any) -> Observation:
 
     Raises:
       ValueError: it is of another shape.
+      TypeError: it is no dict of the same names.
     """
     if isinstance(shape, dict):
-        if not isinstance(given, Mapping) or given.keys() != shape.keys():
-            raise ValueError(f"observation: expected a dict of {', '.join(sorted(shape))}")
-        named = {name: (f"observation[{name!r}]", given[name], shape[name]) for name in shape}
-        return {name: _as_array(*part) for name, part in named.items()}
+        parts = parts_of(given, shape)
+        return {name: _as_array(*part, shape[name]) for name, part in parts.items()}
     return _as_array("observation", given, shape)
 
 

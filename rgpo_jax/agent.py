@@ -106,7 +106,8 @@ class Agent(NamedTuple):
           The actions [...]: as drawn, their log-probabilities, and in the environment's units.
 
         Raises:
-          TypeError: the policy is recurrent and there is no memory, or the other way round.
+          TypeError: the policy is recurrent and there is no memory, or the other way round; or the
+            observation is no dict where it should be one.
           ValueError: the observation is of another shape.
         """
         observation = acting.as_observation(observation, self.env.observation_shape)

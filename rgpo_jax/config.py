@@ -47,14 +47,16 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(self, name, _as_pythons(getattr(self, name), _types(hint)))
-            _check(name, getattr(self, name), hint)
-            if float in _types(hint) and type(getattr(self, name)) is int:
-                object.__setattr__(self, name, float(getattr(self, name)))
+            kinds = _types(hint)
+            value = _as_pythons(getattr(self, name), kinds)
+            _check(name, value, hint)
+            if float in kinds and type(value) is int:
+                value = float(value)
+            object.__setattr__(self, name, value)
             for constraint in getattr(hint, "__metadata__", ()):
                 if isinstance(constraint, Above):
                     accepted = constraint.beyond(getattr(self, constraint.setting))
-                    _check_range(name, getattr(self, name), accepted, None)
+                    _check_range(name, value, accepted, None)
 
 
 def _types(hint: Any) -> set[Any]:

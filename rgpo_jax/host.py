@@ -334,18 +334,23 @@ class Collector:
                 arrays = jax.tree.leaves(trajectory), jax.tree.leaves(row)  # no memory here
                 for rows, values in zip(*arrays, strict=True):
                     rows[:, t, share.columns] = values
-                self._count(share.columns, timestep, totals)
-                # Last: a pool may write its next step over this one.
+                # Not before: a pool may write its next step over this one. Nor later: it shall not
+                # wait for our own bookkeeping.
                 if t + 1 < self._num_steps:
                     share.begin_step(self._acting, False, state, key, t + 1)
+                self._count(trajectory, t, share.columns, totals)
         return trajectory, totals
 
-    def _count(self, columns: slice, timestep: TimeStep, totals: EpisodeTotals) -> None:
+    def _count(self, trajectory: Trajectory, t: int, columns: slice, totals: EpisodeTotals) -> None:
         """Adds a step to the running episodes, and those that ended to the totals, in place."""
+        reward, terminated, truncated = (
+            rows[:, t, columns]
+            for rows in (trajectory.reward, trajectory.terminated, trajectory.truncated)
+        )
         returns, lengths = self._episode_return[:, columns], self._episode_length[:, columns]
-        returns += timestep.reward
+        returns += reward
         lengths += 1
-        done = timestep.done
+        done = terminated | truncated
         if done.any():
             totals.episodes[:] += done.sum(axis=1)
             totals.returns[:] += np.where(done, returns, 0.0).sum(axis=1)

@@ -13,6 +13,11 @@ from rgpo_jax.ranges import Above, Range
 from rgpo_jax.tunable import Tunable, constraints, require
 
 
+def _as_float32(tree: Any) -> Any:
+    """Numbers and arrays in a tree as arrays of one type, so that all are one program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class TracedNumbers:
     """A dataclass, registered as a pytree, whose fields are scalars, or Tunables and their numbers.
@@ -28,7 +33,7 @@ class TracedNumbers:
             for field in dataclasses.fields(cls)
             if hasattr(config, field.name) and field.name not in functions
         }
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cls(**numbers, **functions))
+        return _as_float32(cls(**numbers, **functions))
 
     @classmethod
     def functions(cls) -> set[str]:
@@ -45,7 +50,7 @@ class TracedNumbers:
         """
         numbers = (int, float, np.ndarray, np.generic, jax.Array)
         overrides = jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, numbers) else x, overrides
+            lambda x: _as_float32(x) if isinstance(x, numbers) else x, overrides
         )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # Functions first: a number beside a new gate is the new gate's.
@@ -97,4 +102,4 @@ def _checked(hint: Any, name: str, value: Any) -> Any:
     for constraint in constraints(hint):
         if isinstance(constraint, Range):
             require(name, value, constraint)
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), value)
+    return _as_float32(value)

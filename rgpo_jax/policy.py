@@ -9,7 +9,7 @@ your own.
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -102,11 +102,9 @@ class Policy:
         if not isinstance(shape, dict):
             return _as_array("observation", observation, shape, str(dtype))
         assert isinstance(dtype, dict)
-        if not isinstance(observation, Mapping) or observation.keys() != shape.keys():
-            raise TypeError(f"observation: expected a dict of {', '.join(sorted(shape))}")
         read = {
-            name: _as_array(f"observation[{name!r}]", observation[name], shape[name], dtype[name])
-            for name in shape
+            name: _as_array(*part, shape[name], dtype[name])
+            for name, part in acting.parts_of(observation, shape).items()
         }
         batch_shapes = {batch_shape for _, batch_shape in read.values()}
         if len(batch_shapes) > 1:

@@ -121,9 +121,8 @@ class Plan(RunPlan):
 
     @property
     def title(self) -> str:
-        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
-        total = self.num_updates * self.batch_size
-        return f"{self.label} on {self.options.world}: {seeds} x {total:,} answers"
+        what = f"{self.number_of_seeds} x {self.num_updates * self.batch_size:,} answers"
+        return f"{self.label} on {self.options.world}: {what}"
 
     @property
     def curve_title(self) -> str:

@@ -115,6 +115,11 @@ class ControlOptions(RunOptions, _What):  # the fields of the last come first
         return env_kwargs.ranges(self.randomize)
 
     @property
+    def who(self) -> str:
+        """The agent in words."""
+        return self.agent if self.gate is None else f"{self.agent} (gate {self.gate})"
+
+    @property
     def where(self) -> str:
         """The environment in words."""
         return env_kwargs.describe(self.env, self.backend, (*self.env_kwargs, *self.randomize))

@@ -58,10 +58,8 @@ class Plan(RunPlan):
 
     @property
     def title(self) -> str:
-        options = self.options
-        agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
-        seeds = "1 seed" if options.num_seeds == 1 else f"{options.num_seeds} seeds"
-        return f"{agent} on {options.where}: {seeds} x {self.config.total_steps:,} steps"
+        what = f"{self.number_of_seeds} x {self.config.total_steps:,} steps"
+        return f"{self.options.who} on {self.options.where}: {what}"
 
     @property
     def headline(self) -> Headline:

@@ -26,6 +26,11 @@ class RunPlan:
         return self.options.seeds
 
     @property
+    def number_of_seeds(self) -> str:
+        """In words."""
+        return "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+
+    @property
     def num_updates(self) -> int:
         return self.config.num_updates
 

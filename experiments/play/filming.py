@@ -76,8 +76,7 @@ def choose_path(options: Options, env: str) -> Path:
 def title_of(loaded: "Trained", seed: int) -> str:
     """What is shown, in words."""
     options = loaded.plan.options
-    agent = options.agent if options.gate is None else f"{options.agent} (gate {options.gate})"
-    return f"{agent} on {options.where}, seed {seed}"
+    return f"{options.who} on {options.where}, seed {seed}"
 
 
 def _play(

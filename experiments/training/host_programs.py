@@ -59,15 +59,14 @@ class HostPrograms(EpisodePrograms):
         self._collector = host.Collector(agent, members.seeds, acting=self._acting)
         assert isinstance(agent.env, HostEnvironment)
         self._observation_dtype = agent.env.observation_dtype
-        evaluators = {
+        # Fewer episodes where all are not affordable.
+        self._evaluators = {
             number: host.Evaluator(agent, members.seeds, number, self._acting)
             for number in set(episodes)
         }
-        self._whole_evaluator = evaluators[episodes.at_the_end]
-        self._evaluator = evaluators[episodes.while_training]  # the same, where it is affordable
         self._fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
         self._split = jax.jit(jax.vmap(jax.random.split, out_axes=1))
-        acting = self._collector.programs.union(*(e.programs for e in evaluators.values()))
+        acting = self._collector.programs.union(*(e.programs for e in self._evaluators.values()))
         self._init, self._update, *compilations = self.compiler.obtain(
             made_of, self._lowered(sorted(acting))
         )
@@ -150,6 +149,6 @@ class HostPrograms(EpisodePrograms):
         self, states: HostState, updates: int, deterministic: bool, whole: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         keys = self._fold_in(self._eval_keys, np.int32(updates))
-        evaluator = self._whole_evaluator if whole else self._evaluator
+        evaluator = self._evaluators[self._num_episodes(whole)]
         returns, lengths = evaluator.run(states.learner, keys, deterministic)
         return returns.mean(axis=1), lengths.mean(axis=1)
