@@ -223,13 +223,16 @@ def test_what_a_user_has_open_at_the_end_is_written(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "True False"
 
 
-def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch):
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch, breaks):
     make = building.make_programs
 
     def lose_it(*args):
         with contextlib.suppress(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
+        if breaks:
+            raise SystemError("returned NULL without setting an exception")
         return make(*args)
 
     monkeypatch.setattr(building, "make_programs", lose_it)

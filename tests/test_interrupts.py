@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from experiments.cli import frame
 from experiments.cli.interrupts import GivenUp, Interrupted, Interrupts
 
 
@@ -86,6 +87,20 @@ def test_a_signal_that_something_swallowed_in_an_evaluation_is_raised_at_its_end
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         pytest.fail("it was lost")
+
+
+def test_an_error_that_a_swallowed_signal_led_to_is_that_signal_and_another_is_not(capsys):
+    def wrong_answer(args, interrupts):
+        if args:
+            with contextlib.suppress(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        raise AttributeError("no such attribute")
+
+    assert frame.run(wrong_answer, ["x"], "stopped") == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped\n"
+    with pytest.raises(AttributeError):
+        frame.run(wrong_answer, [])
 
 
 def test_handlers_are_as_before_afterwards():

@@ -23,7 +23,8 @@ def run(body: Body, args: Sequence[str] | None, stopped: str = "") -> int:
     """
     with Interrupts() as interrupts:
         try:
-            return body(flags.renamed(sys.argv[1:] if args is None else args), interrupts)
+            with interrupts.heard():
+                return body(flags.renamed(sys.argv[1:] if args is None else args), interrupts)
         except BadInput as error:
             flags.refuse(error)
         except ConfigError as error:

@@ -113,6 +113,19 @@ class Interrupts:
         if self._raised:
             raise Interrupted(self._raised)
 
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside, an error that follows one that was raised for a signal is taken for that one.
+
+        What compiled code drops may leave it with a wrong answer, and that with another error.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._raised:
+                raise Interrupted(self._raised) from error
+            raise
+
     @property
     def pending(self) -> int:
         """The signal that was deferred; 0 if none was."""

@@ -81,7 +81,7 @@ class Training:
             self._interrupts.check()
             self._reporter.show_compiling(line)
 
-        with compiling.no_collections():
+        with compiling.no_collections(), self._interrupts.heard():
             programs = make_programs()
         programs.compiler.load_meanwhile(
             "tensorboardX", "experiments.record.curve", "orbax.checkpoint"
