@@ -1,5 +1,6 @@
 """The suite for a device runs on a CPU, whole and part by part; how fast is not a test."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ import pytest
 from probes import assert_refused
 
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import accelerator, accelerator_parts, kernels, roofline
+from experiments.benchmark import accelerator, accelerator_parts, kernels, language_parts, roofline
 from experiments.benchmark.accelerator import Part
 
 # Of what reads profiles, once.
@@ -27,7 +28,19 @@ TINY = accelerator.Sizes(
 QUICK = ("--device", "cpu", "--seconds", "0.01", "--repeats", "2")
 
 
-def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, capsys):
+def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, capsys, monkeypatch):
+    train, trained, asked = accelerator_parts.training, [], []
+
+    def train_once(bench, env, config, count=1, **params):
+        """The program of the first agents is compiled, and timed in the place of the others."""
+        asked.append((env, config.num_envs, count))
+        if not trained:
+            trained.append(train(bench, env, config, count, **params))
+        return trained[0]
+
+    one_layer = dataclasses.replace(language_parts.TINY, num_layers=1)
+    monkeypatch.setattr(language_parts, "TINY", one_layer)
+    monkeypatch.setattr(accelerator_parts, "training", train_once)
     out = tmp_path / "cpu.json"
     assert accelerator.main([*QUICK, "--out", str(out)], TINY) == 0
     content = json.loads(out.read_text())
@@ -52,6 +65,7 @@ def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, cap
         assert row["memory_mib"] > 0
         assert row["share_of_bandwidth"] > 0
     assert ours["matrix_flops"] > 0 == noise["matrix_flops"]
+    assert asked == [("CartPole-v1", 4, 2)] * 2 + [("Pendulum-v1", 4, 1)]
     assert 0 < len(parts["kernels"]["longest"]) <= 20
 
     table = out.with_suffix(".md").read_text()

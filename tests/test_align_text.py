@@ -8,19 +8,23 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from align_programs import text_programs_are_kept
 from killing import killed_at_save
 from probes import RUN_FILES, records, timeless_records
 from text_places import LAST, PROMPTS, SMALL, write_place
-from xla_flags import SAME_IN_A_BATCH
+from xla_flags import QUICK_TO_COMPILE
 
 from experiments.align import __main__ as align
 from experiments.align import answer_log, export, page, text_building, text_programs
 from experiments.align.answer_log import Answered
+from experiments.align.plan import read_plan
 from experiments.play import __main__ as play
 from experiments.training import loop
 from rgpo_jax.language import weights
+from rgpo_jax.language.samples import Batch
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
 
@@ -32,20 +36,7 @@ TRAINED = [
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_ready_soon():
-    """Code that is not optimised, and one program for runs that differ in their rewards alone."""
-    make, kept = text_building.Prepared.make_programs, {}
-
-    def make_or_find(prepared):
-        settings = prepared.plan.settings()
-        settings |= dict.fromkeys(("reward", "gold"), prepared.judge.gold is not None)
-        key = json.dumps(settings, sort_keys=True)
-        if key not in kept:
-            kept[key] = make(prepared)
-        kept[key]._judge, kept[key]._folder = prepared.judge, prepared.folder
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_building.Prepared, "make_programs", make_or_find)
+    with text_programs_are_kept():
         yield
 
 
@@ -178,11 +169,10 @@ def test_milestones():
 # Going on.
 
 
-@pytest.mark.parametrize("saves", [1, 3])
-def test_a_killed_run_goes_on_to_the_bit(saves, whole, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
     folder = tmp_path / "cut"
     # At the next one: an evaluation may have come after the last.
-    with monkeypatch.context() as patch, killed_at_save(saves, before=True):
+    with monkeypatch.context() as patch, killed_at_save(3, before=True):
         patch.setattr(loop, "_LONGEST_CHUNK", 0.0)
         align.main([*TRAINED, "--out", str(folder)])
     before = len(asked_for())
@@ -296,10 +286,17 @@ def test_a_reward_that_fails_later_stops_the_run_and_nothing_is_lost(whole, tmp_
 SPREAD = """
 import sys
 from experiments.align import __main__ as align
+from experiments.align.text_building import Prepared
 from experiments.align.text_programs import TextPrograms
 from rgpo_jax.checkpoint import Checkpoints
 
 advance, save = TextPrograms.advance, Checkpoints.save
+make, made = Prepared.make_programs, []
+
+
+def make_once(prepared):
+    made.append(made[0] if made else make(prepared))
+    return made[0]
 
 
 def looking(self, states, progress, number):
@@ -317,6 +314,7 @@ def dying(self, updates, *args):
     return save(self, updates, *args)
 
 
+Prepared.make_programs = make_once
 TextPrograms.advance, Checkpoints.save = looking, dying
 try:
     align.main(sys.argv[1:])
@@ -333,7 +331,7 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
     args = [*TRAINED, "--fsdp", "2", "--tp", "2", "--out", str(folder)]
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = SAME_IN_A_BATCH
+    environment["XLA_FLAGS"] = QUICK_TO_COMPILE
     run = subprocess.run(
         [sys.executable, "-c", SPREAD, *args],
         cwd=place,
@@ -360,11 +358,10 @@ def test_a_model_that_is_spread_over_devices_learns_the_same(whole, place, tmp_p
 # What is trained.
 
 
-def trained(tmp_path, *args):
-    folder = tmp_path / "run"
-    once = ["--num-updates", "1", "--eval-every", "4", "--out", str(folder)]
-    assert align.main([*SMALL, *once, *args]) == 0
-    return records(folder)
+PPO = [
+    *(*SMALL, "--method", "ppo", "--missing-end", "-2", "--gae-lambda", "0.9"),
+    *("--kl-coefficient", "0", "--num-updates", "1", "--eval-every", "4"),
+]
 
 
 @pytest.mark.parametrize(
@@ -372,12 +369,32 @@ def trained(tmp_path, *args):
     [
         (["--train", "full"], "trunk"),
         (["--train", "last_layers", *LAST], "separate"),
-        (["--train", "lora", "--lora-rank", "2"], "trunk"),
     ],
 )
-def test_ppo_trains_each_part_with_a_critic(part, critic, tmp_path):
-    settings = ["--missing-end", "-2", "--gae-lambda", "0.9", "--kl-coefficient", "0"]
-    lines = trained(tmp_path, "--method", "ppo", *settings, *part, "--critic", critic)
+def test_an_update_of_ppo_fits_each_part_with_a_critic(part, critic, tmp_path):
+    """As shapes; what it computes of each part is held in a world that is exact."""
+    plan = read_plan([*PPO, *part, "--critic", critic])
+    prepared = text_building.prepare(plan, tmp_path)
+    agent, world = prepared.agent, prepared.text.world
+
+    def update(key):
+        state = agent.init(key, world.frozen)
+        sampled, asked, answers = agent.sample(state, world.frozen, world.prompts)
+        batch = Batch(asked, answers, jnp.zeros(len(answers.tokens)))
+        return state, *agent.update(sampled, world.frozen, batch)
+
+    before, after, metrics = jax.eval_shape(update, jax.random.key(0))
+    assert before == after
+    params = before.learner.params
+    assert ("body" in params["critic"]) == (critic == "separate")
+    assert len(params["actor"]["layers"]["q"]) == (2 if "full" in part else 1)
+    assert metrics.keys() >= {"value_loss", "first_ratio_deviation", "grad_norm"}
+
+
+def test_ppo_trains_adapters_with_a_critic(tmp_path):
+    part = ["--train", "lora", "--lora-rank", "2", "--critic", "trunk"]
+    assert align.main([*PPO, *part, "--out", str(tmp_path / "run")]) == 0
+    lines = records(tmp_path / "run")
     assert lines[-1]["first_ratio_deviation"][0] < 1e-5
     # All were cut. The critic says 0, and is told of -2 at the last token, whatever was given.
     assert lines[-1]["answers_ended"] == [0.0]

@@ -13,6 +13,7 @@ import jax
 import pytest
 from probes import assert_refused
 
+import envs
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import measure, peers, start
 from experiments.cli.flags import BadInput
@@ -31,26 +32,56 @@ def settings_of_jax():
 QUICK = ("--num-envs", "2", "--num-steps", "8", "--seconds", "0.01", "--repeats", "2")
 
 
-def test_a_benchmark_reports_every_part_and_the_pair(tmp_path, capsys):
+class Clock(measure.Program):
+    """Stands for a program that takes so many seconds for one repetition."""
+
+    def seconds(self, count):
+        return count * self.state
+
+
+def test_a_benchmark_reports_every_part_and_the_pair(tmp_path, capsys, monkeypatch):
+    parts, orders = {"rollout": 0.001, "update": 0.002, "step": 0.004}, {True: 8, False: 2}
+
+    def build(name, env, options, num_envs, num_seeds, part, seeds_in_turn=None):
+        seconds = parts[part] * (5 if name == "rgpo" else 4) * orders.get(seeds_in_turn, 1)
+        return Clock(None, seconds, num_seeds * num_envs * options.num_steps, 0.5, 2**20)
+
+    monkeypatch.setattr(benchmark, "build", build)
     out = tmp_path / "speed.json"
     assert benchmark.main([*QUICK, "--num-seeds", "1", "2", "--out", str(out)]) == 0
     content = json.loads(out.read_text())
     cells = {(cell["num_seeds"], cell["num_envs"], cell["part"]) for cell in content["cells"]}
-    assert cells == {(s, 2, part) for s in (1, 2) for part in ("rollout", "update", "step")}
+    assert cells == {(s, 2, part) for s in (1, 2) for part in parts}
     for cell in content["cells"]:
-        assert 0 < cell["slowest"] <= cell["steps_per_second"] <= cell["fastest"]
-        assert cell["compile_seconds"] > 0
-        assert cell["memory_mib"] > 0
+        rate = cell["num_seeds"] * 2 * 8 / (5 * parts[cell["part"]])
+        assert cell["slowest"] == cell["fastest"] == cell["steps_per_second"]
+        assert cell["steps_per_second"] == pytest.approx(rate)
+        assert (cell["compile_seconds"], cell["memory_mib"]) == (0.5, 1.0)
     for part in ("update", "step"):
-        low, high = content["cost_ratio"][part]["quartiles"]
-        assert 0 < low <= content["cost_ratio"][part]["median"] <= high
+        assert content["cost_ratio"][part]["median"] == pytest.approx(5 / 4)
+        assert content["cost_ratio"][part]["quartiles"] == pytest.approx([5 / 4] * 2)
+        assert content["cost_ratio"][part]["pairs"] == 6
     ratio = content["seed_order_ratio"]
     assert (ratio is None) == (jax.local_device_count() > 1)  # else each seed has a device
-    assert ratio is None or ratio["quartiles"][0] <= ratio["median"] <= ratio["quartiles"][1]
+    assert ratio is None or ratio["median"] == pytest.approx(2 / 8)
     assert content["machine"]
     said = capsys.readouterr().out
     assert "cost of rgpo over ppo, step" in said
     assert ("one after another, 2 seeds of 2 environments" in said) == (ratio is not None)
+
+
+@pytest.mark.parametrize(
+    ("part", "num_seeds", "seeds_in_turn"),
+    [("rollout", 1, None), ("update", 2, None), ("step", 2, True)],
+)
+def test_a_part_is_a_program_that_is_timed(part, num_seeds, seeds_in_turn):
+    options = measure.Options(num_steps=8, seconds=0.01, repeats=2)
+    cell = ("ppo", envs.make("CartPole-v1"), options, 2, num_seeds, part, seeds_in_turn)
+    program = measure.build(*cell)
+    assert program.steps == num_seeds * 2 * 8
+    found = measure.measure(program, options)
+    assert 0 < found["slowest"] <= found["steps_per_second"] <= found["fastest"]
+    assert found["compile_seconds"] > 0 and found["memory_mib"] > 0
 
 
 @pytest.mark.parametrize(
@@ -70,10 +101,11 @@ def test_bad_input_is_refused_in_one_line(args, message, capsys):
 
 def test_a_peer_is_measured_in_turn(tmp_path, capsys):
     out = tmp_path / "peer.json"
-    args = [*QUICK, "--num-seeds", "2", "--agent", "ppo", "--peer", "plain", "--out", str(out)]
-    assert benchmark.main([*args, "--seconds", "0.3"]) == 0
+    peer = str(checkouts.rejax(tmp_path))
+    args = [*QUICK, "--num-seeds", "2", "--agent", "ppo", "--peer", peer, "--out", str(out)]
+    assert benchmark.main(args) == 0
     content = json.loads(out.read_text())
-    assert content["peer"] == "plain PPO"
+    assert content["peer"] == "Rejax"
     devices = [1] if jax.local_device_count() == 1 else [1, 2]
     assert [cell["peer_devices"] for cell in content["peer_cells"]] == devices
     for cell in content["peer_cells"]:
@@ -82,10 +114,19 @@ def test_a_peer_is_measured_in_turn(tmp_path, capsys):
         assert cell["ratios"] == pytest.approx([a / b for a, b in pairs])
         assert len(cell["ratios"]) == 2
         assert cell["compile_seconds"] > 0 and cell["peer_compile_seconds"] > 0
-    assert "ppo and plain PPO: median and range of 2 pairs" in capsys.readouterr().out
+    assert "ppo and Rejax: median and range of 2 pairs" in capsys.readouterr().out
 
 
 SIZES = measure.settings_of("ppo", measure.Options(peer="plain", num_steps=8), 2)
+
+
+def test_the_plain_ppo_is_a_peer_with_the_same_sizes():
+    """It is compiled as a checkout's training is, which has a test of its own."""
+    peer = peers.find("plain")
+    assert isinstance(peer, peers.WholeTraining) and peer.title == "plain PPO"
+    train = peer.make_train("CartPole-v1", SIZES, 3)
+    found = jax.eval_shape(train, jax.random.key(0))
+    assert found["metrics"]["timestep"].shape == (3, SIZES.num_steps, SIZES.num_envs)
 
 
 @pytest.fixture

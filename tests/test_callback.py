@@ -1,5 +1,6 @@
 """Callbacks between updates: what they are told, that they change nothing, how they end runs."""
 
+import dataclasses
 import json
 import signal
 import sys
@@ -15,10 +16,9 @@ from experiments import run
 from experiments.align import __main__ as align
 from experiments.play import __main__ as play
 from experiments.sweep import __main__ as sweep
-from experiments.training import trained
+from experiments.training import building, trained
 from rgpo_jax import callback, train
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
 TINY = [
     *("--agent", "ppo", "--num-seeds", "2", "--seed", "3", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
@@ -64,6 +64,20 @@ def told(moment):
 
 NOTHING = 3
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_kept_whatever_is_called_back(programs_are_kept):
+    """A callback is no part of a program."""
+    made_of = building.programs_made_of
+
+    def without_it(plan, *others):
+        options = dataclasses.replace(plan.options, callback=None)
+        return made_of(dataclasses.replace(plan, options=options), *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "programs_made_of", without_it)
+        yield
 
 
 @pytest.fixture
@@ -187,9 +201,11 @@ def test_a_language_model_calls_back_too(module, tmp_path, monkeypatch):
 
 
 def test_library_code_is_called_back_and_may_stop():
-    config = rgpo.Config(num_envs=2, num_steps=4, num_minibatches=1, num_epochs=1)
+    config = rgpo.Config(
+        num_envs=2, num_steps=4, num_minibatches=1, num_epochs=1, hidden_sizes=(4,)
+    )
     agent = rgpo.make(make("CartPole-v1"), config)
-    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 3))
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 3))
     moments = []
 
     def look(moment):

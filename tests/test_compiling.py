@@ -63,35 +63,12 @@ def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_setti
         assert run.main([*TINY, *flags]) == 0
         return kept(cache)
 
-    first = train("--total-steps", "320")
+    first = train("--total-steps", "64")
     assert first
-    other = ["--total-steps", "640", "--seed", "7", "--learning-rate", "1e-4", "--sharpness", "2"]
+    other = ["--total-steps", "128", "--seed", "7", "--learning-rate", "1e-4", "--sharpness", "2"]
+    other += ["--end-learning-rate", "1e-5", "--warmup-steps", "32"]
     assert train(*other, "--discount", "0.9", "--gae-lambda", "0.5") == first
-    assert train("--total-steps", "320", "--no-anneal-learning-rate") == first
-    ends = ["--end-learning-rate", "1e-5", "--warmup-steps", "100"]
-    assert train("--total-steps", "320", *ends) == first
-    assert train("--total-steps", "320", "--learning-rate-schedule", "constant") == first
-    assert len(train("--total-steps", "320", "--hidden-sizes", "9")) > len(first)
-
-
-def test_a_second_start_says_no_more_than_the_first(tmp_path):
-    flags = ["--total-steps", "320", "--compilation-cache", str(tmp_path / "cache"), "--overwrite"]
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.run",
-        *TINY,
-        *flags,
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    env = {name: value for name, value in os.environ.items() if name != "JAX_LOGGING_LEVEL"}
-    for _ in range(2):
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0
-        assert done.stderr == ""
+    assert len(train("--total-steps", "64", "--hidden-sizes", "9")) > len(first)
 
 
 def test_a_cache_is_bounded_and_apart_for_each_kind_of_cpu(tmp_path, jax_settings, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from probes import assert_same_numbers
-from xla_flags import SAME_IN_A_BATCH
+from xla_flags import QUICK_TO_COMPILE
 
 from agents import rgpo
 from envs import make
@@ -160,56 +160,79 @@ def test_in_turn_gives_the_numbers_of_side_by_side():
     assert not np.allclose(kernel[0], kernel[1])  # seeds differ
 
 
-ALWAYS_IN_TURN = """
-import sys
+# In one process: it has eight virtual devices, of which each run is told a number.
+SEVERAL_RUNS = """
+import contextlib, io, json, sys
+import jax
 from experiments import run
 from experiments.training import devices
-devices._LEAST_WORK_IN_TURN = 0
+
 devices.num_cores = lambda: 2
-sys.exit(run.main())
+least, said = devices._LEAST_WORK_IN_TURN, {}
+for name, num_devices, in_turn, flags in json.loads(sys.argv[1]):
+    jax.local_device_count = lambda: num_devices
+    devices._LEAST_WORK_IN_TURN = 0 if in_turn else least
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert run.main(flags) == 0
+    said[name] = output.getvalue()
+print(json.dumps(said))
 """
-
-
-def train(out, num_seeds, num_devices, *program):
-    """Runs the program on so many virtual devices; returns what it said."""
-    # Few and large minibatches, so that spreading pays: 8192 samples over up to 8 devices.
-    flags = ["--agent", "rgpo", "--env", "CartPole-v1", "--num-envs", "64", "--num-steps", "128"]
-    flags += ["--num-minibatches", "1", "--num-epochs", "2", "--total-steps", "24576"]
-    flags += ["--hidden-sizes", "8", "--eval-episodes", "2", "--num-seeds", str(num_seeds)]
-    flags += ["--keep-best"]
-    xla = f"--xla_force_host_platform_device_count={num_devices}"
-    return subprocess.run(
-        [sys.executable, *(program or ("-m", "experiments.run")), *flags, "--out", str(out)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "XLA_FLAGS": f"{xla} {SAME_IN_A_BATCH}"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+RUNS = {  # seeds, and devices
+    "one": (4, 1),
+    "seeds": (4, 4),
+    "both": (4, 8),
+    "in turn": (3, 2),
+}
 
 
 @pytest.fixture(scope="module")
-def on_one_device(tmp_path_factory):
-    """Eight seeds, vmapped on one device."""
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    assert "devices" not in train(folder, 8, 1)
-    return folder
+def spread(tmp_path_factory):
+    """Folder of the runs, and what each said."""
+    folder = tmp_path_factory.mktemp("runs")
+    # Few and large minibatches, so that spreading pays: 8192 samples over up to two devices a seed.
+    flags = ["--agent", "rgpo", "--num-envs", "64", "--num-steps", "128"]
+    # Its motion and its actions are smooth: no rounding becomes another action, or another end.
+    flags += ["--env", "MountainCarContinuous-v0", "--env-kwargs", "max_episode_steps=50"]
+    flags += ["--num-minibatches", "1", "--num-epochs", "2", "--total-steps", "16384"]
+    flags += ["--hidden-sizes", "8", "--eval-episodes", "2", "--keep-best"]
+    runs = [
+        (
+            *(name, num_devices, name == "in turn"),
+            [*flags, "--num-seeds", str(num_seeds), "--out", str(folder / name)],
+        )
+        for name, (num_seeds, num_devices) in RUNS.items()
+    ]
+    xla = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_RUNS, json.dumps(runs)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "XLA_FLAGS": xla},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("num_seeds", "layout"), [(8, (8, 1)), (4, (4, 2)), (1, (1, 8))])
-def test_eight_devices_give_the_numbers_of_one(num_seeds, layout, on_one_device, tmp_path):
-    said = train(tmp_path / "eight", num_seeds, 8)
-    assert f"8 devices: seeds over {layout[0]}, environments over {layout[1]}" in said
-    assert_same_numbers(tmp_path / "eight", on_one_device, slice(num_seeds))
+@pytest.mark.parametrize(("name", "layout"), [("seeds", (4, 1)), ("both", (4, 2))])
+def test_several_devices_give_the_numbers_of_one(name, layout, spread):
+    """Those of all seeds, vmapped on one device."""
+    folder, said = spread
+    num_seeds, num_devices = RUNS[name]
+    assert "devices" not in said["one"]
+    over = f"seeds over {layout[0]}, environments over {layout[1]}"
+    assert f"{num_devices} devices: {over}" in said[name]
+    assert_same_numbers(folder / name, folder / "one")
     # And what was learnt is read where there are fewer devices.
-    assert trained.load(str(tmp_path / "eight"), "--run").env_steps == (24576,) * num_seeds
-    best = trained.load(str(tmp_path / "eight"), "--run", which="best")
-    summary = json.loads((tmp_path / "eight" / "summary.json").read_text())
+    assert trained.load(str(folder / name), "--run").env_steps == (16384,) * num_seeds
+    best = trained.load(str(folder / name), "--run", which="best")
+    summary = json.loads((folder / name / "summary.json").read_text())
     assert list(best.env_steps) == summary["best_at"]
 
 
-def test_in_turn_on_two_devices_gives_the_numbers_of_one(on_one_device, tmp_path):
-    said = train(tmp_path / "two", 3, 2, "-c", ALWAYS_IN_TURN)
-    assert "2 devices: seeds over 1, environments over 2, seeds of a device in turn" in said
-    assert json.loads((tmp_path / "two" / "summary.json").read_text())["in_turn"] is True
-    assert_same_numbers(tmp_path / "two", on_one_device, slice(3))
+def test_in_turn_on_two_devices_gives_the_numbers_of_one(spread):
+    folder, said = spread
+    over = "2 devices: seeds over 1, environments over 2, seeds of a device in turn"
+    assert over in said["in turn"]
+    assert json.loads((folder / "in turn" / "summary.json").read_text())["in_turn"] is True
+    assert_same_numbers(folder / "in turn", folder / "one", slice(3))

@@ -1,5 +1,6 @@
 """gymnax behind the protocol: all of its environments that run offline."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -53,7 +54,16 @@ def test_types_are_those_of_the_protocol_and_a_step_keeps_them(name):
     assert types(timestep.truncated)[:2] == ((), bool)
 
 
-@all_environments
+# What an agent makes of an environment depends on its spaces alone: one of each kind.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CartPole-v1",
+        "Pendulum-v1",
+        "Breakout-MinAtar",  # pictures
+        "Catch-bsuite",  # a matrix, which is no picture
+    ],
+)
 def test_an_agent_steps(name):
     config = rgpo.Config(
         num_envs=4, num_steps=16, reset_pool_size=2, hidden_sizes=(16,), channels=(4,)
@@ -93,22 +103,9 @@ class Walk(NamedTuple):
     timestep: TimeStep
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "CartPole-v1",
-        "Pendulum-v1",
-        "Breakout-MinAtar",
-        "Catch-bsuite",
-        "UmbrellaChain-bsuite",  # int32 rewards
-        "FourRooms-misc",  # int32 observations
-        "PointRobot-misc",
-        "BernoulliBandit-misc",  # a time, and a limit, of type float
-        "FrozenLake-misc",  # a scalar observation
-    ],
-)
-def walk(request):
-    env = envs.make(request.param, max_steps_in_episode=LIMIT)
+@functools.cache
+def walk(name):
+    env = envs.make(name, max_steps_in_episode=LIMIT)
     reset_key, action_key, step_key = jax.random.split(jax.random.key(7), 3)
     reset_keys = jax.random.split(reset_key, WALKERS)
     step_keys = jax.random.split(step_key, (LIMIT, WALKERS))
@@ -126,48 +123,75 @@ def walk(request):
         _, (states, timesteps) = jax.lax.scan(step, state, (step_keys, action))
         return observation, states, timesteps
 
-    observation, states, timesteps = run()
+    observation, states, timesteps = jax.tree.map(np.asarray, run())
     return Walk(env, reset_keys, step_keys, action, observation, states, timesteps)
 
 
-def test_follows_the_dynamics_of_gymnax_key_by_key(walk):
+# What gymnax computes is taken as it is: held for those in which something is converted.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CartPole-v1",
+        "Pendulum-v1",
+        "Breakout-MinAtar",
+        "UmbrellaChain-bsuite",  # int32 rewards
+        "FourRooms-misc",  # int32 observations
+        "PointRobot-misc",
+        "BernoulliBandit-misc",  # a time, and a limit, of type float
+        "FrozenLake-misc",  # a scalar observation
+    ],
+)
+def test_follows_the_dynamics_of_gymnax_key_by_key(name):
+    walked = walk(name)
     # Under jit and vmap on our side, one by one on the other.
-    env, params = gymnax.make(walk.env.name)
+    env, params = gymnax.make(name)
     params = params.replace(max_steps_in_episode=type(params.max_steps_in_episode)(LIMIT))
     if hasattr(params, "t_max"):  # by which a bandit's time is normalised
         params = params.replace(t_max=LIMIT)
-    reset, step = jax.jit(env.reset_env), jax.jit(env.step_env)
+    reset = jax.jit(env.reset_env)
+
+    @jax.jit
+    def step(key, state, action):
+        observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
+        return observation, state, reward, terminated, env.is_truncated(state, params)
 
     def as_ours(observation):
-        return np.eye(16)[observation] if walk.env.name == "FrozenLake-misc" else observation
+        return np.eye(16)[observation] if name == "FrozenLake-misc" else observation
 
     def same(ours, theirs):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
     for i in range(WALKERS):
-        observation, state = reset(walk.reset_keys[i], params)
-        same(walk.first_observation[i], as_ours(observation))
+        observation, state = reset(walked.reset_keys[i], params)
+        same(walked.first_observation[i], as_ours(observation))
         for t in range(LIMIT):
-            observation, state, reward, terminated, _ = step(
-                walk.step_keys[t, i], state, walk.action[t, i], params
+            observation, state, reward, terminated, truncated = step(
+                walked.step_keys[t, i], state, walked.action[t, i]
             )
-            ours, our_state = jax.tree.map(lambda x, t=t, i=i: x[t, i], (walk.timestep, walk.state))
+            ours, our_state = jax.tree.map(
+                lambda x, t=t, i=i: x[t, i], (walked.timestep, walked.state)
+            )
             same(ours.observation, as_ours(observation))
             same(ours.reward, reward)
             assert ours.terminated == terminated
-            assert ours.done == (terminated | env.is_truncated(state, params))
+            assert ours.done == (terminated | truncated)
             jax.tree.map(same, our_state, state)
 
 
-def test_truncates_at_the_limit_and_only_there_unless_terminated(walk):
-    terminated, truncated = map(np.asarray, (walk.timestep.terminated, walk.timestep.truncated))
+@all_environments
+def test_stays_finite_and_does_not_reset(name):
+    timestep = walk(name).timestep
+    assert np.all(np.isfinite(walk(name).first_observation))
+    assert np.all(np.isfinite(timestep.observation)) and np.all(np.isfinite(timestep.reward))
+    np.testing.assert_array_equal(timestep.observation, timestep.final_observation)
+
+
+@all_environments
+def test_truncates_at_the_limit_and_only_there_unless_terminated(name):
+    terminated, truncated = walk(name).timestep.terminated, walk(name).timestep.truncated
+    assert walk(name).env.max_episode_steps == LIMIT
     assert not np.any(truncated[:-1])
     np.testing.assert_array_equal(truncated[-1], ~terminated[-1])
-
-
-def test_a_step_does_not_reset(walk):
-    timestep = walk.timestep
-    np.testing.assert_array_equal(timestep.observation, timestep.final_observation)
 
 
 def test_a_discrete_observation_is_one_hot():
@@ -437,7 +461,8 @@ def test_agents_of_environments_with_traced_parameters_are_one_program():
 
     together = jax.jit(jax.vmap(learn))(jnp.array([0.5, 2.0]))
     assert not np.array_equal(together[0], together[1])
-    np.testing.assert_allclose(together[1], learn(2.0), rtol=2e-4, atol=1e-6)
+    alone = jax.jit(lambda: learn(2.0))()
+    np.testing.assert_allclose(together[1], alone, rtol=2e-4, atol=1e-6)
 
 
 def test_drawn_parameters_are_those_of_their_episode():

@@ -346,10 +346,16 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("env", [f"envpool/{PENDULUM}", "gymnasium/CartPole-v1"])
-def test_a_run_writes_its_files_and_repeats(env, tmp_path):
-    folder = tmp_path / "run"
-    assert run.main([*TINY, "--env", env, "--out", str(folder)]) == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run on environments of EnvPool."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    args = [*TINY, "--env", f"envpool/{PENDULUM}", "--normalize-rewards"]
+    assert run.main([*args, "--out", str(folder)]) == 0
+    return folder
+
+
+def check_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*RUN_FILES, "policy.npz"])
     records = timeless_records(folder)
     assert [record["env_steps"] for record in records] == [0, 64, 128, 192, 256]
@@ -362,10 +368,11 @@ def test_a_run_writes_its_files_and_repeats(env, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["final_return"]["per_seed"] == records[-1]["eval_return"]
 
-    if env.startswith("envpool/"):
-        again = tmp_path / "again"
-        assert run.main(["--config", str(folder / "config.json"), "--out", str(again)]) == 0
-        assert timeless_records(again) == records
+
+def test_a_run_writes_its_files(whole, tmp_path):
+    check_files(whole)
+    assert run.main([*TINY, "--env", "gymnasium/CartPole-v1", "--out", str(tmp_path / "run")]) == 0
+    check_files(tmp_path / "run")
 
 
 def test_a_run_that_breaks_says_where(tmp_path, capsys):
@@ -444,12 +451,14 @@ def test_a_task_has_its_familys_settings_under_every_prefix():
     assert families.for_environment("Swimmer-misc") == {}  # gymnax's own, another task
 
 
-def test_a_run_that_goes_on_begins_new_episodes_and_new_returns(tmp_path, monkeypatch):
+def test_a_run_repeats_and_goes_on_with_new_episodes_and_new_returns(whole, tmp_path, monkeypatch):
     from experiments.training import loop
 
-    folder, flags = tmp_path / "run", ["--checkpoint-every", "0", "--normalize-rewards"]
+    folder = tmp_path / "run"
+    again = ["--config", str(whole / "config.json"), "--checkpoint-every", "0"]
     with killed_in(loop.Training, "_write_summaries"):
-        run.main([*TINY, *flags, "--env", f"envpool/{PENDULUM}", "--out", str(folder)])
+        run.main([*again, "--out", str(folder)])
+    assert timeless_records(folder) == timeless_records(whole)
     seen = []
     goes_on = loop.Training.run
 

@@ -349,21 +349,16 @@ def test_groups_of_equal_reward_are_counted_and_may_be_left_out(dropped):
 # Steps that are not finite
 
 
-def bad_at(bad):
-    """A policy that says NaN of the log-probabilities of these arms, wherever they are."""
+@functools.cache
+def breaking():
+    """A learner whose policy says NaN of log-probabilities of arms that `frozen` calls bad."""
     world = bandit.make(num_prompts=1)
 
     def predict(params, frozen, encoded, answers, temperature):
         predicted = world.policy.predict(params, frozen, encoded, answers, temperature)
-        is_bad = jnp.isin(answers.tokens, jnp.array(bad))
+        is_bad = frozen["bad"][answers.tokens]
         return predicted._replace(log_prob=predicted.log_prob * jnp.where(is_bad, jnp.nan, 1.0))
 
-    return world, world.policy._replace(predict=predict)
-
-
-@pytest.mark.parametrize(("bad", "share"), [([], 0.0), ([4], 0.5), ([0, 4], 1.0)])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, share):
-    world, policy = bad_at(bad)
     config = Config(
         num_prompts=1,
         group_size=2,
@@ -372,13 +367,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, share):
         learning_rate=0.1,
         baseline="none",
     )
+    policy = world.policy._replace(predict=predict)
     learner = learners.make(policy, config, importance())
-    state = learner.init(jax.random.key(0), world.frozen, learner.hyperparameters)
+    return world, learner._replace(update=jax.jit(learner.update))
+
+
+@pytest.mark.parametrize(("bad", "share"), [([], 0.0), ([4], 0.5), ([0, 4], 1.0)])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, share):
+    world, learner = breaking()
+    frozen = world.frozen | {"bad": jnp.isin(jnp.arange(5), jnp.array(bad))}
+    state = learner.init(jax.random.key(0), frozen, learner.hyperparameters)
     answers = jax.tree.map(lambda x: x[jnp.array([0, 4])], world.enumeration.answers)
     log_prob = world.policy.predict(state.params, world.frozen, jnp.zeros(2, int), answers, 1.0)
     answers = answers._replace(log_prob=log_prob.log_prob)
     batch = Batch(jnp.zeros(2, int), answers, jnp.array([1.0, 2.0]))
-    after, metrics = jax.jit(learner.update)(state, world.frozen, batch)
+    after, metrics = learner.update(state, frozen, batch)
     assert float(metrics["nonfinite_step_rate"]) == share
     assert float(metrics["gradient_step_rate"]) == 1.0 - share
     assert bool(learners.is_broken(metrics)) == (share == 1.0)

@@ -12,7 +12,7 @@ from envs.language import bandit
 from rgpo_jax.language import targets
 from rgpo_jax.language.world import all_log_probs
 
-SEEDS = 4
+SEEDS = 2
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -70,8 +70,8 @@ LARGE = {"num_prompts": 256, "group_size": 8, "num_epochs": 1, "num_minibatches"
 @pytest.mark.parametrize(
     ("method", "beta", "settings", "num_updates"),
     [
-        ("rgpo", 0.5, SMALL | {"dual": "geometric"}, 1000),
-        ("grpo", 0.5, LARGE, 1000),
+        ("rgpo", 0.5, SMALL | {"dual": "geometric"}, 300),
+        ("grpo", 0.5, LARGE, 250),
         slow("grpo", 1.0, LARGE | {"kl": "direct"}, 1000),
         slow("dr_grpo", 0.5, LARGE, 1000),
         slow("reinforce", 0.5, LARGE, 1000),
@@ -90,6 +90,6 @@ def test_sampled_training_settles_at_the_target(method, beta, settings, num_upda
 
 
 def test_two_coefficients_in_one_program_settle_at_two_targets():
-    errors = largest_errors("rloo", betas=(0.5, 1.0), num_updates=750, **SMALL)
+    errors = largest_errors("rloo", betas=(0.5, 1.0), num_updates=400, **SMALL)
     assert errors.shape == (2, SEEDS)
     assert np.all(errors < 1e-3)

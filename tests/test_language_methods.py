@@ -371,7 +371,14 @@ def exact_training(dual):
     return train
 
 
-@pytest.mark.parametrize("dual", DUALS)
+# Of each gate, test_language_ratios holds what a step of these thousands does.
+LIKE_GEOMETRIC = ("product", "two_sided")
+
+
+@pytest.mark.parametrize(
+    "dual",
+    [pytest.param(x, marks=pytest.mark.slow) if x in LIKE_GEOMETRIC else x for x in DUALS],
+)
 def test_no_dual_gate_is_a_regulariser_and_each_rests_at_gibbs_with_a_kl_in_the_reward(dual):
     world, train = arms(), exact_training(dual)
     gibbs = targets.gibbs(reference_of(world), rewards_of(world), BETA)

@@ -127,7 +127,7 @@ def test_padding_of_prompts_changes_nothing():
 def test_samples_have_the_models_frequencies():
     """Of all pairs of tokens of a vocabulary of 7, chi-squared with 48 degrees of freedom."""
     architecture = decoder.Architecture(7, 8, 8, 1, 2, 1, 4)
-    params = decoder.init(jax.random.key(0), architecture, scale=0.5)
+    params = jax.jit(lambda key: decoder.init(key, architecture, scale=0.5))(jax.random.key(0))
     number = 20000
     answers = answers_of(
         params,
@@ -184,9 +184,8 @@ def test_temperatures_near_zero_are_refused():
 
 
 def test_sampling_vmaps_over_models_and_keys():
-    models = jax.vmap(lambda k: decoder.init(k, PLAIN, scale=0.4))(
-        jax.random.split(jax.random.key(3), 3)
-    )
+    init = jax.jit(jax.vmap(lambda key: decoder.init(key, PLAIN, scale=0.4)))
+    models = init(jax.random.split(jax.random.key(3), 3))
     keys = jax.random.split(jax.random.key(4), 3)
 
     together = jax.vmap(lambda params, key: answers_with(key, params, PLAIN))(models, keys)

@@ -15,6 +15,7 @@ from experiments.play import episodes
 from experiments.record import loggers
 from experiments.record.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 SETTINGS = {"seed": 5, "num_seeds": 2, "learning_rate": 0.5}
 SUMMARY = {"agent": "ppo", "env": "CartPole-v1", "final_return": {"iqm": 7.0}}
 

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import check_types, in_a_fresh_interpreter
+from probes import records
 
 import envs
 from agents import rgpo
 from experiments import run
 from experiments.plan import families
-from rgpo_jax import rollout
+from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint
 
 pytest.importorskip("mujoco_playground", reason="needs the extra `playground`")
@@ -31,14 +32,17 @@ GO1 = "playground/Go1JoystickFlatTerrain"
 DM_CONTROL = envs.PLAYGROUND[: envs.PLAYGROUND.index("playground/WalkerWalk") + 1]
 LOCOMOTION = envs.PLAYGROUND[len(DM_CONTROL) :]
 TINY = [
-    *("--total-steps", "32", "--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2"),
-    *("--hidden-sizes", "8", "--eval-episodes", "2"),
+    *("--total-steps", "40", "--num-envs", "2", "--num-steps", "20", "--num-minibatches", "2"),
+    *("--hidden-sizes", "8", "--eval-episodes", "2", "--env-kwargs", f"max_episode_steps={LIMIT}"),
 ]
 
 
 @functools.cache
 def make(name):
-    return envs.make(name, max_steps_in_episode=LIMIT)
+    """A task whose physics is traced once, for all programs of these tests."""
+    env = envs.make(name, max_steps_in_episode=LIMIT)
+    env._env.reset, env._env.step = jax.jit(env._env.reset), jax.jit(env._env.step)
+    return env
 
 
 @pytest.fixture
@@ -91,21 +95,22 @@ def test_the_list_is_playgrounds_without_manipulation():
     }
 
 
-@pytest.mark.parametrize("name", [PENDULUM, "playground/HopperHop"])
-def test_a_step_keeps_the_types_of_the_protocol(name):
-    env = make(name)
+def check(env):
     check_types(env)
-    assert env.name == name
     assert env.max_episode_steps == LIMIT
     (size,) = env.action_space.shape
     assert (env.action_space.low, env.action_space.high) == ((-1.0,) * size, (1.0,) * size)
 
 
+def test_a_step_keeps_the_types_of_the_protocol():
+    check(make(PENDULUM))
+    assert make(PENDULUM).name == PENDULUM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DM_CONTROL)
 def test_every_dm_control_task_runs(name):
-    env = make(name)
-    check_types(env)
+    check(make(name))
     reset, scan = programs(name)
     state, first = reset(KEYS)
     _, timestep = scan(state, random_actions(name)[:2])
@@ -129,8 +134,7 @@ def test_follows_playground_step_by_step(name):
     reset, scan = programs(name)
     start, first = reset(KEYS)
     _, timestep = scan(start, actions)
-    env = make(name)._env
-    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    reset, step = make(name)._env.reset, make(name)._env.step
     state = reset(jax.random.key_data(KEYS[1]))
     # CheetahRun's reset settles for 200 steps: rounding of velocities shows.
     np.testing.assert_allclose(first[1], state.obs, rtol=1e-5, atol=1e-5)
@@ -156,12 +160,12 @@ def test_physics_that_broke_terminates_and_teaches_nothing(time):
     broken = state.inner.data.qvel.at[1].set(jnp.nan)
     inner = state.inner.replace(data=state.inner.data.replace(qvel=broken))
     state = state._replace(inner=inner, time=state.time + time)
-    _, timestep = scan(state, random_actions(PENDULUM)[:1])
+    _, timestep = scan(state, random_actions(PENDULUM))
     np.testing.assert_array_equal(timestep.terminated[0], [False, True, False])
     np.testing.assert_array_equal(timestep.truncated[0], [time > 0, False, time > 0])
     assert timestep.reward[0, 1] == 0.0
     for seen in (timestep.observation, timestep.final_observation):
-        assert np.all(np.isfinite(seen))
+        assert np.all(np.isfinite(seen[0]))
 
 
 @pytest.mark.slow
@@ -180,26 +184,28 @@ def test_an_agent_steps_over_seeds(name):
 
 
 def test_every_episode_starts_afresh_and_its_final_observation_survives():
-    env, num_steps = make(PENDULUM), 2 * LIMIT + 1
-    agent = rgpo.make(env, rgpo.Config(num_envs=2, num_steps=num_steps - 1, hidden_sizes=(8,)))
-
-    def collect(key):
-        state = agent.init(key)
-        policy = functools.partial(agent.learner.policy, state.learner)
-        return rollout.collect(env, policy, state.rollout, key, num_steps, 3)[1]
-
-    collected = jax.jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
-    trajectory = jax.tree.map(np.asarray, collected)
-    done = (trajectory.terminated | trajectory.truncated)[:, :-1]
-    final, following = trajectory.final_observation[:, :-1], trajectory.observation[:, 1:]
-    np.testing.assert_array_equal(final[~done], following[~done])
-    starts = np.concatenate([trajectory.observation[:, 0].reshape(-1, 3), following[done]])
-    assert len(starts) == 2 * 2 * 3
+    reset, scan = programs(PENDULUM)
+    state, first = reset(KEYS)
+    # One step later than usual the limit is met, but by the second.
+    state = state._replace(time=jnp.array([-1, 0, -1]))
+    state, timestep = scan(state, random_actions(PENDULUM))
+    final = jax.tree.map(lambda x: x[-1], timestep)
+    start = reset(jax.random.split(jax.random.key(4), SWINGERS))
+    restarted, shown = jax.jit(restart_where_done)(state, final, start)
+    done = np.array([False, True, False])
+    np.testing.assert_array_equal(shown.done, done)
+    np.testing.assert_array_equal(shown.final_observation, final.observation)
+    for found, fresh, old in zip(*map(jax.tree.leaves, (restarted, start[0], state)), strict=True):
+        np.testing.assert_array_equal(found[1], fresh[1])
+        np.testing.assert_array_equal(found[::2], old[::2])
+    np.testing.assert_array_equal(shown.observation[1], start[1][1])
+    np.testing.assert_array_equal(shown.observation[::2], final.observation[::2])
+    starts = np.concatenate([first, start[1]])
     assert len(np.unique(starts, axis=0)) == len(starts)
     # A start is at rest, at an angle between 0 and 180 degrees; where an episode ended is not.
     np.testing.assert_array_equal(starts[:, 2], 0.0)
     assert np.all(starts[:, 0] >= 0)
-    assert np.all(final[done][:, 2] != 0)
+    assert np.all(final.observation[:, 2] != 0)
 
 
 def test_a_robots_policy_sees_the_state_and_nothing_privileged(robots):
@@ -207,7 +213,7 @@ def test_a_robots_policy_sees_the_state_and_nothing_privileged(robots):
     shapes, observation = jax.eval_shape(env.reset, jax.random.key(0))
     assert observation.shape == env.observation_shape == shapes.inner.obs["state"].shape == (48,)
     assert shapes.inner.obs["privileged_state"].shape == (123,)
-    check_types(env)
+    check(env)
 
 
 @pytest.mark.slow
@@ -215,9 +221,8 @@ def test_a_robot_that_lies_on_its_back_terminates(robots):
     reset, scan = programs(GO1)
     state, first = reset(KEYS)
     actions = random_actions(GO1)
-    env = make(GO1)._env
-    step = jax.jit(env.step)
-    theirs = jax.jit(env.reset)(jax.random.key_data(KEYS[1]))
+    step = make(GO1)._env.step
+    theirs = make(GO1)._env.reset(jax.random.key_data(KEYS[1]))
     np.testing.assert_allclose(first[1], theirs.obs["state"], rtol=1e-4, atol=1e-4)
     # Contacts are stiff: rounding grows fast, hence few steps.
     _, timestep = scan(state, actions[:4])
@@ -235,16 +240,23 @@ def test_a_robot_that_lies_on_its_back_terminates(robots):
     assert not np.any(timestep.truncated)
 
 
-def test_episodes_are_as_long_as_the_task_says(robots):
-    assert envs.make(PENDULUM).max_episode_steps == 1000
-    assert envs.make("playground/SpotGetup").max_episode_steps == 300
+def test_playgrounds_config_is_the_tasks_and_can_be_overridden(monkeypatch):
+    from envs.playground_adapter import registry
 
+    get = registry.get_default_config
 
-def test_playgrounds_config_can_be_overridden(robots):
+    def get_another(task):
+        config = get(task)
+        config.episode_length = 300
+        config.noise = {"level": 1.0}
+        return config
+
+    monkeypatch.setattr(registry, "get_default_config", get_another)
     assert make(PENDULUM)._env.n_substeps == 2
-    assert envs.make(PENDULUM, ctrl_dt=0.04)._env.n_substeps == 4
-    nested = {"obs_noise.level": 0.5}
-    assert envs.make("playground/SpotGetup", **nested)._env._config.obs_noise.level == 0.5
+    env = envs.make(PENDULUM, **{"ctrl_dt": 0.04, "noise.level": 0.5})
+    assert env._env.n_substeps == 4
+    assert env._env._config.noise.level == 0.5
+    assert env.max_episode_steps == 300
 
 
 @pytest.mark.parametrize(
@@ -312,18 +324,26 @@ def test_robots_are_cloned_by_playground_with_one_line(playground, monkeypatch, 
     assert said.err == f"cloning the robots of mujoco_menagerie, once, into {folder}\n"
 
 
-def test_a_run_says_nothing_of_playground_and_leaves_no_file(tmp_path):
-    # Two seeds: on two cores XLA must not be asked to partition MJX, on which jax 0.11 crashes.
+def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
     # cheetah: of its model file MuJoCo itself has something to say, past Python's streams.
-    program = (
-        "import envs; envs.make('playground/CheetahRun')\nfrom experiments import run\n"
-        f"run.main({['--env', PENDULUM, *TINY, '--num-seeds', '2', '--out', 'run']!r})"
-    )
-    done = in_a_fresh_interpreter(program, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("rgpo on playground/PendulumSwingup")
-    assert "arp" not in done.stdout
+    done = in_a_fresh_interpreter("import envs; envs.make('playground/CheetahRun')", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_says_nothing_of_playground_and_leaves_no_file(tmp_path, monkeypatch, capfd):
+    made = []
+    monkeypatch.setattr(envs, "make", lambda name, **kw: made.append((name, kw)) or make(name))
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["--env", PENDULUM, *TINY, "--num-seeds", "2", "--out", "run"]) == 0
+    assert made == [(PENDULUM, {"max_episode_steps": LIMIT})]
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert said.out.startswith("rgpo on playground/PendulumSwingup")
+    assert "arp" not in said.out
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # An episode is cut, and another begins, within a rollout.
+    assert records(tmp_path / "run")[-1]["episode_length"] == [LIMIT, LIMIT]
 
 
 def test_what_runs_on_mjx():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from probes import assert_same_numbers
-from xla_flags import SAME_IN_A_BATCH
+from xla_flags import QUICK_TO_COMPILE
 
 import rgpo_jax
 from experiments import run
@@ -17,7 +17,7 @@ from rgpo_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 TINY = [  # one seed: its environments are shared out, and gradients go from process to process
-    *("--agent", "ppo", "--env", "CartPole-v1", "--seed", "5", "--total-steps", "480"),
+    *("--agent", "ppo", "--env", "CartPole-v1", "--seed", "5", "--total-steps", "240"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
     *("--log-every", "48", "--normalize-observations", "--checkpoint-every", "3600", "--keep-best"),
@@ -67,7 +67,7 @@ class Pair:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "XLA_FLAGS": f"{SAME_IN_A_BATCH} --xla_force_host_platform_device_count=1",
+            "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=1",
         }
         command = [sys.executable, *start, *TINY, *args, "--out", str(folder)]
         command += ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2"]

@@ -11,7 +11,6 @@ import pytest
 from probes import Recall
 
 import agents
-import envs
 from experiments.training import devices
 from rgpo_jax import advantages, networks, rollout, samples, shuffle, train
 from rgpo_jax.config import Config, ConfigError
@@ -62,20 +61,39 @@ def two_rollouts(dies=False):
     return agent, *run()
 
 
-def step_by_step(network, params, before, trajectory):
+@functools.cache
+def one_step():
+    """(params, memory, s_t, a_t, s'_t) -> V(s_t), log pi(a_t), V(s'_t), memory."""
+    agent, *_ = two_rollouts()
+    network, no = agent.learner.network, jnp.zeros((B, 1), bool)
+
+    @jax.jit
+    def step(params, memory, observation, action, final_observation):
+        def value(observation, memory):
+            return network.value(params["critic"], Sequence(observation[:, None], no, memory))[:, 0]
+
+        policy, after = network.recurrence.step(params, observation, memory)
+        log_prob, next_value = policy.log_prob(action), value(final_observation, after)
+        return value(observation, memory), log_prob, next_value, after
+
+    return step
+
+
+def step_by_step(params, before, trajectory):
     """The definition: one step at a time, memories set to zero by hand after an episode's end."""
     memory, log_probs, values, next_values = before.memory, [], [], []
-    no = jnp.zeros((B, 1), bool)
-
-    def value(observation, memory):
-        return network.value(params["critic"], Sequence(observation[:, None], no, memory))[:, 0]
-
+    step = one_step()
     for t in range(T):
-        observation = trajectory.observation[t]
-        values.append(value(observation, memory))
-        policy, memory = network.recurrence.step(params, observation, memory)
-        log_probs.append(policy.log_prob(trajectory.action[t]))
-        next_values.append(value(trajectory.final_observation[t], memory))
+        value, log_prob, next_value, memory = step(
+            params,
+            memory,
+            trajectory.observation[t],
+            trajectory.action[t],
+            trajectory.final_observation[t],
+        )
+        values.append(value)
+        log_probs.append(log_prob)
+        next_values.append(next_value)
         done = np.asarray(trajectory.terminated[t] | trajectory.truncated[t])
         memory = {name: jnp.asarray(np.asarray(m) * ~done[:, None]) for name, m in memory.items()}
     return memory, *map(jnp.stack, (log_probs, values, next_values))
@@ -93,11 +111,9 @@ def unrolled():
 
 
 def test_whole_sequences_are_what_was_acted_step_by_step():
-    agent, learner, records = two_rollouts()
+    _, learner, records = two_rollouts()
     for before, trajectory, after in records:
-        memory, log_probs, values, next_values = step_by_step(
-            agent.learner.network, learner.params, before, trajectory
-        )
+        memory, log_probs, values, next_values = step_by_step(learner.params, before, trajectory)
         np.testing.assert_allclose(trajectory.log_prob, log_probs, **FLOAT_ERROR)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, **FLOAT_ERROR), after.memory, memory
@@ -204,28 +220,66 @@ def test_minibatches_hold_whole_sequences():
     )
 
 
-@pytest.mark.parametrize("name", ["rgpo", "trpo"])
-def test_seeds_train_side_by_side_and_the_first_ratio_is_one(name):
-    # Normalised observations: rewards make the ratio move where statistics move too early.
-    settings = {"normalize_observations": True, "num_epochs": 2, "num_minibatches": 2}
-    agent = make(name, Recall(dies=False), **settings)
+# Normalised observations: rewards make the ratio move where statistics move too early.
+STEPS = {
+    "normalize_observations": True,
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "learning_rate": 2e-2,
+}
+STOPPED = 1e-6  # a KL after which an update's other gradient steps are skipped
+# Each has its key, and the KL at which it stops; all but the first never do.
+SEEDS = jax.random.split(jax.random.key(0), 3)
+LIMITS = jnp.array([STOPPED, 1e9, 1e9])
+
+
+@functools.cache
+def side_by_side():
+    """RGPO's agent, its metrics after 2 updates of three seeds and after all, and both states."""
+    agent = make("rgpo", Recall(dies=False), **STEPS, target_kl=STOPPED)
+    first = jax.jit(jax.vmap(lambda key, kl: agent.init(key, target_kl=kl)))(SEEDS, LIMITS)
+    train_on = jax.jit(jax.vmap(train.make_chunk(agent), in_axes=(0, None)))
+    early, early_report = train_on(first, 2)
+    late, _ = train_on(early, 78)
+    late, late_report = train_on(late, 20)
+    return agent, (early, early_report.metrics), (late, late_report.metrics)
+
+
+def test_seeds_train_side_by_side_and_the_first_ratio_is_one():
+    _, *stages = side_by_side()
+    for states, metrics in stages:
+        assert np.max(metrics["first_ratio_deviation"]) < 1e-5
+        for key, values in metrics.items():
+            assert values.shape == (3,), key
+        assert np.isfinite(metrics["value_loss"]).all()
+        leaves = jax.tree.leaves(states.learner.params)
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert any((leaf[1] != leaf[2]).any() for leaf in leaves)
+
+
+def test_what_was_seen_first_is_remembered_to_the_end():
+    # Without a memory the return is 0, whatever is done: the last observation says nothing.
+    _, (_, early), (_, late) = side_by_side()
+    assert (np.abs(early["episode_return"]) < 0.8).all()
+    assert (late["episode_return"][1:] > 0.95).all()  # of 1 at most
+
+
+def test_trpo_keeps_to_its_trust_region_with_a_memory_too():
+    _, learner, records = two_rollouts()
+    agent = make("trpo", num_epochs=2, num_minibatches=2)
 
     @jax.jit
-    def run(keys):
-        states = jax.vmap(agent.init)(keys)
-        return jax.lax.scan(jax.vmap(agent.step), states, length=4)
+    def update(params, trajectory):
+        state = agent.learner.init(jax.random.key(0))._replace(params=params)
+        return agent.learner.update(state, trajectory)
 
-    states, metrics = run(jax.random.split(jax.random.key(0), 2))
-    assert np.max(metrics["first_ratio_deviation"]) < 1e-5
-    for key, values in metrics.items():
-        assert values.shape == (4, 2), key
-    assert np.isfinite(metrics["value_loss"]).all()
-    leaves = jax.tree.leaves(states.learner.params)
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert any((leaf[0] != leaf[1]).any() for leaf in leaves)
-    if name == "trpo":
-        assert np.max(metrics["trust_region_kl"]) <= agent.config.max_kl
-        assert np.mean(metrics["line_search_accepted"]) > 0.5
+    state, metrics = update(learner.params, records[1][1])
+    assert metrics["first_ratio_deviation"] < 1e-5
+    assert 0.0 < metrics["trust_region_kl"] <= agent.config.max_kl
+    assert metrics["line_search_accepted"] == 1.0
+    for old, new in zip(*map(jax.tree.leaves, (learner.params, state.params)), strict=True):
+        assert np.isfinite(new).all()
+        assert np.any(new != old)
 
 
 def test_continuous_actions_have_a_memory_too():
@@ -239,28 +293,25 @@ def test_continuous_actions_have_a_memory_too():
 
 
 def test_environments_may_be_spread_over_devices():
-    def trained(axis_name, size):
-        settings = {"num_minibatches": 2, "num_epochs": 2, "target_kl": 1e-6}
-        agent = make("rgpo", axis_name=axis_name, **settings)
+    agent = make("rgpo", Recall(dies=False), axis_name="env", **STEPS, target_kl=STOPPED)
 
-        def run(_):
-            return jax.lax.scan(agent.step, agent.init(jax.random.key(0)), length=2)
+    def run(_):
+        return train.make_chunk(agent)(agent.init(SEEDS[0]), 2)
 
-        return jax.jit(jax.vmap(run, axis_name=axis_name))(jnp.zeros(size))
-
-    one, two = trained(None, 1), trained("env", 2)
-    assert np.max(one[1]["gradient_step_rate"]) < 1.0  # early stopping is the same on all of them
+    state, report = jax.jit(jax.vmap(run, axis_name="env"))(jnp.zeros(2))
+    _, (alone, metrics), _ = side_by_side()
+    assert metrics["gradient_step_rate"][0] < 1.0  # early stopping is the same on all of them
+    expected = jax.tree.map(lambda x: x[0], (alone.learner.params, metrics))
     for device in range(2):
-        expected = jax.tree.map(lambda x: x[0], (one[0].learner.params, one[1]))
-        actual = jax.tree.map(operator.itemgetter(device), (two[0].learner.params, two[1]))
+        actual = jax.tree.map(operator.itemgetter(device), (state.learner.params, report.metrics))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), actual, expected
         )
-    together = jax.tree.map(lambda x: x.reshape(B, -1), two[0].rollout.memory)
+    together = jax.tree.map(lambda x: x.reshape(B, -1), state.rollout.memory)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b[0], **FLOAT_ERROR),
         together,
-        one[0].rollout.memory,
+        alone.rollout.memory,
     )
 
 
@@ -336,32 +387,3 @@ def test_what_does_not_work_is_refused():
 
     with pytest.raises(ValueError, match="OnHost lives on the host: network gru is for compiled"):
         make(env=OnHost())
-
-
-def final_return(env, network):
-    config = agents.load("ppo").Config(
-        network=network,
-        num_envs=16,
-        num_steps=16,
-        hidden_sizes=(16,),
-        recurrent_size=16,
-        learning_rate=5e-3,
-        total_steps=20_000,
-    )
-    agent = agents.load("ppo").make(env, config)
-
-    @jax.jit
-    def run(key):
-        state, report = train.make_chunk(agent)(agent.init(key), config.num_updates)
-        returns, _ = train.make_evaluation(agent, 64, True)(state.learner, jax.random.key(1))
-        return jnp.mean(returns), report.metrics["first_ratio_deviation"]
-
-    score, deviation = run(jax.random.key(0))
-    assert deviation < 1e-5
-    return score
-
-
-def test_memory_chains_are_learnt_with_a_memory_and_not_without():
-    env = envs.make("MemoryChain-bsuite")
-    assert final_return(env, "gru") > 0.95  # of 1 at most
-    assert abs(final_return(env, "mlp")) < 0.5  # chance is 0, with 64 episodes within 0.125

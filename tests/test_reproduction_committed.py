@@ -16,7 +16,7 @@ from experiments.cli import flags
 from experiments.plan import families, reading
 from experiments.plan import own as users
 from experiments.record import run_table
-from experiments.report import paper
+from experiments.report import paper, scores
 from experiments.reproduction import __main__ as program
 from experiments.reproduction import ablations, page, ranks, rows, search, tables
 from experiments.sweep import grid
@@ -25,9 +25,28 @@ from rgpo_jax import gates
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tables_are_read_once():
+    """And not once for each of their rows and for each test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_table, "read", functools.cache(run_table.read))
+        yield
+
+
+@functools.cache
+def committed_cells(family):
+    return rows.read(RESULTS / "data" / family).cells
+
+
+@functools.cache
+def committed_lines(family):
+    with gzip.open(RESULTS / "data" / family / run_table.TABLE, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
 def test_four_differences_of_modes_survive_correction():
     """What README.md and the answer on the page say of MuJoCo."""
-    found = ranks.contests(rows.read(RESULTS / "data" / "mujoco").cells)
+    found = ranks.contests(committed_cells("mujoco"))
     assert {(c.task, c.ours): c.mode.difference for c in found if c.mode.corrected < 0.05} == {
         ("Ant-v4", "RGPO, k = 4"): ranks.AHEAD,
         ("Ant-v4", "RGPO, searched k"): ranks.AHEAD,
@@ -42,11 +61,6 @@ def test_four_differences_of_modes_survive_correction():
         ("Hopper-v4", "RGPO, searched k"): ranks.BEHIND,
         ("Walker2d-v4", "RGPO, searched k"): ranks.BEHIND,
     }
-
-
-def committed_lines(family):
-    with gzip.open(RESULTS / "data" / family / run_table.TABLE, "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 @pytest.mark.parametrize("family", program.FAMILIES)
@@ -104,7 +118,7 @@ def test_the_table_uses_what_the_search_found():
         if not any((RESULTS / "data" / family).glob("*")):
             continue
         found = search.candidates(RESULTS / "data" / family / "search", how.references)
-        cells = rows.read(RESULTS / "data" / family).cells
+        cells = committed_cells(family)
         for row in rows.ROWS:
             file = RESULTS / family / f"{row}.yaml"
             if not file.exists():
@@ -130,7 +144,7 @@ def assert_run_as_written(cells, row, content):
 
 
 def test_rows_beside_the_table_were_run_as_written():
-    cells = rows.read(RESULTS / "data" / "mujoco").cells
+    cells = committed_cells("mujoco")
     for row in rows.ALL.keys() - rows.ROWS.keys():
         assert_run_as_written(
             cells, row, yaml.safe_load((RESULTS / "mujoco" / f"{row}.yaml").read_text())
@@ -148,7 +162,7 @@ def test_brax_has_the_settings_of_mujoco():
         file = str(RESULTS / family / f"{row}.yaml")
         return dataclasses.asdict(grid.expand(None, [env], [], file, "sweep")[0].plan.config)
 
-    cells = rows.read(RESULTS / "data" / "brax").cells
+    cells = committed_cells("brax")
     for row in rows.ROWS:
         ours = config("brax", row, "brax/hopper")
         theirs = config("mujoco", row, "envpool/Hopper-v4")
@@ -159,7 +173,8 @@ def test_brax_has_the_settings_of_mujoco():
 
 
 def test_the_page_is_that_of_the_data(tmp_path, monkeypatch):
-    # One task's curves are drawn; all of them take a minute.
+    # One task's curves are drawn, through few points; all of them take a minute.
+    monkeypatch.setattr(scores, "_MOST_POINTS", 2)
     draw, drawn = paper.draw, []
 
     def draw_first(charts, **how):

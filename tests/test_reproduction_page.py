@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from experiments.report import paper
 from experiments.reproduction import __main__ as program
 from tests import run_folders
 from tests.reproduction_folders import ANT, CHEETAH, WALKER, spiking, write
@@ -15,6 +16,12 @@ from tests.reproduction_folders import ANT, CHEETAH, WALKER, spiking, write
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def nothing_is_drawn(monkeypatch):
+    """Of curves, in pages whose words are looked at."""
+    monkeypatch.setattr(paper, "draw", lambda charts, **how: {".png": b"\x89PNG"})
 
 
 DAMAGED = {
@@ -48,7 +55,7 @@ def test_a_damaged_run_is_refused(name, damage, message, data, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("folder", ["mujoco", "mujoco/sharpness"])
-def test_a_folder_without_runs_is_refused(folder, data, tmp_path, capsys):
+def test_a_folder_without_runs_is_refused(folder, data, tmp_path, capsys, nothing_is_drawn):
     if folder != "mujoco":
         shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / folder).mkdir(parents=True)
@@ -58,7 +65,7 @@ def test_a_folder_without_runs_is_refused(folder, data, tmp_path, capsys):
     assert refused.value.code == 2 and f"{folder}: expected runs" in error
 
 
-def test_a_reading_that_cannot_be_read_is_refused(data, tmp_path, capsys):
+def test_a_reading_that_cannot_be_read_is_refused(data, tmp_path, capsys, nothing_is_drawn):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "mujoco" / "reading.md").write_bytes(b"\xff")
     with pytest.raises(SystemExit) as refused:
@@ -125,7 +132,7 @@ def test_ablations_relatives_and_k_have_tables_of_their_own(data, tmp_path):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path):
+def test_a_run_that_goes_on_has_no_score_yet(data, tmp_path, nothing_is_drawn):
     shutil.copytree(data, tmp_path / "data")
     folder = tmp_path / "data" / "mujoco" / "rgpo_k4" / WALKER.replace("/", "-")
     shutil.rmtree(folder)

@@ -97,7 +97,7 @@ def test_it_has_the_weights_of_one():
 
 def test_an_agent_with_one_learns_and_is_taken_away(tmp_path):
     agent = ppo.make(envs.make("CartPole-v1"), SHARED)
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     after, _ = agent.step(state)
     kernels = [
         s.learner.params["actor"]["torso"]["params"]["Dense_0"]["kernel"] for s in (state, after)

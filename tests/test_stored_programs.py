@@ -418,6 +418,30 @@ def with_other_numbers(config):
     return config
 
 
+def traced(plan):
+    """Programs of a plan, as text, and the arrays in them."""
+    agent = building.make_agent(plan)
+    overrides = members_of([plan]).overrides()
+    one = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in overrides.items()}
+    init, state = jax.make_jaxpr(agent.init, return_shape=True)(jax.random.key(0), **one)
+    evaluate = make_evaluation(agent, 2, False)
+    programs = [
+        init,
+        jax.make_jaxpr(agent.step)(state),
+        jax.make_jaxpr(evaluate)(state.learner, jax.random.key(0)),
+    ]
+    return [str(program) for program in programs], [
+        np.asarray(x) for program in programs for x in program.consts
+    ]
+
+
+def assert_same_programs(plan, other):
+    text, constants = traced(plan)
+    other_text, other_constants = traced(other)
+    assert text == other_text
+    assert all(map(np.array_equal, constants, other_constants))
+
+
 @pytest.mark.parametrize("name", agents.NAMES)
 def test_no_number_is_part_of_a_program(name):
     """What is found by its settings would else be of other numbers, and nobody would notice."""
@@ -425,56 +449,64 @@ def test_no_number_is_part_of_a_program(name):
     changed = dataclasses.replace(plan, config=with_other_numbers(plan.config))
     assert made_of(changed) == made_of(plan)
 
-    def traced(plan):
-        agent = building.make_agent(plan)
-        overrides = members_of([plan]).overrides()
-        one = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in overrides.items()}
-        init, state = jax.make_jaxpr(agent.init, return_shape=True)(jax.random.key(0), **one)
-        evaluate = make_evaluation(agent, 2, False)
-        programs = [
-            init,
-            jax.make_jaxpr(agent.step)(state),
-            jax.make_jaxpr(evaluate)(state.learner, jax.random.key(0)),
-        ]
-        return [str(program) for program in programs], [
-            np.asarray(x) for program in programs for x in program.consts
-        ]
-
-    text, constants = traced(plan)
-    other_text, other_constants = traced(changed)
-    assert text == other_text
-    assert all(map(np.array_equal, constants, other_constants))
+    assert_same_programs(plan, changed)
 
 
-def run(folder, *flags):
-    """Runs in a process of its own; returns what it said."""
-    command = [sys.executable, "-m", "experiments.run", "--num-seeds", "2", *TINY, *flags]
-    where = ["--compilation-cache", str(folder / "compiled"), "--out", str(folder / "run")]
+def test_a_constant_rate_and_one_that_falls_are_one_program():
+    assert_same_programs(plan_of(), plan_of("--learning-rate-schedule", "constant"))
+
+
+# A process's runs, as if it were `python -m experiments.run`, and its end is that one's.
+STARTS = """
+import importlib.util, json, sys
+sys.modules["__main__"].__spec__ = importlib.util.find_spec("experiments.run")
+from experiments import run
+from experiments.training import compiling
+
+compiling.leave(lambda: max(run.main(flags) for flags in json.loads(sys.argv[1])))
+"""
+# On all devices that there are, on some of them, and where environments live on the host.
+RUNS = {
+    "all": ["--num-seeds", "3"],
+    "some": ["--num-seeds", "2"],
+    "host": ["--num-seeds", "2", "--env", "gymnasium/CartPole-v1"],
+}
+
+
+def start(folder, cache, **more):
+    """Makes all these runs in a process of its own, which has three devices; returns their logs."""
+    where = ["--compilation-cache", str(cache)]
+    runs = [
+        [*TINY, *flags, *more.get(name, []), *where, "--out", str(folder / name)]
+        for name, flags in RUNS.items()
+    ]
+    # What JAX says of programs that are found is heard.
+    env = {name: value for name, value in os.environ.items() if name != "JAX_LOGGING_LEVEL"}
+    env["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=3"
     done = subprocess.run(
-        [*command, *where, "--overwrite"], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", STARTS, json.dumps(runs)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return done.stdout
+    return {name: (folder / name / "run.log").read_text() for name in RUNS}
 
 
-@pytest.mark.parametrize("num_devices", [2, 3])
-def test_a_second_start_finds_what_the_first_has_made(tmp_path, num_devices, monkeypatch):
-    """On all devices that there are, and on some of them."""
-    count = f"--xla_force_host_platform_device_count={num_devices}"
-    monkeypatch.setenv("XLA_FLAGS", f"{QUICK_TO_COMPILE} {count}")
-    assert "compiled in" in run(tmp_path)
-    made = timeless_records(tmp_path / "run")
-    assert "(programs of an earlier start)" in run(tmp_path)
-    assert timeless_records(tmp_path / "run") == made
-    if num_devices == 2:
-        assert "(programs of an earlier start)" in run(tmp_path, "--learning-rate", "0.1")
-        assert timeless_records(tmp_path / "run") != made
-
-
-def test_so_does_one_whose_environments_live_on_the_host(tmp_path):
-    host = "--env", "gymnasium/CartPole-v1"
-    assert "compiled in" in run(tmp_path, *host)
-    made = timeless_records(tmp_path / "run")
-    assert "(programs of an earlier start)" in run(tmp_path, *host)
-    assert timeless_records(tmp_path / "run") == made
+def test_a_second_start_finds_what_the_first_has_made_and_says_no_more(tmp_path):
+    folders = tmp_path / "first", tmp_path / "second"
+    made = start(folders[0], tmp_path / "compiled")
+    assert all("compiled in" in said for said in made.values())
+    found = start(folders[1], tmp_path / "compiled", some=["--learning-rate", "0.1"])
+    assert all("(programs of an earlier start)" in said for said in found.values())
+    assert "3 devices" in found["all"] and "2 devices" in found["some"]
+    records = {name: [timeless_records(folder / name) for folder in folders] for name in RUNS}
+    assert records["all"][0] == records["all"][1]
+    assert records["host"][0] == records["host"][1]
+    # With another number, the same until something is learnt.
+    one, other = records["some"]
+    assert one[0] == other[0]
+    assert one[-1] != other[-1]

@@ -1,15 +1,20 @@
 """Sweeps: how they are planned, that a cell is the run it would be alone, and going on."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from probes import records, timeless_records
 
@@ -17,13 +22,16 @@ import rgpo_jax
 from experiments import run
 from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
+from experiments.plan import drawn
 from experiments.record.run_folder import is_finished
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import grid, launchers
 from experiments.training import loop
 from rgpo_jax.importing import install_hint
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 ROOT = Path(__file__).parents[1]
+MAKE = launchers.make
 TINY = [
     *("--num-seeds", "2", "--total-steps", "320", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
@@ -73,17 +81,24 @@ def test_flags_choose_among_the_agents_of_a_file_whose_draws_stay(tmp_path):
 
 def test_what_is_drawn_lies_in_its_range_and_is_drawn_again(tmp_path):
     content = (
-        "draws: 50\nlearning_rate: {log_uniform: [1e-4, 1e-2]}\nclip: {uniform: [0.1, 0.3]}\n"
+        "draws: 8\nlearning_rate: {log_uniform: [1e-4, 1e-2]}\nclip: {uniform: [0.1, 0.3]}\n"
         "activation: {choice: [relu, tanh]}\nagents: [ppo]\n"
     )
     configs = [cell.plan.config for cell in expand(content, folder=tmp_path)]
     assert configs == [cell.plan.config for cell in expand(content, folder=tmp_path)]
     assert configs != [c.plan.config for c in expand(content + "draw_seed: 1\n", folder=tmp_path)]
-    assert len(configs) == 50
+    assert len(configs) == 8
     assert all(1e-4 <= c.learning_rate <= 1e-2 and 0.1 <= c.clip <= 0.3 for c in configs)
     assert {c.activation for c in configs} == {"relu", "tanh"}
-    # The logarithm is uniform: about half of the draws lie below the geometric mean.
-    assert 15 <= sum(c.learning_rate < 1e-3 for c in configs) <= 35
+
+
+def test_of_a_log_uniform_number_the_logarithm_is_uniform():
+    rates = drawn.read("learning_rate", {"log_uniform": [1e-4, 1e-2]}, "a test")
+    random = np.random.default_rng(0)
+    places = [np.log10(rates.draw(random)) for _ in range(2000)]
+    # A quarter of the draws lie in each quarter, within four standard errors.
+    counts, _ = np.histogram(places, bins=4, range=(-4, -2))
+    np.testing.assert_allclose(counts, 500, atol=4 * np.sqrt(2000 * 0.25 * 0.75))
 
 
 def test_a_list_setting_is_one_value_unless_it_holds_lists(tmp_path):
@@ -184,8 +199,41 @@ def test_bad_flags_are_refused_in_one_line(args, message, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+class InThisProcess:
+    """Runs programs one after the other, where it is not the point that they are processes."""
+
+    def __init__(self):
+        self._over = []
+
+    def has_room(self):
+        return True
+
+    def start(self, spec):
+        spec.with_suffix("").mkdir(exist_ok=True)
+        with (
+            (spec.with_suffix("") / launchers.LOG).open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            self._over.append((spec, sweep.worker.main([str(spec)])))
+
+    def ended(self):
+        over, self._over = self._over, []
+        return over
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def in_this_process():
+    def make(launcher, *others):
+        return InThisProcess() if launcher == "local" else MAKE(launcher, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launchers, "make", make)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(in_this_process, tmp_path_factory):
     """Two agents, one with two sharpnesses: three cells in two programs."""
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "sweep.yaml").write_text("agents: [rgpo, ppo]\nsharpness: [1, 8]\n")
@@ -232,15 +280,18 @@ def test_a_cell_can_be_gone_on_with_by_itself(finished, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
-def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsys):
+def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsys, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
-    kept = (out / CELLS[1] / "metrics.jsonl").stat()
-    assert sweep.main(["--agents", "ppo", "reinforce", "--out", str(out), *TINY]) == 0
+    kept = [(out / name / "metrics.jsonl").stat().st_mtime for name in CELLS]
+    (tmp_path / "sweep.yaml").write_text("seed: [0, 10]\n")
+    monkeypatch.setattr(launchers, "make", MAKE)  # a process of its own
+    args = ["--agents", "ppo", "--file", str(tmp_path / "sweep.yaml"), "--out", str(out)]
+    assert sweep.main([*args, *TINY]) == 0
     said = capsys.readouterr().out
     assert "1 cells done already" in said
-    assert is_finished(out / "CartPole-v1-reinforce")
-    assert (out / CELLS[1] / "metrics.jsonl").stat().st_mtime == kept.st_mtime
+    assert is_finished(out / "CartPole-v1-ppo-seed=10")
+    assert [(out / name / "metrics.jsonl").stat().st_mtime for name in CELLS] == kept
 
 
 def test_a_program_killed_while_it_closed_its_cells_goes_on(finished, tmp_path):
@@ -287,8 +338,10 @@ def test_a_program_that_was_cut_off_keeps_cells_that_the_sweep_no_longer_has(tmp
     assert [cell.plan for cell in narrowed.cells] == [cell.plan for cell in cells]
 
 
-def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(tmp_path):
-    content = "agents: [ppo]\nlearning_rate: [1e-3, 2e-3]\n"
+def test_where_a_cells_folder_is_gone_its_unfinished_program_starts_again(
+    in_this_process, tmp_path
+):
+    content = "learning_rate: [1e-3, 2e-3]\n"
     (tmp_path / "sweep.yaml").write_text(content)
     args = ["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), *TINY]
     (planned,) = sweep.plan_programs(expand(content, folder=tmp_path), tmp_path / "out", 64)
@@ -366,16 +419,18 @@ def test_a_score_that_is_not_finite_is_said():
 
 
 def test_each_cell_starts_from_the_same_parameters(finished, tmp_path):
-    (tmp_path / "sweep.yaml").write_text("learning_rate: [1e-3, 2e-3]\nnum_seeds: 1\n")
-    args = ["--agents", "ppo", "--file", str(tmp_path / "sweep.yaml"), *TINY[2:]]
-    start = ["--init-from", str(finished / CELLS[0]), "--out", str(tmp_path / "out")]
+    (tmp_path / "sweep.yaml").write_text("learning_rate: [1e-4, 1e-3, 2e-3, 3e-3]\nnum_seeds: 1\n")
+    args = ["--file", str(tmp_path / "sweep.yaml"), *TINY[2:]]
+    start = ["--init-from", str(finished / CELLS[1]), "--out", str(tmp_path / "out")]
     assert sweep.main([*args, *start]) == 0
-    first, other = (records(folder)[0] for folder in sorted((tmp_path / "out").glob("CartPole*")))
-    assert first["eval_return_stochastic"] == other["eval_return_stochastic"]
-    assert first["eval_return"] == other["eval_return"]
+    first, *others = (records(folder)[0] for folder in (tmp_path / "out").glob("CartPole*"))
+    assert len(others) == 3
+    for other in others:
+        assert first["eval_return_stochastic"] == other["eval_return_stochastic"]
+        assert first["eval_return"] == other["eval_return"]
 
 
-def test_a_broken_cell_does_not_stop_the_others(tmp_path, capsys):
+def test_a_broken_cell_does_not_stop_the_others(in_this_process, tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text("learning_rate: [1e38, 1e-3]\n")
     out = tmp_path / "out"
@@ -392,11 +447,19 @@ def test_a_broken_cell_does_not_stop_the_others(tmp_path, capsys):
     )
 
 
-def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
-    assert sweep.main(["--dry-run", "--out", str(tmp_path / "out"), *TINY]) == 0
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    def in_this_process(command, **_):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            status = sweep.worker.main(command[command.index("experiments.sweep.worker") + 1 :])
+        return subprocess.CompletedProcess(command, status, said.getvalue(), "")
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=in_this_process))
+    (tmp_path / "sweep.yaml").write_text(RGPO)
+    args = ["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    assert sweep.main(["--dry-run", *args, *TINY]) == 0
     said = capsys.readouterr().out
-    assert "1 programs, about" in said
-    assert "MiB" in said
+    assert "1 programs, about" in said and "cannot be run" not in said
+    assert re.search(r"\d MiB", said)
     assert not (tmp_path / "out").exists()
 
 
@@ -425,7 +488,7 @@ def wait_for_checkpoints(out, process, programs, deadline=240):
         time.sleep(0.05)
 
 
-def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
+def test_a_sweep_that_was_told_to_stop_goes_on(in_this_process, tmp_path):
     out = tmp_path / "out"
     args = ("--agents", "rgpo", "ppo")
     process = start(out, *args)
@@ -436,8 +499,7 @@ def test_a_sweep_that_was_told_to_stop_goes_on(tmp_path):
     assert "go on with: python -m experiments.sweep --out" in said
     (begun,) = [p for p in out.glob("CartPole*") if (p / "metrics.jsonl").exists()]
     lines = len((begun / "metrics.jsonl").read_text().splitlines())
-    said, _ = (process := start(out, *args)).communicate(timeout=300)
-    assert process.returncode == 0, said
+    assert sweep.main(["--out", str(out), *LONG, *args]) == 0
     assert "going on after" in (begun / "run.log").read_text()
     assert [r["env_steps"] for r in records(begun)] == list(range(0, 16001, 160))
     assert lines < 101

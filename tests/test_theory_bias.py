@@ -119,7 +119,9 @@ def test_the_rule_is_fitted_where_it_applies():
     assert (constant, factor) == (pytest.approx(2.0), pytest.approx(1.0))
 
 
-def test_the_study_as_a_whole_holds_and_draws_what_it_measured():
+def test_the_study_as_a_whole_holds_and_draws_what_it_measured(monkeypatch):
+    monkeypatch.setattr(bias, "KLS", (1e-4, 0.01, 0.02, 0.1))
+    monkeypatch.setattr(bias, "SIZES", (64, 4096))
     study = bias.run(Options(samples=10_000), lambda share: None)
     assert all(claim.holds for claim in study.claims)
     figure, *_ = study.figures

@@ -11,7 +11,7 @@ from probes import assert_refused
 
 from experiments import run
 from experiments.align import __main__ as align
-from experiments.plan import own
+from experiments.plan import own, reading
 from experiments.play import __main__ as play
 from experiments.report import __main__ as report
 from experiments.report import episodes, runs
@@ -87,9 +87,13 @@ def test_the_line_says_how_to_allow_it(sent, capsys):
     assert_refused(run.main, ["--config", "sent/config.json"], allow, capsys)
 
 
-@pytest.mark.parametrize(
-    "args", [["--trust-code"], ["--trust_code"], ["--gate", "sent_module:gate"]]
-)
+def test_trust_may_be_spelt_with_an_underscore(sent):
+    for flag in ("--trust-code", "--trust_code"):
+        plan = reading.read_plan(["--config", "sent/config.json", flag])
+        assert plan.options.gate == "sent_module:gate"
+
+
+@pytest.mark.parametrize("args", [["--trust-code"], ["--gate", "sent_module:gate"]])
 def test_code_that_the_user_allows_is_run(args, sent):
     _, mark = sent
     assert run.main(["--config", "sent/config.json", "--out", "new", *args]) == 0

@@ -127,39 +127,39 @@ def test_a_step_on_the_rollout_has_no_minibatches_to_normalise():
         )
 
 
-def whole_batch_steps(num_epochs, **settings):
-    """The state and metrics after so many gradient steps, each on the whole batch."""
+def whole_batches(num_epochs, **settings):
+    """A case whose update makes so many gradient steps, each on the whole batch."""
     settings = {"anneal_learning_rate": False, "learning_rate": 0.1} | settings
-    one = Case(gates.reinforce(), num_epochs=num_epochs, **settings)
-    return one.update(one.state, one.trajectory)
+    return Case(gates.reinforce(), num_epochs=num_epochs, **settings)
 
 
 def test_early_stopping_skips_the_steps_after_the_kl_was_met():
-    kls, states = [], []  # of the policy before each step, and after it
-    unstopped = {}  # number of steps -> metrics
-    for num_epochs in (1, 2, 3, 4):
-        state, metrics = whole_batch_steps(num_epochs)
-        unstopped[num_epochs] = metrics
-        states.append(state)
-        kls.append(float(metrics["approx_kl"]))
+    kls, unstopped = {}, {}  # number of steps -> KL of the policy before the last; what came of all
+    for num_epochs in (1, 2, 4):
+        case_ = whole_batches(num_epochs)
+        unstopped[num_epochs] = state, metrics = case_.update(case_.state, case_.trajectory)
+        kls[num_epochs] = float(metrics["approx_kl"])
         assert "gradient_step_rate" not in metrics
-    assert kls[0] < kls[1] < kls[2], "the test needs a KL that rises"
-    for taken, target in ((2, (kls[0] + kls[1]) / 2), (3, (kls[1] + kls[2]) / 2), (4, 1e3)):
-        stopped, metrics = whole_batch_steps(4, target_kl=target)
+    assert kls[1] < kls[2], "the test needs a KL that rises"
+    may_stop = whole_batches(4, target_kl=1e3)
+    for taken, target in ((2, (kls[1] + kls[2]) / 2), (4, 1e3)):
+        state = may_stop.replace(target_kl=target)
+        stopped, metrics = may_stop.update(state, may_stop.trajectory)
+        expected, expected_metrics = unstopped[taken]
         assert float(metrics["gradient_step_rate"]) == taken / 4
         for name in ("value_loss", "grad_norm"):  # means over the steps that were taken
-            assert float(metrics[name]) == pytest.approx(float(unstopped[taken][name]), rel=1e-5)
+            assert float(metrics[name]) == pytest.approx(float(expected_metrics[name]), rel=1e-5)
         for ours, theirs in zip(
             jax.tree.leaves((stopped.params, stopped.optimizer_state)),
-            jax.tree.leaves((states[taken - 1].params, states[taken - 1].optimizer_state)),
+            jax.tree.leaves((expected.params, expected.optimizer_state)),
             strict=True,
         ):
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
-    start_state = Case(gates.reinforce()).state
-    kept, metrics = whole_batch_steps(4, target_kl=1e-6)  # the very first is further off
+    start = may_stop.replace(target_kl=1e-6)  # the very first is further off
+    kept, metrics = may_stop.update(start, may_stop.trajectory)
     assert float(metrics["gradient_step_rate"]) == 0.0
     assert np.isnan([metrics["value_loss"], metrics["grad_norm"]]).all()
-    jax.tree.map(np.testing.assert_array_equal, kept.params, start_state.params)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, start.params)
 
 
 def test_weight_decay_does_not_move_a_policy_past_its_trust_region():

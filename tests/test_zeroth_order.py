@@ -68,7 +68,7 @@ def test_exact_values_along_many_directions_give_the_gradient(kind, central):
 
 
 @functools.cache
-def judged(num_judges, feedback, trim, num_directions=4000, pairs=64):
+def judged(num_judges, feedback, trim, num_directions=1000, pairs=64):
     """Scale of the estimate where answers are sampled, N = 64 pairs a direction."""
     theta, reward = problem()
     mu = 1.0  # far enough for the difference to be seen through the noise
@@ -179,7 +179,7 @@ def test_common_random_numbers_differ_by_parameters_alone():
 def test_it_learns_in_a_bandit(method):
     world = bandit.make(num_prompts=2)
     module = methods.load(method)
-    config = module.Config(num_updates=3000, learning_rate=0.1, max_grad_norm=1.0)
+    config = module.Config(num_updates=1000, learning_rate=0.3, max_grad_norm=1.0)
     agent = module.make(world, config)
 
     def train(key):
