@@ -90,6 +90,9 @@ class PhysicsEnvironment(abc.ABC):
 
     def __init__(self, name: str, env: Any, limit: int):
         self._env = env
+        # Physics takes seconds to trace: once, for all programs. The library writes into dicts of a
+        # state, and here into a traced one.
+        self._reset, self._step = jax.jit(env.reset), jax.jit(env.step)
         self._limit = limit
         self.name = name
         size = env.action_size
@@ -105,13 +108,11 @@ class PhysicsEnvironment(abc.ABC):
         """Positions and velocities."""
 
     def reset(self, key: Array) -> tuple[PhysicsState, Array]:
-        inner = carry.definite(self._env.reset(jax.random.key_data(key)))  # it splits raw keys
+        inner = carry.definite(self._reset(jax.random.key_data(key)))  # it splits raw keys
         return PhysicsState(inner, jnp.int32(0)), self._observation(inner)
 
     def step(self, key: Array, state: PhysicsState, action: Array) -> tuple[PhysicsState, TimeStep]:
-        # Dicts in the state are written into: the library gets copies.
-        after = self._env.step(jax.tree.map(lambda leaf: leaf, state.inner), action)
-        after = carry.like(after, state.inner)
+        after = carry.like(self._step(state.inner, action), state.inner)
         time = state.time + 1
         observation = self._observation(after)
         seen = (*self._coordinates(after), observation, after.reward)

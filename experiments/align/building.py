@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from agents import language as methods
 from experiments.align.plan import Plan
 from experiments.training import devices
-from experiments.training.building import describe_gate, members_of
+from experiments.training.building import describe_gate, made_of, members_of
 from experiments.training.devices import Layout
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def make_programs(
         for _ in plan.seeds
     ]
     layout: Layout = devices.seeds_alone(len(members.seeds), jax.local_device_count())
-    return ExactPrograms(world, agent, layout, members, np.stack(by_member))
+    known_by = made_of(plans[0].options, plans[0].config, layout, members)
+    return ExactPrograms(world, agent, layout, members, np.stack(by_member), known_by)
 
 
 def with_entries(plan: Plan, agent: "Agent", **more: Any) -> Plan:

@@ -1,6 +1,6 @@
 """The compiled programs of exact worlds: members side by side, judged by sums over all answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.training.compiling import Compiler
+from experiments.training.compiling import Compiler, Lowered
 from experiments.training.devices import Layout, over_seeds, spread_over_seeds
 from experiments.training.programs import (
     SEEDS,
@@ -16,6 +16,7 @@ from experiments.training.programs import (
     Programs,
     init_arguments,
     memory_of,
+    spread_progress,
     trace_init,
 )
 from rgpo_jax import processes
@@ -36,7 +37,13 @@ class ExactPrograms(Programs):
     """Answers, rewards and updates in one program; evaluations are exact."""
 
     def __init__(
-        self, world: World, agent: Agent, layout: Layout, members: Members, target: np.ndarray
+        self,
+        world: World,
+        agent: Agent,
+        layout: Layout,
+        members: Members,
+        target: np.ndarray,
+        made_of: Mapping[str, Any] | None = None,
     ):
         """Begins to compile.
 
@@ -46,20 +53,29 @@ class ExactPrograms(Programs):
           layout: of members on devices.
           members: M of them.
           target: where each member's method settles [M, N, answers]; NaN where that is not known.
+          made_of: what the programs are known by, see `Compiler.obtain`.
         """
         self.compiler = Compiler()
         self.spread = layout.describe() if layout != Layout() else ""
-        self._mesh, self._shared = layout.mesh(), (world.frozen, world.prompts)
-        num_members = len(members.seeds)
+        self._world, self._agent, self._layout = world, agent, layout
+        self._shared = world.frozen, world.prompts
+        self._num_members = len(members.seeds)
         self._init_arguments = init_arguments(layout, members)
-        self._target = spread_over_seeds(self._mesh, np.asarray(target, np.float32))
+        self._target = spread_over_seeds(layout.mesh(), np.asarray(target, np.float32))
+        self._init, self._advance, self._evaluate = self.compiler.obtain(made_of, self._lowered())
+
+    def _lowered(self) -> Iterator[Lowered]:
+        """Traces its programs, one after the other."""
+        world, agent, layout, mesh = self._world, self._agent, self._layout, self._layout.mesh()
+        devices = tuple(mesh.devices.flat)
 
         def init(key: jax.Array, overrides: dict) -> AgentState:
             return agent.init(key, world.frozen, **overrides)
 
         traced, states = trace_init(init, layout, self._init_arguments, SEEDS)
         # First: it compiles while the others are traced.
-        self._init = self.compiler.start("initial states", traced.lower(), often=False)
+        yield Lowered("initial states", traced.lower(), False, devices)
+
         metrics = jax.eval_shape(
             over_seeds(
                 lambda state, shared: agent.step(state, *shared)[1],
@@ -70,7 +86,7 @@ class ExactPrograms(Programs):
             states,
             self._shared,
         )
-        self._report(Progress.start(metrics), self._mesh, num_members)
+        progress = spread_progress(Progress.start(metrics), mesh, self._num_members)
 
         def advance(state: AgentState, progress: Progress, number: Any, shared: Any) -> Any:
             stepping = _Stepping(lambda state: agent.step(state, *shared))
@@ -79,9 +95,9 @@ class ExactPrograms(Programs):
         specs = (SEEDS, SEEDS, _SHARED, _SHARED)
         program = over_seeds(advance, layout, specs, (SEEDS, SEEDS))
         lowered = jax.jit(program, donate_argnums=0).lower(
-            states, self._empty, jnp.int32(1), self._shared
+            states, progress, jnp.int32(1), self._shared
         )
-        self._advance = self.compiler.start("training", lowered)
+        yield Lowered("training", lowered, True, devices)
 
         def evaluate(state: AgentState, target: jax.Array, shared: Any) -> Any:
             learner = state.learner
@@ -90,12 +106,14 @@ class ExactPrograms(Programs):
 
         program = over_seeds(evaluate, layout, (SEEDS, SEEDS, _SHARED), SEEDS)
         lowered = jax.jit(program).lower(states, self._target, self._shared)
-        self._evaluate = self.compiler.start("evaluation", lowered, often=False)
+        yield Lowered("evaluation", lowered, False, devices)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states = self._init.result()(*self._init_arguments)
-        self.memory_bytes = memory_of(self._advance.result())
+        training = self._advance.result()
+        self.memory_bytes = memory_of(training)
+        self._report(training.out_info[1], self._layout.mesh(), self._num_members)
 
     def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
         return self._advance.result()(states, progress, jnp.int32(num_updates), self._shared)

@@ -18,6 +18,8 @@ from experiments.cli.flags import BadInput
 from experiments.plan import own
 from experiments.record.files import read_plain
 from experiments.record.run_folder import CONFIG
+from experiments.training.building import made_of, members_of
+from experiments.training.devices import Layout
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -49,15 +51,16 @@ class Prepared:
     def make_programs(self) -> Any:
         from experiments.align.text_programs import TextPrograms
 
-        options = self.plan.options
+        options, members = self.plan.options, members_of([self.plan])
         return TextPrograms(
             self.text,
             self.agent,
             self.judge,
-            options.seed,
+            members,
             options.eval_answers,
             self.folder,
             self.plan.learns_from_data,
+            made_of(options, self.plan.config, Layout(), members),
         )
 
     def finish(self) -> None:

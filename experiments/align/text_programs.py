@@ -1,7 +1,7 @@
 """The programs of worlds of texts: the model is compiled, and answers are judged on the host."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,14 @@ from envs.language.text import TextWorld
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
 from experiments.align.judge import Judge
-from experiments.training.compiling import Compiler
+from experiments.training.compiling import Compiler, Lowered
 from experiments.training.devices import Layout
 from experiments.training.programs import (
     EVALUATION_STREAM,
+    Members,
     Programs,
     memory_of,
+    spread_progress,
     wait,
 )
 from rgpo_jax.language import decoder, kl, pair_learner, samples
@@ -74,10 +76,11 @@ class TextPrograms(Programs):
         text: TextWorld,
         agent: Agent,
         judge: Judge,
-        seed: int,
+        members: Members,
         eval_answers: int,
         folder: Path,
         from_data: bool = False,
+        made_of: Mapping[str, Any] | None = None,
     ):
         """Begins to compile.
 
@@ -85,10 +88,11 @@ class TextPrograms(Programs):
           text: the world.
           agent: made for it.
           judge: rewards.
-          seed: of the run.
+          members: the seed of the run and its numbers, M = 1.
           eval_answers: answers to each held-out prompt at an evaluation.
           folder: where samples of answers are kept.
           from_data: learn from the world's pairs; answers are sampled at evaluations alone.
+          made_of: what the programs are known by, beside the model; see `Compiler.obtain`.
         """
         self.compiler = Compiler()
         self._text, self._agent, self._judge, self._folder = text, agent, judge, folder
@@ -96,7 +100,7 @@ class TextPrograms(Programs):
         eval_prompts = jax.tree.map(
             lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
         )
-        placement = _Placement(text.mesh)
+        self._placement = placement = _Placement(text.mesh)
         self.spread = placement.describe()
         self._frozen = text.world.frozen
         self._prompts, self._eval_prompts, self._eval_pairs, self._data = jax.device_put(
@@ -108,40 +112,65 @@ class TextPrograms(Programs):
             ),
             placement.everywhere,
         )
+        (seed,), overrides = members.seeds, members.overrides()
         key = jax.random.key(seed)
-        self._init_key, self._eval_key = key, jax.random.fold_in(key, EVALUATION_STREAM)
-        self._begin_to_compile(placement)
+        # Its numbers are arguments: others find the same program.
+        self._init_arguments = key, {name: value[0] for name, value in overrides.items()}
+        self._eval_key = jax.random.fold_in(key, EVALUATION_STREAM)
+        known_by = None if made_of is None else {**made_of, **self._shapes()}
+        programs = iter(self.compiler.obtain(known_by, self._lowered()))
+        self._init = next(programs)
+        self._sample = next(programs) if self._data is None else None
+        self._update, self._evaluate = programs
 
-    def _begin_to_compile(self, placement: _Placement) -> None:
-        agent, key, everywhere = self._agent, self._init_key, placement.everywhere
+    def _shapes(self) -> dict[str, Any]:
+        """All of model and data that shapes programs; what they hold is an argument."""
+        text = self._text
+        arrays = self._frozen, self._prompts, self._eval_prompts, self._eval_pairs, self._data
+        leaves, structure = jax.tree.flatten(arrays)
+        return {
+            "model": [
+                repr(x) for x in (text.model.architecture, text.model.end_ids, text.model.pad_id)
+            ],
+            "training": repr(text.training),
+            "arrays": [repr(structure), *(repr((x.shape, x.dtype, x.sharding)) for x in leaves)],
+        }
+
+    def _lowered(self) -> Iterator[Lowered]:
+        """Traces its programs, one after the other."""
+        agent, placement = self._agent, self._placement
+        everywhere, mesh = placement.everywhere, self._text.mesh
+        devices = () if mesh is None else tuple(mesh.devices.flat)
         frozen = placement.shapes(self._frozen, jax.tree.map(lambda x: x.sharding, self._frozen))
-        begin = jax.jit(agent.init)  # traced once, for the shapes and for the program
-        state = jax.eval_shape(begin, key, frozen)
+
+        @jax.jit  # traced once, for the shapes and for the program
+        def begin(key: jax.Array, overrides: dict, frozen: Any) -> AgentState:
+            return agent.init(key, frozen, **overrides)
+
+        state = jax.eval_shape(begin, *self._init_arguments, frozen)
         # Left to XLA, an optimiser's state would lie whole on every device.
-        mesh = self._text.mesh
         placed = mesh and decoder.shardings(state, self._text.model.architecture, mesh)
         state = placement.shapes(state, placed)
-        init = jax.jit(begin, out_shardings=placed).lower(key, frozen)
+        init = jax.jit(begin, out_shardings=placed).lower(*self._init_arguments, frozen)
         # In this order: they compile while the next ones are traced.
-        self._init = self.compiler.start("initial states", init, often=False)
+        yield Lowered("initial states", init, False, devices)
 
         sampling: Any = None
-        self._sample: Any = None
         if self._data is None:
             sampling = jax.jit(self._sampling, out_shardings=everywhere).lower(
                 *self._sampled_with(state), frozen, placement.replicated(self._prompts)
             )
-            self._sample = self.compiler.start("sampling", sampling)
-        batch, host = self._learnt_from(sampling, placement)
+            yield Lowered("sampling", sampling, True, devices)
+        batch, host = self._learnt_from(sampling)
         metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
         metrics |= means(host)
-        self._report(Progress.start(metrics), Layout().mesh(), 1)
-        self._empty = jax.device_put(self._empty, everywhere)
+        progress = spread_progress(Progress.start(metrics), Layout().mesh(), 1)
         shardings = None if mesh is None else (placed, everywhere)
         updating = jax.jit(self._updating, donate_argnums=0, out_shardings=shardings).lower(
-            state, frozen, batch, placement.replicated(self._empty), host
+            state, frozen, batch, placement.replicated(progress), host
         )
-        self._update = self.compiler.start("update", updating)
+        yield Lowered("update", updating, True, devices)
+
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
             state,
             frozen,
@@ -149,19 +178,19 @@ class TextPrograms(Programs):
             placement.replicated(self._eval_pairs),
             jax.random.key(0),
         )
-        self._evaluate = self.compiler.start("evaluation", evaluating, often=False)
+        yield Lowered("evaluation", evaluating, False, devices)
 
-    def _learnt_from(self, sampling: Any, placement: _Placement) -> tuple[Any, dict[str, Any]]:
+    def _learnt_from(self, sampling: Any) -> tuple[Any, dict[str, Any]]:
         """Shapes of an update's batch and of the host's metrics; `sampling` None: of the data."""
         if sampling is None:
-            return placement.replicated(self._data), {}
+            return self._placement.replicated(self._data), {}
         _, asked, answers, _ = sampling.out_info
         scores: Any = jax.ShapeDtypeStruct((self._agent.config.batch_size,), jnp.float32)
         names = ["tokens_per_second"] + ["gold_reward"] * (self._judge.gold is not None)
         # Else the rewards that stand for a judge's preferences, whose mean is always 0.
         names += ["sampled_reward"] * (self._judge.preference is not None)
         host = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
-        return placement.replicated(Batch(asked, answers, scores)), host
+        return self._placement.replicated(Batch(asked, answers, scores)), host
 
     def _sampling(
         self, learner: Any, prompt_key: Any, key: Any, frozen: Any, prompts: Any
@@ -235,7 +264,10 @@ class TextPrograms(Programs):
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
-        self.initial_states = self._init.result()(self._init_key, self._frozen)
+        self.initial_states = self._init.result()(*self._init_arguments, self._frozen)
+        update = self._update.result()
+        self._report(update.out_info[1], Layout().mesh(), 1)
+        self._empty = jax.device_put(self._empty, self._placement.everywhere)
         programs = [self._update, *([self._sample] if self._sample else [])]
         self.memory_bytes = max(memory_of(program.result()) for program in programs)
 

@@ -218,6 +218,7 @@ def episodes_of(plan: Plan, agent: "Agent") -> "Episodes":
 # other settings are taken to shape them, those too that a later version brings.
 _SHAPES_NO_PROGRAM = (
     *("seed", "num_seeds", "total_steps", "warmup_steps", "init_from"),
+    *("num_updates", "warmup_updates"),
     *("log_every", "eval_every", "eval_episodes", "eval_share", "checkpoint_every", "keep_best"),
     *("loggers", "log_film"),
     *("learning_rate_schedule", "anneal_learning_rate"),  # see below
@@ -232,28 +233,44 @@ def programs_made_of(
     None: they cannot be known by it, as a part of them is a user's own: code, or a file that the
     environment reads.
     """
-    settings = flags.as_settings(plan.options, agent.config)
     values = [value for _, _, value in (one.partition("=") for one in plan.options.env_kwargs)]
-    if any(own.is_own(name, value) for name, value in settings.items()) or any(
-        os.sep in value or Path(value).exists() for value in values
-    ):
+    if any(os.sep in value or Path(value).exists() for value in values):
         return None
     env = agent.env
-    numbers = agent.config.traced()  # arguments of the programs
-    schedule = agent.config.schedule
+    return made_of(
+        plan.options,
+        agent.config,
+        layout,
+        members,
+        environment=[
+            repr(x) for x in (env.observation_shape, env.action_space, env.max_episode_steps)
+        ],
+        episodes=episodes._asdict(),
+    )
+
+
+def made_of(
+    options: RunOptions, config: Any, layout: devices.Layout, members: "Members", **more: Any
+) -> dict[str, Any] | None:
+    """What programs with these settings depend on beside code and machine, and more of it.
+
+    None where a setting names a user's own code that is in the programs.
+    """
+    settings = flags.as_settings(options, config)
+    on_host = ("reward", "gold", "preference")  # they judge texts
+    if any(own.is_own(name, value) for name, value in settings.items() if name not in on_host):
+        return None
+    numbers = config.traced()  # arguments of the programs
     return {
         "settings": {
             name: value
             for name, value in settings.items()
             if name not in numbers and name not in _SHAPES_NO_PROGRAM
         },
-        "environment": [
-            repr(x) for x in (env.observation_shape, env.action_space, env.max_episode_steps)
-        ],
-        "schedule": "linear" if schedule == "constant" else schedule,
+        "schedule": "linear" if config.schedule == "constant" else config.schedule,
         "members": [len(members.seeds), *sorted(members.hyperparameters)],
         "layout": dataclasses.asdict(layout),
-        "episodes": episodes._asdict(),
+        **more,
     }
 
 
