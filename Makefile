@@ -9,8 +9,6 @@ BIN := $(VENV)/bin
 SEEDS ?= 8
 
 VERSIONS := align compiling envs host processes run run_flags run_own stored_programs train
-# Of the tasks that compile an agent each, one of every family.
-ONE_OF_EACH := not test_an_agent_steps or CartPole or Pendulum or Breakout or Catch or FourRooms
 
 define CREATE
 $(or $(PYTHON),false) -c '$(SUPPORTED)' || \
@@ -28,7 +26,7 @@ test: $(VENV)/installed
 
 # What can differ from Python to Python, and from one JAX to another: programs, environments, files.
 versions: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 $(VERSIONS:%=tests/test_%.py) -k '$(ONE_OF_EACH)'
+	$(BIN)/python -m pytest -n 2 $(VERSIONS:%=tests/test_%.py)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow -s

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 from xla_flags import QUICK_TO_COMPILE
 
+_BEGUN = time.time()
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
+# Settings that are read on the host alone.
+_JUDGES = ("gold", "preference", "pairs")
+_ON_HOST = (*_JUDGES, "reward", "prompts", "callback")
 
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
@@ -80,29 +85,47 @@ def programs_are_kept() -> Iterator[None]:
     For modules whose tests are of what surrounds training. What a program computes does not depend
     on what ran before: its first states are made anew for each run.
     """
-    from experiments.training import building
-    from experiments.training.programs import CompiledPrograms
+    from experiments.training.compiling import Compiler
 
-    make, kept = building.make_programs, dict[str, Any]()
+    obtain, kept = Compiler.obtain, dict[str, Any]()
 
-    def make_or_find(agent: Any, layout: Any, plans: Any) -> Any:
-        members, episodes = building.members_of(plans), building.episodes_of(plans[0], agent)
-        made_of = building.programs_made_of(plans[0], agent, layout, members, episodes)
+    def obtain_or_find(self: Compiler, made_of: Any, lowered: Any) -> Any:
         if made_of is None:
-            return make(agent, layout, plans)
-        key = json.dumps(made_of)
-        if key in kept:
-            programs = kept[key].of(members)
-            programs._agent = agent  # its Config is kept beside policies
-            return programs
-        programs = make(agent, layout, plans)
-        if isinstance(programs, CompiledPrograms):
-            kept[key] = programs
-        return programs
+            return obtain(self, made_of, lowered)
+        settings = {name: x for name, x in made_of["settings"].items() if name not in _ON_HOST}
+        # A judge's name is nothing to a program; that there is one adds a metric.
+        settings |= {name: made_of["settings"].get(name) is not None for name in _JUDGES}
+        key = json.dumps({**made_of, "settings": settings}, sort_keys=True)
+        if key not in kept:
+            kept[key] = obtain(self, None, lowered)
+        else:
+            self.compilations.extend(kept[key])
+        return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "make_programs", make_or_find)
+        patch.setattr(Compiler, "obtain", obtain_or_find)
         yield
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from experiments.training import stored_programs
+
+    for name, file in stored_programs._files().items():  # other tests leave such modules behind
+        if not os.path.exists(file) or os.stat(file).st_ctime > _BEGUN:  # noqa: PTH110, PTH116
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(stored_programs, "_begun", lambda: _BEGUN)
+    monkeypatch.setattr(stored_programs, "_program", lambda: "experiments.run")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    yield tmp_path / "cache" / f"programs-{os.geteuid()}"
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

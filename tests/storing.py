@@ -1,36 +1,11 @@
 """Programs that are kept on disk, in tests."""
 
 import dataclasses
-import os
-import sys
 import threading
-import time
 
-import jax
 import numpy as np
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from experiments.training import stored_programs
 from rgpo_jax.config import ConfigError
-
-BEGUN = time.time()
-
-
-@pytest.fixture
-def stored(tmp_path, monkeypatch):
-    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older."""
-    for name, file in stored_programs._files().items():  # other tests leave such modules behind
-        if not os.path.exists(file) or os.stat(file).st_ctime > BEGUN:  # noqa: PTH110, PTH116
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(stored_programs, "_begun", lambda: BEGUN)
-    monkeypatch.setattr(stored_programs, "_program", lambda: "experiments.run")
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    compilation_cache.reset_cache()
-    yield tmp_path / "cache" / f"programs-{os.geteuid()}"
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 def wait_until_kept():

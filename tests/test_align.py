@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from align_programs import programs_are_kept
 from killing import killed_at_save
 from probes import RUN_FILES, assert_refused, records, summary_of, timeless_records
 
@@ -33,10 +32,7 @@ RECORDED = {  # what every method logs of an update
 EVALUATED = {"reward", "kl_ref", "entropy", "target_distance"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_ready_soon():
-    with programs_are_kept():
-        yield
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 
 
 @pytest.fixture(scope="module")

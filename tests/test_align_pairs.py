@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from align_programs import text_programs_are_kept
 from killing import killed_at_save
 from language_models import write_tokenizer
 from probes import assert_refused, records, timeless_records
@@ -63,10 +62,7 @@ def write(path, content):
     path.write_text("\n".join(json.dumps(row) for row in content) + "\n")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_ready_soon():
-    with text_programs_are_kept():
-        yield
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 
 
 @pytest.fixture(scope="module")

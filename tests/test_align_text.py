@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from align_programs import text_programs_are_kept
 from killing import killed_at_save
 from probes import RUN_FILES, records, timeless_records
 from text_places import LAST, PROMPTS, SMALL, write_place
@@ -34,10 +33,7 @@ TRAINED = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_ready_soon():
-    with text_programs_are_kept():
-        yield
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Callbacks between updates: what they are told, that they change nothing, how they end runs."""
 
-import dataclasses
 import json
 import signal
 import sys
@@ -16,7 +15,7 @@ from experiments import run
 from experiments.align import __main__ as align
 from experiments.play import __main__ as play
 from experiments.sweep import __main__ as sweep
-from experiments.training import building, trained
+from experiments.training import trained
 from rgpo_jax import callback, train
 
 TINY = [
@@ -66,18 +65,7 @@ NOTHING = 3
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_kept_whatever_is_called_back(programs_are_kept):
-    """A callback is no part of a program."""
-    made_of = building.programs_made_of
-
-    def without_it(plan, *others):
-        options = dataclasses.replace(plan.options, callback=None)
-        return made_of(dataclasses.replace(plan, options=options), *others)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "programs_made_of", without_it)
-        yield
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from storing import assert_same_programs, stored, wait_until_kept, with_other_numbers  # noqa: F401
+from storing import assert_same_programs, wait_until_kept, with_other_numbers
 from text_places import LAST, PROMPTS, SMALL, write_place
 
 from agents import language as methods

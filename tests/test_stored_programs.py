@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from probes import timeless_records
+from storing import assert_same_programs, with_other_numbers
 from xla_flags import QUICK_TO_COMPILE
 
 import agents
@@ -24,7 +24,6 @@ from experiments.plan.reading import read_plan
 from experiments.training import building, stored_programs
 from experiments.training.building import episodes_of, members_of, programs_made_of
 from experiments.training.devices import Layout
-from rgpo_jax.config import ConfigError
 from rgpo_jax.train import make_evaluation
 
 ROOT = Path(__file__).parents[1]
@@ -35,22 +34,7 @@ TINY = [
 ]
 AN_HOUR = 3600 * 10**9  # nanoseconds
 BEGUN = time.time()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older."""
-    for name, file in stored_programs._files().items():  # other tests leave such modules behind
-        if not os.path.exists(file) or os.stat(file).st_ctime > BEGUN:  # noqa: PTH110, PTH116
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(stored_programs, "_begun", lambda: BEGUN)
-    monkeypatch.setattr(stored_programs, "_program", lambda: "experiments.run")
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    compilation_cache.reset_cache()
-    yield tmp_path / "cache" / f"programs-{os.geteuid()}"
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("stored")
 
 
 def to_keep(store, function, *arguments, name="toy", devices=None):
@@ -243,9 +227,9 @@ def test_programs_of_others_keep_nothing(monkeypatch, spec, file, program):
     assert stored_programs._program() == program
 
 
-def test_what_others_can_write_is_not_read(cache):
+def test_what_others_can_write_is_not_read(stored):
     assert keep("a") and is_found("a")
-    for path in (cache, *cache.iterdir()):
+    for path in (stored, *stored.iterdir()):
         mode = path.stat().st_mode
         path.chmod(mode | 0o002)
         assert not is_found("a")
@@ -253,17 +237,17 @@ def test_what_others_can_write_is_not_read(cache):
     assert is_found("a")
 
 
-def test_links_are_not_followed(cache, tmp_path):
+def test_links_are_not_followed(stored, tmp_path):
     assert keep("a") and is_found("a")
-    cache.rename(tmp_path / "elsewhere")
-    cache.symlink_to(tmp_path / "elsewhere")
+    stored.rename(tmp_path / "elsewhere")
+    stored.symlink_to(tmp_path / "elsewhere")
     assert not is_found("a")
 
 
 @pytest.mark.parametrize("which", ["*.code", "*[0-9a-f]"])
-def test_a_damaged_file_is_no_program(cache, which):
+def test_a_damaged_file_is_no_program(stored, which):
     assert keep("a")
-    [path] = [path for path in cache.glob(which) if which == "*.code" or not path.suffix]
+    [path] = [path for path in stored.glob(which) if which == "*.code" or not path.suffix]
     path.write_bytes(path.read_bytes()[:-100])
     assert not is_found("a")
     assert keep("a") and is_found("a")
@@ -292,25 +276,25 @@ def test_one_that_calls_lapack_is():
     np.testing.assert_allclose(np.abs(program(1.0)[0]), np.sqrt(2.0), rtol=1e-6)
 
 
-def test_code_that_is_gone_is_made_again(cache):
+def test_code_that_is_gone_is_made_again(stored):
     """JAX's own cache has none of it, which XLA would not give out again."""
     assert keep("a")
-    for code in cache.glob("*.code"):
+    for code in stored.glob("*.code"):
         code.unlink()
     assert not is_found("a")
     assert keep("a") and is_found("a")
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
 
 
-def test_other_code_that_comes_out_the_same_is_not_compiled_again(cache, module):
+def test_other_code_that_comes_out_the_same_is_not_compiled_again(stored, module):
     assert keep("a")
     write_module(module, "x = 12\n")
     assert not is_found("a")
-    codes = {path: path.stat().st_ino for path in cache.glob("*.code")}
+    codes = {path: path.stat().st_ino for path in stored.glob("*.code")}
     store = stored_programs.store_of("a")
     _, program = to_keep(store, jnp.sin, 1.0)
     assert program(1.0) == jnp.sin(1.0)
-    assert {path: path.stat().st_ino for path in cache.glob("*.code")} == codes
+    assert {path: path.stat().st_ino for path in stored.glob("*.code")} == codes
 
 
 def test_one_that_sorts_and_has_run_is_kept():
@@ -323,7 +307,7 @@ def test_one_that_sorts_and_has_run_is_kept():
     assert np.array_equal(found(x), made)
 
 
-def test_a_program_runs_on_the_devices_that_it_was_made_for(cache):
+def test_a_program_runs_on_the_devices_that_it_was_made_for(stored):
     last = jax.devices()[-1]
     store = stored_programs.store_of("a")
     x = jax.device_put(1.0, last)
@@ -333,11 +317,11 @@ def test_a_program_runs_on_the_devices_that_it_was_made_for(cache):
     assert program(x).devices() == {last}
 
 
-def test_the_folder_is_bounded(cache, monkeypatch):
+def test_the_folder_is_bounded(stored, monkeypatch):
     assert keep("a")
-    size = sum(path.stat().st_size for path in cache.iterdir())
+    size = sum(path.stat().st_size for path in stored.iterdir())
     monkeypatch.setattr(stored_programs, "BYTES", 1.5 * size)
-    for path in cache.iterdir():
+    for path in stored.iterdir():
         os.utime(path, (1, 1))
     assert keep("b", jnp.cos)
     assert is_found("b")
@@ -381,6 +365,7 @@ def test_numbers_and_lengths_are_not_what_programs_are_made_of(flags):
         ["--eval-episodes", "4"],
         ["--learning-rate-schedule", "cosine"],
         ["--form", "log"],
+        ["--callback", "mine:watch"],  # whose module may have changed the suite
     ],
 )
 def test_all_else_is(flags):
@@ -391,7 +376,6 @@ def test_all_else_is(flags):
     "flags",
     [
         ["--gate", "operator:mul"],
-        ["--callback", "mine:watch"],
         ["--env", "gymnasium/CartPole-v1", "--env-kwargs", "render_mode=/tmp"],
     ],
 )
@@ -402,44 +386,18 @@ def test_what_is_a_users_own_is_not_known_by_its_name(flags):
     assert programs_made_of(plan, agent, Layout(), *parts) is None
 
 
-def with_other_numbers(config):
-    """The config with every number changed that programs are to take as an argument."""
-    for name, value in config.traced().items():
-        for other in (0.5 * value, 0.3, 1.5 * value + 0.1):
-            try:
-                changed = dataclasses.replace(config, **{name: other})
-            except ConfigError:
-                continue
-            if other != value:
-                config = changed
-                break
-        else:
-            raise AssertionError(f"no other number was found for {name}")
-    return config
-
-
 def traced(plan):
-    """Programs of a plan, as text, and the arrays in them."""
+    """Programs of a plan."""
     agent = building.make_agent(plan)
     overrides = members_of([plan]).overrides()
     one = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in overrides.items()}
     init, state = jax.make_jaxpr(agent.init, return_shape=True)(jax.random.key(0), **one)
     evaluate = make_evaluation(agent, 2, False)
-    programs = [
+    return [
         init,
         jax.make_jaxpr(agent.step)(state),
         jax.make_jaxpr(evaluate)(state.learner, jax.random.key(0)),
     ]
-    return [str(program) for program in programs], [
-        np.asarray(x) for program in programs for x in program.consts
-    ]
-
-
-def assert_same_programs(plan, other):
-    text, constants = traced(plan)
-    other_text, other_constants = traced(other)
-    assert text == other_text
-    assert all(map(np.array_equal, constants, other_constants))
 
 
 @pytest.mark.parametrize("name", agents.NAMES)
@@ -449,11 +407,12 @@ def test_no_number_is_part_of_a_program(name):
     changed = dataclasses.replace(plan, config=with_other_numbers(plan.config))
     assert made_of(changed) == made_of(plan)
 
-    assert_same_programs(plan, changed)
+    assert_same_programs(traced(plan), traced(changed))
 
 
 def test_a_constant_rate_and_one_that_falls_are_one_program():
-    assert_same_programs(plan_of(), plan_of("--learning-rate-schedule", "constant"))
+    constant = plan_of("--learning-rate-schedule", "constant")
+    assert_same_programs(traced(plan_of()), traced(constant))
 
 
 # A process's runs, as if it were `python -m experiments.run`, and its end is that one's.

@@ -5,7 +5,6 @@ import math
 import shutil
 
 import pytest
-from align_programs import programs_are_kept
 from probes import records, summary_of, timeless_records
 from test_docs import WorkersHere, ask_here
 
@@ -28,9 +27,9 @@ CELLS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workers_are_here():
+def workers_are_here(programs_are_kept):
     """What a worker reads and writes is the same in a process of its own, as in test_sweep."""
-    with programs_are_kept(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "Local", WorkersHere)
         patch.setattr(sweep, "_ask_worker", ask_here)
         yield

@@ -18,12 +18,13 @@ from experiments.plan.reading import read_plan
 from experiments.record.run_folder import is_finished
 from experiments.report import runs
 from experiments.training import building
+from experiments.training.compiling import Compiler
 from experiments.tune import __main__ as tune
 from experiments.tune import space, trials
 from experiments.tune.study import DONE, FAILED, PRUNED, Study
 
 pytestmark = pytest.mark.usefixtures("programs_are_kept")
-MAKE_PROGRAMS = building.make_programs  # which keeps none
+OBTAIN = Compiler.obtain  # which keeps none in memory
 TINY = [
     *("--num-seeds", "2", "--total-steps", "320", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
@@ -213,7 +214,7 @@ def test_trials_are_runs_that_share_a_traced_program(finished):
 
 
 def test_a_trial_is_the_run_that_it_would_be_alone(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "make_programs", MAKE_PROGRAMS)
+    monkeypatch.setattr(Compiler, "obtain", OBTAIN)
     out, _ = finished
     trial = out / "trials" / "2"  # by a program that was traced for another
     alone = tmp_path / "alone"

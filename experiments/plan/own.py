@@ -16,6 +16,8 @@ from rgpo_jax.config import Config
 
 # Settings that may name code.
 _CODE = ("agent", "gate", "network", "env", "reward", "gold", "preference", "callback")
+# Of these, what no compiled program has in it.
+ON_HOST = ("reward", "gold", "preference", "callback")
 # Modules of the suite that have gates without a name of their own.
 _GATES = ("experiments.reproduction.ablations", "rgpo_jax.gates")
 TRUST = "--trust-code"

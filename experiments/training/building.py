@@ -257,8 +257,7 @@ def made_of(
     None where a setting names a user's own code that is in the programs.
     """
     settings = flags.as_settings(options, config)
-    on_host = ("reward", "gold", "preference")  # they judge texts
-    if any(own.is_own(name, value) for name, value in settings.items() if name not in on_host):
+    if any(own.is_own(name, value) for name, value in settings.items() if name not in own.ON_HOST):
         return None
     numbers = config.traced()  # arguments of the programs
     return {
