@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 8
 
-VERSIONS := align compiling envs host processes run run_flags run_own stored_programs train
+VERSIONS := align compiling envs host processes run run_flags run_own stored_align stored_programs train
 
 define CREATE
 $(or $(PYTHON),false) -c '$(SUPPORTED)' || \

@@ -5,7 +5,6 @@ import signal
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from killing import killed_at_save
@@ -19,8 +18,8 @@ from experiments.align import make_pairs, reward, text_building
 from experiments.align.plan import read_plan
 from experiments.cli.interrupts import Interrupted
 from experiments.training import loop
+from experiments.training.compiling import Compiler
 from rgpo_jax.language import decoder, weights
-from rgpo_jax.language.samples import Batch
 
 pytest.importorskip("jinja2", reason="needs the extra `align`")
 
@@ -153,26 +152,28 @@ def test_a_method_of_wins_runs_on_the_prompts_of_a_file(tmp_path):
         ("rgpo", ("--group-size", "2")),
     ],
 )
-def test_an_update_of_other_methods_fits_the_prompts_or_pairs_of_a_file(method, more, tmp_path):
-    """As shapes: what an update computes is held in worlds that are exact."""
+def test_programs_of_other_methods_fit_the_prompts_or_pairs_of_a_file(
+    method, more, tmp_path, monkeypatch
+):
+    """As traced: what an update computes is held in worlds that are exact."""
     args = [*SMALL, "--method", method, *more]
     if method == "zpg":
         at = args.index("--num-epochs")
         del args[at : at + 4]
-    prepared = text_building.prepare(read_plan(args), tmp_path)
-    agent, world = prepared.agent, prepared.text.world
+    prepared, traced = text_building.prepare(read_plan(args), tmp_path), {}
 
-    def update(key):
-        state = agent.init(key, world.frozen)
-        if prepared.plan.learns_from_data:
-            return state, *agent.update(state, world.frozen, prepared.text.pairs)
-        sampled, asked, answers = agent.sample(state, world.frozen, world.prompts)
-        batch = Batch(asked, answers, jnp.zeros(len(answers.tokens)))
-        return state, *agent.update(sampled, world.frozen, batch)
+    def trace(self, made_of, lowered):
+        traced.update((one.name, one.lowered) for one in lowered)
+        return [None] * len(traced)
 
-    before, after, metrics = jax.eval_shape(update, jax.random.key(0))
-    assert before == after
-    assert metrics.keys() >= {"grad_norm", "nonfinite_step_rate", "learning_rate"}
+    monkeypatch.setattr(Compiler, "obtain", trace)
+    prepared.make_programs()
+    sampled = [] if prepared.plan.learns_from_data else ["sampling"]
+    assert list(traced) == ["initial states", *sampled, "update", "evaluation"]
+    first, (after, progress) = traced["initial states"].out_info, traced["update"].out_info
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in (first, after)]
+    assert shapes[0] == shapes[1]
+    assert {*progress.metrics.names} >= {"grad_norm", "nonfinite_step_rate", "learning_rate"}
 
 
 @pytest.mark.parametrize(

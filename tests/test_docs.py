@@ -1,18 +1,15 @@
 """What pages of docs/ show is run, block after block, in an empty folder."""
 
-import contextlib
 import importlib
-import io
 import re
 import shlex
-import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
+from workers import WorkersHere, ask_here
 
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import launchers, worker
+from experiments.sweep import launchers
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["own", "tutorials/sweep_to_report"]
@@ -36,35 +33,6 @@ def shown_file(code):
     """The name in a first line that is a comment of one, such as `# my_worlds.py`."""
     found = re.match(r"# (\w+\.(?:py|yaml))\n", code)
     return found and found[1]
-
-
-class WorkersHere:
-    """Runs a sweep's workers in this process: each of its own would load JAX and compile anew."""
-
-    def __init__(self, *_):
-        self._over = []
-
-    def has_room(self):
-        return not self._over
-
-    def start(self, spec):
-        self._over.append((spec, worker.main([str(spec)])))
-
-    def ended(self):
-        over, self._over = self._over, []
-        return over
-
-    def stop(self):
-        pass
-
-
-def ask_here(flag, cells, options):
-    """What a worker of its own process answers."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
-        spec = Path(folder) / "asked.json"
-        worker.write_spec(spec, Path(folder), cells, options)
-        status = worker.main([str(spec), flag])
-    return subprocess.CompletedProcess([], status, said.getvalue(), "")
 
 
 @pytest.fixture

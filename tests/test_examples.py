@@ -1,11 +1,15 @@
 """The examples run, learn in fewer steps too, and are as short as they say."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_flags import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -84,6 +88,17 @@ def test_a_loop_of_ones_own_learns(printed):
     lines = printed("own_loop", ("51_200", "10_240"), ("number % 20 == 0", "number % 6 == 1"))
     # Of about 25 episodes that end in the first rollout, three at most do in a later one.
     assert lines[0][0] < 50 and max(line[0] for line in lines) > 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_it_runs_as_it_stands(file, tmp_path):
+    variables = {k: v for k, v in os.environ.items() if (k, v) != ("XLA_FLAGS", QUICK_TO_COMPILE)}
+    done = subprocess.run(
+        [sys.executable, str(file)], cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "return" in done.stdout
 
 
 def test_the_loop_is_one_page():

@@ -103,6 +103,29 @@ def test_an_error_that_a_swallowed_signal_led_to_is_that_signal_and_another_is_n
         frame.run(wrong_answer, [])
 
 
+def test_an_error_of_who_handles_a_signal_is_an_error():
+    def save_badly(args, interrupts):
+        try:
+            with interrupts.deferred(), interrupts.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        except Interrupted:
+            raise ValueError("cannot be saved") from None
+
+    with pytest.raises(ValueError, match="cannot be saved"):
+        frame.run(save_badly, [])
+
+
+def test_an_error_in_an_evaluation_that_a_swallowed_signal_led_to_is_that_signal(capfd):
+    with Interrupts() as interrupts, interrupts.deferred():
+        with pytest.raises(Interrupted), interrupts.at_once():
+            with contextlib.suppress(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            raise AttributeError("no such attribute")
+        assert interrupts.pending == signal.SIGTERM
+
+
 def test_handlers_are_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     with Interrupts():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from workers import WorkersHere
 
 import envs
 from agents import ppo
@@ -335,26 +336,9 @@ def test_what_a_librarys_own_class_broke_is_told(tmp_path, capsys):
     assert "environment own_worlds:BrokenBandit: reward of step 1 is NaN or infinite" in said
 
 
-class InThisProcess:
-    """Runs a sweep's programs one after the other."""
-
-    def __init__(self, *_):
-        self._over = []
-
-    def has_room(self):
-        return True
-
-    def start(self, spec):
-        self._over.append((spec, worker.main([str(spec)])))
-
-    def ended(self):
-        over, self._over = self._over, []
-        return over
-
-
 def test_a_sweep_goes_through_parameters(tmp_path, monkeypatch):
     # A process of its own, which has to find the module, looks at the cells before.
-    monkeypatch.setattr(launchers, "make", InThisProcess)
+    monkeypatch.setattr(launchers, "make", WorkersHere)
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "envs: [own_worlds:Sign]\nagents: [ppo]\n"

@@ -17,7 +17,9 @@ from rgpo_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 TINY = [  # one seed: its environments are shared out, and gradients go from process to process
-    *("--agent", "ppo", "--env", "CartPole-v1", "--seed", "5", "--total-steps", "240"),
+    # Motion and actions are smooth: no rounding becomes another action.
+    *("--agent", "ppo", "--env", "MountainCarContinuous-v0", "--seed", "5"),
+    *("--env-kwargs", "max_episode_steps=20", "--total-steps", "240"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "2"),
     *("--hidden-sizes", "8", "--eval-episodes", "2", "--reset-pool-size", "2"),
     *("--log-every", "48", "--normalize-observations", "--checkpoint-every", "3600", "--keep-best"),

@@ -71,6 +71,16 @@ def test_all_else_is(flags):
         *([name] for name in methods.NAMES),
         ["rgpo", "--kl-target", "0.1"],
         ["zpg", "--learning-rate-schedule", "linear"],
+        # What is none by default.
+        [
+            *("rgpo", "--target-kl", "0.1", "--entropy-coefficient", "0.1", "--mix", "0.3"),
+            *("--old-kl-coefficient", "0.1", "--missing-end", "0.5"),
+        ],
+        ["online_dpo", "--missing-end", "0.5"],
+        [
+            *("grpo", "--kl", "published", "--kl-estimator", "k3", "--target-kl", "0.1"),
+            *("--missing-end", "0.5"),
+        ],
     ],
     ids=" ".join,
 )
@@ -136,9 +146,9 @@ def place(tmp_path, monkeypatch):
 
 
 def prepared(place, *flags):
-    return text_building.prepare(
-        read_plan([*SMALL, *LAST, "--max-tokens", "2", *flags]), place / "out"
-    )
+    part = [] if "--train" in flags else LAST
+    plan = read_plan([*SMALL, *part, "--max-tokens", "2", *flags])
+    return text_building.prepare(plan, place / "out")
 
 
 def test_a_model_is_found_with_other_prompts_and_numbers_of_the_same_shapes(place, monkeypatch):
@@ -156,6 +166,26 @@ def test_a_model_is_found_with_other_prompts_and_numbers_of_the_same_shapes(plac
     assert found.initial_states.learner.hyperparameters.learning_rate == np.float32(0.1)
     after, _ = found.advance(found.initial_states, found.start(), 1)
     assert after.learner.updates == 1
+
+
+@pytest.mark.parametrize("flags", [["--train", "lora", "--method", "ppo"], ["--train", "full"]])
+def test_no_number_is_part_of_a_models_programs(flags, place, monkeypatch):
+    programs = []
+    monkeypatch.setattr(
+        Compiler,
+        "obtain",
+        lambda self, made_of, lowered: (
+            programs.append([one.lowered.as_text() for one in lowered]) or [None] * 4
+        ),
+    )
+    one = prepared(place, *flags)
+    config = with_other_numbers(one.plan.config, UNREAD)
+    plan = dataclasses.replace(one.plan, config=config)
+    agent = building.make_agent(plan, one.text.world)
+    one.make_programs()
+    dataclasses.replace(one, plan=plan, agent=agent).make_programs()
+    assert len(programs[0]) == 4
+    assert programs[0] == programs[1]
 
 
 def test_one_of_another_shape_or_other_ends_is_not(place, monkeypatch):

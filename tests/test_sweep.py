@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from probes import records, timeless_records
+from workers import WorkersHere
 
 import rgpo_jax
 from experiments import run
@@ -199,33 +200,10 @@ def test_bad_flags_are_refused_in_one_line(args, message, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-class InThisProcess:
-    """Runs programs one after the other, where it is not the point that they are processes."""
-
-    def __init__(self):
-        self._over = []
-
-    def has_room(self):
-        return True
-
-    def start(self, spec):
-        spec.with_suffix("").mkdir(exist_ok=True)
-        with (
-            (spec.with_suffix("") / launchers.LOG).open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            self._over.append((spec, sweep.worker.main([str(spec)])))
-
-    def ended(self):
-        over, self._over = self._over, []
-        return over
-
-
 @pytest.fixture(scope="module")
 def in_this_process():
     def make(launcher, *others):
-        return InThisProcess() if launcher == "local" else MAKE(launcher, *others)
+        return WorkersHere() if launcher == "local" else MAKE(launcher, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "make", make)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from probes import records, summary_of, timeless_records
-from test_docs import WorkersHere, ask_here
+from workers import WorkersHere, ask_here
 
 from experiments.align import __main__ as align
 from experiments.cli.flags import BadInput

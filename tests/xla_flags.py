@@ -2,12 +2,9 @@
 
 import importlib.metadata
 
-QUICK_TO_RUN = "--xla_backend_optimization_level=1"
-"""For what trains as long as it compiles."""
-
 SAME_IN_A_BATCH = "--xla_backend_optimization_level=0"
-"""For programs of other layouts that are held against one another: without the fusion emitters what
-a seed computes depends on how many there are beside it, by rounding."""
+"""For programs that are held against one another to the bit: without the fusion emitters what a
+seed computes depends on how many there are beside it, by rounding."""
 
 # An XLA that does not know a flag ends the process: jaxlib 0.11 has no other emitters.
 _MAY_DO_WITHOUT_EMITTERS = importlib.metadata.version("jaxlib").startswith("0.9.")

@@ -96,6 +96,7 @@ class TextPrograms(Programs):
         """
         self.compiler = Compiler()
         self._text, self._agent, self._judge, self._folder = text, agent, judge, folder
+        self._learn = jax.jit(agent.update)  # traced once, for its shapes and for the program
         self._num_eval_answers = eval_answers
         eval_prompts = jax.tree.map(
             lambda x: jnp.repeat(x, eval_answers, axis=0), text.held_out_prompts
@@ -162,7 +163,7 @@ class TextPrograms(Programs):
             )
             yield Lowered("sampling", sampling, True, devices)
         batch, host = self._learnt_from(sampling)
-        metrics: Metrics = jax.eval_shape(agent.update, state, frozen, batch)[1]
+        metrics: Metrics = jax.eval_shape(self._learn, state, frozen, batch)[1]
         metrics |= means(host)
         progress = spread_progress(Progress.start(metrics), Layout().mesh(), 1)
         shardings = None if mesh is None else (placed, everywhere)
@@ -210,7 +211,7 @@ class TextPrograms(Programs):
         self, state: AgentState, frozen: Any, batch: Any, progress: Progress, host: Any
     ) -> tuple[AgentState, Progress]:
         updates = state.learner.updates
-        state, metrics = self._agent.update(state, frozen, batch)
+        state, metrics = self._learn(state, frozen, batch)
         one = jax.tree.map(lambda x: x[0], progress)
         broken = is_broken(metrics)
         one = one.take(updates, state.learner.params, metrics | means(host), broken)

@@ -23,7 +23,7 @@ def run(body: Body, args: Sequence[str] | None, stopped: str = "") -> int:
     """
     with Interrupts() as interrupts:
         try:
-            with interrupts.heard():
+            with interrupts.heard(is_handled=True):
                 return body(flags.renamed(sys.argv[1:] if args is None else args), interrupts)
         except BadInput as error:
             flags.refuse(error)

@@ -23,6 +23,12 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + signum
 
 
+def _is_of_handler(error: BaseException) -> bool:
+    """Whether an error was raised while a signal's was being handled."""
+    context = error.__context__
+    return context is not None and (isinstance(context, Interrupted) or _is_of_handler(context))
+
+
 class GivenUp(Interrupted):
     """It was asked to end, and what was under way took too long to be waited for."""
 
@@ -114,17 +120,21 @@ class Interrupts:
             raise Interrupted(self._raised)
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def heard(self, is_handled: bool = False) -> Iterator[None]:
         """Inside, an error that follows one that was raised for a signal is taken for that one.
 
         What compiled code drops may leave it with a wrong answer, and that with another error.
+
+        Args:
+          is_handled: whether what is inside may handle signals itself: an error of such a handler
+            is one.
         """
         try:
             yield
         except Exception as error:
-            if self._raised:
-                raise Interrupted(self._raised) from error
-            raise
+            if not self._raised or (is_handled and _is_of_handler(error)):
+                raise
+            raise Interrupted(self._raised) from error
 
     @property
     def pending(self) -> int:
@@ -138,7 +148,8 @@ class Interrupts:
         try:
             if self._pending:
                 raise Interrupted(self._pending)
-            yield
+            with self.heard():
+                yield
             self.check()
         except Interrupted:
             if deferring:  # what is saved now is saved by the first signal; a second stops it

@@ -81,12 +81,13 @@ class Training:
             self._interrupts.check()
             self._reporter.show_compiling(line)
 
-        with compiling.no_collections(), self._interrupts.heard():
-            programs = make_programs()
-        programs.compiler.load_meanwhile(
-            "tensorboardX", "experiments.record.curve", "orbax.checkpoint"
-        )
-        programs.ready(show)
+        with self._interrupts.heard():
+            with compiling.no_collections():
+                programs = make_programs()
+            programs.compiler.load_meanwhile(
+                "tensorboardX", "experiments.record.curve", "orbax.checkpoint"
+            )
+            programs.ready(show)
         self._interrupts.check()  # nothing was shown where all was ready at once
         return programs
 
