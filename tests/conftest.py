@@ -17,9 +17,6 @@ from xla_flags import QUICK_TO_COMPILE
 _BEGUN = time.time()
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
-# Settings that are read on the host alone.
-_JUDGES = ("gold", "preference", "pairs")
-_ON_HOST = (*_JUDGES, "reward", "prompts", "callback")
 
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
@@ -41,7 +38,8 @@ _SLOW_FIRST = (
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
     *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_program"),
     *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
-    *("kills", "play"),
+    *("kills", "play", "stored_programs", "stored_align", "examples", "spaces", "align_pairs"),
+    *("pair_methods", "evaluate"),
 )
 
 
@@ -85,16 +83,19 @@ def programs_are_kept() -> Iterator[None]:
     For modules whose tests are of what surrounds training. What a program computes does not depend
     on what ran before: its first states are made anew for each run.
     """
+    from experiments.plan import own
     from experiments.training.compiling import Compiler
 
     obtain, kept = Compiler.obtain, dict[str, Any]()
+    named = (*own.ON_HOST, "prompts", "pairs")  # of these, names are nothing to a program
 
     def obtain_or_find(self: Compiler, made_of: Any, lowered: Any) -> Any:
         if made_of is None:
             return obtain(self, made_of, lowered)
-        settings = {name: x for name, x in made_of["settings"].items() if name not in _ON_HOST}
-        # A judge's name is nothing to a program; that there is one adds a metric.
-        settings |= {name: made_of["settings"].get(name) is not None for name in _JUDGES}
+        settings = {name: x for name, x in made_of["settings"].items() if name not in named}
+        # That there is one adds a metric.
+        for name in ("gold", "preference", "pairs"):
+            settings[name] = made_of["settings"].get(name) is not None
         key = json.dumps({**made_of, "settings": settings}, sort_keys=True)
         if key not in kept:
             kept[key] = obtain(self, None, lowered)

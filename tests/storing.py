@@ -36,6 +36,7 @@ def with_other_numbers(config, unread=()):
 
 def assert_same_programs(ours, theirs):
     """That jaxprs are the same, and what is written into them."""
-    assert [str(program) for program in ours] == [str(program) for program in theirs]
-    constants = [[x for program in some for x in program.consts] for some in (ours, theirs)]
-    assert all(map(np.array_equal, *map(list, (map(np.asarray, some) for some in constants))))
+    for one, other in zip(ours, theirs, strict=True):
+        assert str(one) == str(other)
+        for a, b in zip(one.consts, other.consts, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

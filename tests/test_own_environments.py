@@ -338,7 +338,7 @@ def test_what_a_librarys_own_class_broke_is_told(tmp_path, capsys):
 
 def test_a_sweep_goes_through_parameters(tmp_path, monkeypatch):
     # A process of its own, which has to find the module, looks at the cells before.
-    monkeypatch.setattr(launchers, "make", WorkersHere)
+    monkeypatch.setattr(launchers, "Local", WorkersHere)
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "envs: [own_worlds:Sign]\nagents: [ppo]\n"

@@ -32,7 +32,7 @@ from rgpo_jax.importing import install_hint
 
 pytestmark = pytest.mark.usefixtures("programs_are_kept")
 ROOT = Path(__file__).parents[1]
-MAKE = launchers.make
+LOCAL = launchers.Local
 TINY = [
     *("--num-seeds", "2", "--total-steps", "320", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),
@@ -202,11 +202,8 @@ def test_bad_flags_are_refused_in_one_line(args, message, tmp_path, monkeypatch,
 
 @pytest.fixture(scope="module")
 def in_this_process():
-    def make(launcher, *others):
-        return WorkersHere() if launcher == "local" else MAKE(launcher, *others)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launchers, "make", make)
+        patch.setattr(launchers, "Local", WorkersHere)
         yield
 
 
@@ -263,7 +260,7 @@ def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsy
     shutil.copytree(finished, out)
     kept = [(out / name / "metrics.jsonl").stat().st_mtime for name in CELLS]
     (tmp_path / "sweep.yaml").write_text("seed: [0, 10]\n")
-    monkeypatch.setattr(launchers, "make", MAKE)  # a process of its own
+    monkeypatch.setattr(launchers, "Local", LOCAL)  # a process of its own
     args = ["--agents", "ppo", "--file", str(tmp_path / "sweep.yaml"), "--out", str(out)]
     assert sweep.main([*args, *TINY]) == 0
     said = capsys.readouterr().out
@@ -555,7 +552,7 @@ def test_a_program_gets_the_cores_of_one_that_ended(tmp_path, monkeypatch):
         launchers, "command", lambda spec, *flags: [sys.executable, "-c", said, spec.stem, *flags]
     )
     monkeypatch.setattr(launchers, "share_cores", lambda jobs: [[0, 1], [2, 3]])
-    local = launchers.Local(2)
+    local = LOCAL(2)
     short, *long = (tmp_path / f"{seconds}.json" for seconds in (0, 100, 101))
     local.start(short)
     local.start(long[0])

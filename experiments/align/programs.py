@@ -15,7 +15,6 @@ from experiments.training.programs import (
     Members,
     Programs,
     init_arguments,
-    memory_of,
     spread_progress,
     trace_init,
 )
@@ -111,9 +110,7 @@ class ExactPrograms(Programs):
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states = self._init.result()(*self._init_arguments)
-        training = self._advance.result()
-        self.memory_bytes = memory_of(training)
-        self._report(training.out_info[1], self._layout.mesh(), self._num_members)
+        self._describe(self._advance.result(), self._layout.mesh(), self._num_members)
 
     def advance(self, states: Any, progress: Progress, num_updates: int) -> tuple[Any, Progress]:
         return self._advance.result()(states, progress, jnp.int32(num_updates), self._shared)

@@ -266,11 +266,10 @@ class TextPrograms(Programs):
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
         self.initial_states = self._init.result()(*self._init_arguments, self._frozen)
-        update = self._update.result()
-        self._report(update.out_info[1], Layout().mesh(), 1)
+        self._describe(self._update.result(), Layout().mesh(), 1)
         self._empty = jax.device_put(self._empty, self._placement.everywhere)
-        programs = [self._update, *([self._sample] if self._sample else [])]
-        self.memory_bytes = max(memory_of(program.result()) for program in programs)
+        if self._sample:
+            self.memory_bytes = max(self.memory_bytes, memory_of(self._sample.result()))
 
     @staticmethod
     def _sampled_with(state: AgentState) -> tuple[dict[str, Any], Any, Any]:

@@ -118,7 +118,7 @@ class HostPrograms(EpisodePrograms):
         self.compiler.wait(show)
         for program, compilation in self._compilations.items():
             self._acting.use(program, compilation.result())
-        self._describe(self._update.result())
+        self._describe(self._update.result(), self._layout.mesh(), len(self._seeds))
 
     def find_cause(self) -> str | None:
         return self._collector.nonfinite

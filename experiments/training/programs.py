@@ -191,8 +191,10 @@ class Programs(abc.ABC):
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         """Waits for the programs; `show` is told what compiles, and for how long."""
 
-    def _report(self, progress: Progress, mesh: Mesh, num_members: int) -> None:
-        """Takes over what chunks report, of which shapes will do."""
+    def _describe(self, training: Any, mesh: Mesh, num_members: int) -> None:
+        """Takes over what the compiled training program of members on a mesh needs and reports."""
+        progress: Progress = training.out_info[1]
+        self.memory_bytes = memory_of(training)
         self.metric_names = list(progress.metrics.names)
         self._empty = spread_progress(progress.emptied(), mesh, num_members)
 
@@ -289,11 +291,6 @@ class EpisodePrograms(Programs):
         self.in_turn = layout.in_turn
         self._agent, self._layout, self._seeds = agent, layout, members.seeds
         self._init_arguments = init_arguments(layout, members)
-
-    def _describe(self, training: Any) -> None:
-        """Takes over what its compiled training program needs and reports."""
-        self.memory_bytes = memory_of(training)
-        self._report(training.out_info[1], self._layout.mesh(), len(self._seeds))
 
     def actor(self, states: Any) -> Callable[..., Any]:
         here = SingleDeviceSharding(jax.devices()[0])  # where observations are
@@ -431,7 +428,7 @@ class CompiledPrograms(EpisodePrograms):
         self.initial_states, self._eval_keys = self._init.result()(*self._init_arguments)
         observation = self.initial_states.rollout.observation
         self._observation_dtype = jax.tree.map(lambda x: x.dtype, observation)
-        self._describe(self._advance.result())
+        self._describe(self._advance.result(), self._layout.mesh(), len(self._seeds))
 
     def of(self, members: Members) -> "CompiledPrograms":
         """The same programs for as many others: nothing is traced or compiled anew."""
