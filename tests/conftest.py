@@ -2,11 +2,11 @@
 
 import gc
 import json
+import math
 import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from xla_flags import QUICK_TO_COMPILE
 
-_BEGUN = time.time()
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
 
@@ -110,16 +109,20 @@ def programs_are_kept() -> Iterator[None]:
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older."""
+    """Where programs are kept beside a cache of JAX's own, as if this were a run; code is older.
+
+    All code, as other tests leave modules behind that they have written. And while tests run,
+    another environment may be installed: links to a package's files change the times of its own.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     from experiments.training import stored_programs
 
-    for name, file in stored_programs._files().items():  # other tests leave such modules behind
-        if not os.path.exists(file) or os.stat(file).st_ctime > _BEGUN:  # noqa: PTH110, PTH116
+    for name, file in stored_programs._files().items():
+        if name in sys.modules and not os.path.exists(file):  # noqa: PTH110
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(stored_programs, "_begun", lambda: _BEGUN)
+    monkeypatch.setattr(stored_programs, "_begun", lambda: math.inf)
     monkeypatch.setattr(stored_programs, "_program", lambda: "experiments.run")
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))

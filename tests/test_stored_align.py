@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from agents import language as methods
 from envs.language import bandit
 from experiments.align import building, text_building
 from experiments.align.plan import read_plan
-from experiments.training import stored_programs
 from experiments.training.building import made_of, members_of
 from experiments.training.compiling import Compiler
 from experiments.training.devices import Layout
@@ -151,10 +149,8 @@ def prepared(place, *flags):
     return text_building.prepare(plan, place / "out")
 
 
-def test_a_model_is_found_with_other_prompts_and_numbers_of_the_same_shapes(place, monkeypatch):
+def test_a_model_is_found_with_other_prompts_and_numbers_of_the_same_shapes(place):
     first = prepared(place)
-    begun = time.time()  # the module of rewards was there
-    monkeypatch.setattr(stored_programs, "_begun", lambda: begun)
     made = first.make_programs()
     made.ready()
     wait_until_kept()
