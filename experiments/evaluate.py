@@ -210,7 +210,8 @@ def _compiled(options: Options, agent: "Agent", learners: Any, _: int) -> tuple[
     number = min(options.episodes, _AT_A_TIME)
     episodes = train.make_evaluation(agent, number, deterministic=not options.stochastic)
     program = jax.jit(
-        jax.vmap(episodes, in_axes=(0, None)), compiler_options=compiling.options(often=False)
+        jax.vmap(episodes, in_axes=(0, None)),
+        compiler_options=compiling.options(compiling.Runs.RARELY),
     )
 
     def run(key: Any) -> Any:

@@ -35,6 +35,18 @@ def sequences(trajectory: Trajectory) -> Sequence:
     return Sequence(observation, is_first.T, memory)
 
 
+def _first_rows(holds: Array, number: int) -> Array:
+    """In which rows of a bool array [T, B] columns hold first, int32 [number, B]; T: in no more."""
+    num_rows = holds.shape[0]
+    row = jnp.arange(num_rows)[:, None]
+
+    def find(last: Array, _: None) -> tuple[Array, Array]:
+        found = jnp.min(jnp.where(holds & (row > last), row, num_rows), axis=0)
+        return found, found
+
+    return jax.lax.scan(find, jnp.full_like(holds[0], -1, jnp.int32), length=number)[1]
+
+
 def bootstrap_values(
     network: Network, critic_params: Any, trajectory: Trajectory, max_episode_steps: int | None
 ) -> tuple[Array, Array]:
@@ -65,11 +77,7 @@ def bootstrap_values(
 
     # Where an episode goes on, s'_t is s_{t+1}. What is left are the last row and truncations.
     slots = 1 + (num_steps - 1) // max_episode_steps
-    rows = jax.vmap(
-        lambda truncated: jnp.nonzero(truncated, size=slots, fill_value=num_steps)[0],
-        in_axes=1,
-        out_axes=1,
-    )(trajectory.truncated)
+    rows = _first_rows(trajectory.truncated, slots)
     columns = jnp.arange(num_envs)
 
     def needed(observation: Array, final_observation: Array) -> Array:

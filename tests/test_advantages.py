@@ -40,10 +40,17 @@ def by_definition(reward, value, next_value, terminated, truncated, discount, ga
     return advantage
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (17, 5)])
-def test_equals_the_definition(shape, gae_lambda):
+def test_equals_the_definition(shape, gae_lambda, backend, monkeypatch):
+    """In a loop, and in the tree of accelerators."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    advantages = jax.jit(lambda *args: generalized_advantages(*args))  # of this backend
     steps = random_steps(0, *shape)
+    assert ("scan[" in str(jax.make_jaxpr(advantages)(*steps, 0.9, gae_lambda))) == (
+        backend == "cpu"
+    )
     expected = by_definition(*steps, 0.9, gae_lambda)
     with jax.enable_x64(True):
         actual = advantages(*map(jnp.asarray, steps), 0.9, gae_lambda)

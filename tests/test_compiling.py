@@ -21,6 +21,7 @@ from experiments import run
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted
 from experiments.training import building, compiling
+from experiments.training.compiling import Runs
 from experiments.training.programs import Episodes
 
 ROOT = Path(__file__).parents[1]
@@ -119,10 +120,10 @@ def test_the_command_line_refuses_it_in_one_line(tmp_path, capsys):
 
 def test_a_level_in_xla_flags_is_the_users(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compiling.options(often=True) == {"xla_backend_optimization_level": 2}
-    assert compiling.options(often=False) == {"xla_backend_optimization_level": 1}
+    for level, runs in enumerate((Runs.ONCE, Runs.RARELY, Runs.OFTEN)):
+        assert compiling.options(runs) == {"xla_backend_optimization_level": level}
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert compiling.options(often=True) is None
+    assert compiling.options(Runs.OFTEN) is None
 
 
 def test_programs_compile_in_threads_and_errors_come_where_they_are_needed():
@@ -270,6 +271,7 @@ def test_a_stand_in_is_the_module_once_it_is_used():
 LEAVES = """
 import socket
 from experiments.training import compiling
+from experiments.training.compiling import Runs
 
 def elsewhere():
     one, other = socket.socketpair()

@@ -127,7 +127,9 @@ class _Learning:
             base.model.architecture, base.training, optimizer, options.microbatch_size
         )
         self._update = jax.jit(
-            self._built.update, donate_argnums=0, compiler_options=compiling.options(often=True)
+            self._built.update,
+            donate_argnums=0,
+            compiler_options=compiling.options(compiling.Runs.OFTEN),
         )
 
     def learn(self, member: int, held_out: Pairs) -> tuple[Any, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.training.compiling import Compiler, Lowered
+from experiments.training.compiling import Compiler, Lowered, Runs
 from experiments.training.devices import Layout, over_seeds, spread_over_seeds
 from experiments.training.programs import (
     SEEDS,
@@ -73,7 +73,7 @@ class ExactPrograms(Programs):
 
         traced, states = trace_init(init, layout, self._init_arguments, SEEDS)
         # First: it compiles while the others are traced.
-        yield Lowered("initial states", traced.lower(), False, devices)
+        yield Lowered("initial states", traced.lower(), Runs.ONCE, devices)
 
         metrics = jax.eval_shape(
             over_seeds(
@@ -96,7 +96,7 @@ class ExactPrograms(Programs):
         lowered = jax.jit(program, donate_argnums=0).lower(
             states, progress, jnp.int32(1), self._shared
         )
-        yield Lowered("training", lowered, True, devices)
+        yield Lowered("training", lowered, Runs.OFTEN, devices)
 
         def evaluate(state: AgentState, target: jax.Array, shared: Any) -> Any:
             learner = state.learner
@@ -105,7 +105,7 @@ class ExactPrograms(Programs):
 
         program = over_seeds(evaluate, layout, (SEEDS, SEEDS, _SHARED), SEEDS)
         lowered = jax.jit(program).lower(states, self._target, self._shared)
-        yield Lowered("evaluation", lowered, False, devices)
+        yield Lowered("evaluation", lowered, Runs.RARELY, devices)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)

@@ -14,7 +14,7 @@ from envs.language.text import TextWorld
 from experiments.align import answer_log
 from experiments.align.answer_log import Answered
 from experiments.align.judge import Judge
-from experiments.training.compiling import Compiler, Lowered
+from experiments.training.compiling import Compiler, Lowered, Runs
 from experiments.training.devices import Layout
 from experiments.training.programs import (
     EVALUATION_STREAM,
@@ -154,14 +154,14 @@ class TextPrograms(Programs):
         state = placement.shapes(state, placed)
         init = jax.jit(begin, out_shardings=placed).lower(*self._init_arguments, frozen)
         # In this order: they compile while the next ones are traced.
-        yield Lowered("initial states", init, False, devices)
+        yield Lowered("initial states", init, Runs.ONCE, devices)
 
         sampling: Any = None
         if self._data is None:
             sampling = jax.jit(self._sampling, out_shardings=everywhere).lower(
                 *self._sampled_with(state), frozen, placement.replicated(self._prompts)
             )
-            yield Lowered("sampling", sampling, True, devices)
+            yield Lowered("sampling", sampling, Runs.OFTEN, devices)
         batch, host = self._learnt_from(sampling)
         metrics: Metrics = jax.eval_shape(self._learn, state, frozen, batch)[1]
         metrics |= means(host)
@@ -170,7 +170,7 @@ class TextPrograms(Programs):
         updating = jax.jit(self._updating, donate_argnums=0, out_shardings=shardings).lower(
             state, frozen, batch, placement.replicated(progress), host
         )
-        yield Lowered("update", updating, True, devices)
+        yield Lowered("update", updating, Runs.OFTEN, devices)
 
         evaluating = jax.jit(self._evaluation, out_shardings=everywhere).lower(
             state,
@@ -179,7 +179,7 @@ class TextPrograms(Programs):
             placement.replicated(self._eval_pairs),
             jax.random.key(0),
         )
-        yield Lowered("evaluation", evaluating, False, devices)
+        yield Lowered("evaluation", evaluating, Runs.RARELY, devices)
 
     def _learnt_from(self, sampling: Any) -> tuple[Any, dict[str, Any]]:
         """Shapes of an update's batch and of the host's metrics; `sampling` None: of the data."""

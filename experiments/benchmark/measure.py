@@ -131,7 +131,7 @@ def build(
     started = time.perf_counter()
     program = devices.over_seeds(repeat, layout, (specs, PartitionSpec()), specs)
     lowered = jax.jit(program).lower(carry, jnp.int32(1))
-    compiled = lowered.compile(compiling.options(often=True))  # as `experiments.run` does
+    compiled = lowered.compile(compiling.options(compiling.Runs.OFTEN))  # as `experiments.run` does
     compile_seconds = time.perf_counter() - started
     return Program(
         lambda carry, count: compiled(carry, jnp.int32(count)),

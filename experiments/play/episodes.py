@@ -38,7 +38,7 @@ class CompiledStage:
     """A compiled environment; `show` makes a picture of its state and observation."""
 
     def __init__(self, env: Any, show: Callable[[Any, Array], Any]):
-        options = compiling.options(often=False)
+        options = compiling.options(compiling.Runs.RARELY)
         self._env_reset = jax.jit(env.reset, compiler_options=options)
         self._env_step = jax.jit(env.step, compiler_options=options)
         self._show = show
@@ -121,7 +121,7 @@ def _compile(policy: Callable[..., Any], stochastic: bool) -> Callable[..., tupl
         acted = policy(learner, observation, key if stochastic else None, memory)
         return (acted, None) if memory is None else acted
 
-    return jax.jit(act, compiler_options=compiling.options(often=False))
+    return jax.jit(act, compiler_options=compiling.options(compiling.Runs.RARELY))
 
 
 def play(

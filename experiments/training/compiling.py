@@ -1,6 +1,7 @@
 """Compiling programs side by side in threads, and keeping them on disk for the next start."""
 
 import contextlib
+import enum
 import errno
 import functools
 import gc
@@ -27,19 +28,27 @@ _THREAD = "compiling"
 _LEVEL = "xla_backend_optimization_level"
 
 
+class Runs(enum.IntEnum):
+    """How often a program will run; the value is what XLA's optimisation level is on a CPU."""
+
+    ONCE = 0
+    RARELY = 1
+    OFTEN = 2
+
+
 class Lowered(NamedTuple):
     """A program to be compiled.
 
     Attributes:
       name: what it is for, in words.
       lowered: as `jax.stages.Lowered`.
-      often: whether it will run often, or a few times only.
+      runs: how often it will.
       devices: that it runs on, in their order; none: the first of all.
     """
 
     name: str
     lowered: Any
-    often: bool = True
+    runs: Runs = Runs.OFTEN
     devices: tuple[Any, ...] = ()
 
 
@@ -112,9 +121,9 @@ class Compiler:
         self.compilations: list[Compilation] = []
         self.was_found = False
 
-    def start(self, name: str, lowered: Any, often: bool = True) -> Compilation:
-        """Begins to compile a lowered program, which will run often, or a few times only."""
-        return self._start(name, lambda: lowered.compile(options(often)))
+    def start(self, name: str, lowered: Any, runs: Runs = Runs.OFTEN) -> Compilation:
+        """Begins to compile a lowered program."""
+        return self._start(name, lambda: lowered.compile(options(runs)))
 
     def _start(self, name: str, make: Callable[[], Any]) -> Compilation:
         compilation = Compilation(name, make)
@@ -137,7 +146,7 @@ class Compiler:
 
         store = None if made_of is None else stored_programs.store_of(made_of)
         if store is None:
-            return [self.start(one.name, one.lowered, one.often) for one in lowered]
+            return [self.start(one.name, one.lowered, one.runs) for one in lowered]
         found = store.find()
         if found is not None:
             self.was_found = True
@@ -146,7 +155,7 @@ class Compiler:
         for one in lowered:
             devices = one.devices or jax.devices()[:1]
             kept = stored_programs.Kept(
-                store, one.name, one.lowered, options(one.often), list(devices)
+                store, one.name, one.lowered, options(one.runs), list(devices)
             )
             programs.append(kept)
             compilations.append(self._start(one.name, kept.compile))
@@ -285,8 +294,8 @@ def _status_of_output(error: BaseException) -> int | None:
     return EXIT_NOT_KEPT
 
 
-def options(often: bool) -> dict[str, Any] | None:
-    """XLA's options for a program that runs often, or a few times only; None: its own.
+def options(runs: Runs) -> dict[str, Any] | None:
+    """XLA's options for a program that runs so often; None: its own.
 
     On a CPU the time goes into LLVM. Its third level unrolls loops, which takes up to twice as long
     and made none of those measured faster (CartPole, Breakout, Brax's ant). Without XLA's newer
@@ -297,7 +306,7 @@ def options(often: bool) -> dict[str, Any] | None:
 
     if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
-    return {_LEVEL: 2 if often else 1}
+    return {_LEVEL: int(runs)}
 
 
 def default_cache() -> Path:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.training.compiling import Lowered
+from experiments.training.compiling import Lowered, Runs
 from experiments.training.devices import Layout, over_seeds
 from experiments.training.programs import (
     SEEDS,
@@ -92,7 +92,7 @@ class HostPrograms(EpisodePrograms):
 
         traced, (states, keys) = trace_init(init, layout, self._init_arguments, (SEEDS, SEEDS))
         devices = tuple(mesh.devices.flat)
-        yield Lowered("initial states", traced.lower(), False, devices)
+        yield Lowered("initial states", traced.lower(), Runs.ONCE, devices)
 
         one = (states.learner, self._collector.shapes)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
@@ -106,7 +106,7 @@ class HostPrograms(EpisodePrograms):
         )
         progress = spread_progress(Progress.start(shapes), mesh, num_members)
         lowered = jax.jit(program).lower(states.learner, *experience, progress)
-        yield Lowered("training", lowered, True, devices)
+        yield Lowered("training", lowered, Runs.OFTEN, devices)
 
         for one_acting in acting:
             yield Lowered("acting", self._acting.lower(one_acting, states.learner, keys))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from experiments.record.headline import CONTROL
-from experiments.training.compiling import Compiler, Lowered
+from experiments.training.compiling import Compiler, Lowered, Runs
 from experiments.training.devices import Layout, over_seeds, seed_keys, spread_over_seeds
 from rgpo_jax import policy, processes
 from rgpo_jax import train as library
@@ -393,7 +393,7 @@ class CompiledPrograms(EpisodePrograms):
         )
         devices = tuple(mesh.devices.flat)
         # First: it compiles while the others are traced.
-        yield Lowered("initial states", traced.lower(), False, devices)
+        yield Lowered("initial states", traced.lower(), Runs.ONCE, devices)
 
         step = over_seeds(lambda state: agent.step(state)[1], layout, (STATES,), SEEDS)
         metrics = jax.eval_shape(step, states)
@@ -405,7 +405,7 @@ class CompiledPrograms(EpisodePrograms):
         )
         progress = spread_progress(Progress.start(metrics), mesh, len(self._seeds))
         lowered = jax.jit(program, donate_argnums=0).lower(states, progress, jnp.int32(1))
-        yield Lowered("training", lowered, True, devices)
+        yield Lowered("training", lowered, Runs.OFTEN, devices)
 
         # Whether actions are the mode is traced: a physics step takes half a minute to compile.
         def evaluate(
@@ -421,7 +421,7 @@ class CompiledPrograms(EpisodePrograms):
         lowered = jax.jit(over_seeds(evaluate, layout, specs, SEEDS)).lower(
             states.learner, eval_keys, jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         )
-        yield Lowered("evaluation", lowered, False, devices)
+        yield Lowered("evaluation", lowered, Runs.RARELY, devices)
 
     def ready(self, show: Callable[[str], None] = lambda line: None) -> None:
         self.compiler.wait(show)
