@@ -16,7 +16,7 @@ from PIL import Image
 
 from experiments.record.headline import CONTROL, Curve, Headline, Unit
 from experiments.report import __main__ as program
-from experiments.report import episodes, paper, runs, scores
+from experiments.report import episodes, paper, run_files, runs, scores
 from experiments.report.page import Report, number, render
 from rgpo_jax import statistics
 from rgpo_jax.importing import install_hint
@@ -223,7 +223,7 @@ def test_a_run_of_another_program_is_told_by_its_own_names(tmp_path):
     found = runs.collect([str(tmp_path)], strict=True)
     assert found.headline == _ALIGNMENT
     (run,) = found.runs
-    assert (run.status, run.progress, run.seeds) == (runs.FINISHED, 1.0, (3, 4))
+    assert (run.status, run.progress, run.seeds) == (run_files.FINISHED, 1.0, (3, 4))
     (cell,) = found.cells.values()
     assert (cell.env, cell.variant) == ("bandit", "rgpo")
     report = Report("other", found, None)

@@ -142,7 +142,7 @@ def _write_once(options: Options) -> int:
 
 
 def _watch(options: Options, seconds: float) -> int:
-    from experiments.report import runs
+    from experiments.report import run_files
 
     seen, changed = None, time.monotonic()
     report, folder = None, None
@@ -154,7 +154,7 @@ def _watch(options: Options, seconds: float) -> int:
 
     try:
         while True:
-            files = runs.files(options.paths)
+            files = run_files.files(options.paths)
             if files != seen:
                 seen, changed = files, time.monotonic()
                 collection = _collect(options)

@@ -10,7 +10,7 @@ from experiments.cli.children import environment
 from experiments.plan import own
 from experiments.record.files import read_plain
 from experiments.record.run_folder import CHECKPOINTS
-from experiments.report.runs import Run
+from experiments.report.run_files import Run
 
 _LARGEST = 16 * 2**20  # bytes: a page beyond this opens slowly
 _KINDS: dict[str, tuple[Literal["image", "video", "page"], str]] = {

@@ -21,7 +21,8 @@ from experiments.record.files import to_json
 from experiments.record.headline import CONTROL
 from experiments.report import charts, episodes, scores, sweeps
 from experiments.report.charts import Chart
-from experiments.report.runs import FINISHED, UNFINISHED, Cell, Collection, Run
+from experiments.report.run_files import FINISHED, UNFINISHED, Run
+from experiments.report.runs import Cell, Collection
 from rgpo_jax.statistics import Estimate
 
 _HERE = Path(__file__).parent

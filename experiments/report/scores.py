@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.record.headline import CONTROL
-from experiments.report.runs import FINISHED, Cell, Collection
+from experiments.report.run_files import FINISHED
+from experiments.report.runs import Cell, Collection
 from rgpo_jax import statistics
 from rgpo_jax.statistics import Estimate
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from experiments.record import colors
 from experiments.record.colors import Look
 from experiments.report.charts import Chart, Series, file_name, numbers
-from experiments.report.runs import FINISHED, Cell, Collection, varying_settings
+from experiments.report.run_files import FINISHED
+from experiments.report.runs import Cell, Collection, varying_settings
 from experiments.report.scores import Row
 from rgpo_jax.statistics import Estimate
 

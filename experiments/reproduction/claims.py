@@ -8,7 +8,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.report import scores
-from experiments.report.runs import FINISHED, Cell
+from experiments.report.run_files import FINISHED
+from experiments.report.runs import Cell
 from experiments.reproduction.rows import ALL, BASELINE, SAME_SETTINGS
 from rgpo_jax import statistics
 from rgpo_jax.diagnostics import KL_SPIKE_THRESHOLDS

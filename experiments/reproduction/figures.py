@@ -15,7 +15,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from experiments.record import colors, curve
 from experiments.record.colors import Look
 from experiments.report import charts, paper, scores
-from experiments.report.runs import FINISHED, Cell, Collection
+from experiments.report.run_files import FINISHED
+from experiments.report.runs import Cell, Collection
 from experiments.reproduction.claims import (
     PAPERS_GAINS,
     Cells,

@@ -11,7 +11,8 @@ import jinja2
 import numpy as np
 
 from experiments.report import scores
-from experiments.report.runs import FINISHED, Cell, Collection, Run
+from experiments.report.run_files import FINISHED, Run
+from experiments.report.runs import Cell, Collection
 from experiments.reproduction import claims, ranks, rows, search
 from experiments.reproduction.claims import number, percent, short_name
 from experiments.reproduction.search import Candidate, Search

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.report import scores
-from experiments.report.runs import FINISHED
+from experiments.report.run_files import FINISHED
 from experiments.reproduction.claims import Cells, short_name
 from experiments.reproduction.rows import ALL, CONTESTS
 from rgpo_jax.statistics import holm

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.flags import BadInput
-from experiments.report.runs import Cell, Collection, Run
+from experiments.report.run_files import Run
+from experiments.report.runs import Cell, Collection
 from experiments.reproduction import search, tables
 
 

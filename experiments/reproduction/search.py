@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.cli.flags import BadInput
 from experiments.report import scores
-from experiments.report.runs import BROKEN, FINISHED, Run
+from experiments.report.run_files import BROKEN, FINISHED, Run
 from experiments.reproduction import tables
 
 

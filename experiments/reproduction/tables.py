@@ -9,8 +9,9 @@ from experiments.cli.flags import BadInput
 from experiments.record import run_table
 from experiments.record.run_folder import CONFIG
 from experiments.record.run_table import TABLE, Line, parts
-from experiments.report import runs, scores
-from experiments.report.runs import COUNTERS, Collection, Files, NotARun, Run
+from experiments.report import run_files, runs, scores
+from experiments.report.run_files import COUNTERS, Files, NotARun, Run
+from experiments.report.runs import Collection
 
 _SCORES = (scores.SCORE, scores.SAMPLED)
 # What is read of training beside its KL spikes.
@@ -98,8 +99,8 @@ def command(family: str, line: Line) -> str:
 def _take(folder: Path, name: str, whole: Container[str]) -> Line | None:
     """A run folder as a line of the table; None where it has no metrics yet."""
     try:
-        files = runs.read_files(folder)
-        run = runs.parse(folder, name, files)
+        files = run_files.read_files(folder)
+        run = run_files.parse(folder, name, files)
     except NotARun as error:
         raise BadInput(f"{folder}: {error}") from None
     if run is None:
@@ -131,7 +132,9 @@ def _read_lines(family: Path, key: str) -> list[Run]:
             continue
         folder, name = family / line["run"], "/".join(rest)
         try:
-            run = runs.parse(folder, name, Files(line["config"], line["summary"], line["metrics"]))
+            run = run_files.parse(
+                folder, name, Files(line["config"], line["summary"], line["metrics"])
+            )
         except NotARun as error:
             raise BadInput(f"{family / TABLE}: {line['run']}: {error}") from None
         if run is not None:
