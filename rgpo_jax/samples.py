@@ -68,7 +68,9 @@ def bootstrap_values(
         values = network.recurrence.values(critic_params, sequences(trajectory), final_observation)
         return values[0].T, values[1].T
     num_steps, num_envs = trajectory.reward.shape
-    if max_episode_steps is None:
+    # Of each environment at most so many were truncated.
+    slots = num_steps if max_episode_steps is None else 1 + (num_steps - 1) // max_episode_steps
+    if slots > num_steps // 2:
         both = jax.tree.map(
             lambda *x: jnp.stack(x), trajectory.observation, trajectory.final_observation
         )
@@ -76,7 +78,6 @@ def bootstrap_values(
         return value, next_value
 
     # Where an episode goes on, s'_t is s_{t+1}. What is left are the last row and truncations.
-    slots = 1 + (num_steps - 1) // max_episode_steps
     rows = _first_rows(trajectory.truncated, slots)
     columns = jnp.arange(num_envs)
 
