@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["own", "tutorials/sweep_to_report"]
 # Instead of the budgets of the page.
 SHORT = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--num-seeds", "1"]
-SHORT += ["--total-steps", "32", "--eval-episodes", "1"]
+SHORT += ["--total-steps", "32", "--eval-episodes", "1", "--reset-pool-size", "2"]
+SHORT += ["--num-epochs", "1", "--hidden-sizes", "8"]
 # Of reports, the one that is shown with a flag draws figures; a process of its own would play
 # each task.
 FEW = {"run": SHORT, "sweep": SHORT, "report": ["--no-episodes", "--no-figures"]}
 SMALL = {  # files of which a part shows what the whole does
-    "sweep.yaml": [("[rgpo, ppo]", "[rgpo]"), ("[0.5, 1.0, 2.0]", "[0.5, 2.0]")],
+    "sweep.yaml": [("[rgpo, ppo]", "[rgpo]"), ("[0.5, 1.0, 2.0]", "[2.0]")],
 }
 
 
