@@ -23,6 +23,7 @@ from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_
 from rgpo_jax.importing import install_hint
 
 envpool = pytest.importorskip("envpool")
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
 
 SEEDS = (5, 6)
 NUM_ENVS, NUM_STEPS = 3, 24  # shares of one environment and of two
@@ -344,14 +345,14 @@ TINY = [
     *("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "2", "--num-epochs", "1"),
     *("--hidden-sizes", "8", "--eval-episodes", "2"),
 ]
+ON_PENDULUM = [*TINY, "--env", f"envpool/{PENDULUM}", "--normalize-rewards"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run on environments of EnvPool."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    args = [*TINY, "--env", f"envpool/{PENDULUM}", "--normalize-rewards"]
-    assert run.main([*args, "--out", str(folder)]) == 0
+    assert run.main([*ON_PENDULUM, "--out", str(folder)]) == 0
     return folder
 
 
@@ -376,7 +377,7 @@ def test_a_run_writes_its_files(whole, tmp_path):
 
 
 def test_a_run_that_breaks_says_where(tmp_path, capsys):
-    args = [*TINY, "--env", f"envpool/{PENDULUM}", "--learning-rate", "1e38"]
+    args = [*ON_PENDULUM, "--learning-rate", "1e38"]
     assert run.main([*args, "--out", str(tmp_path / "broken")]) == 3
     assert "seed 5 at update 0, seed 6 at update 0" in capsys.readouterr().out
 
