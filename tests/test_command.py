@@ -58,6 +58,7 @@ def test_programs_get_their_flags_and_help(folder):
 
 def test_a_sweep_over_an_environment_of_that_folder(folder):
     small = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--total-steps", "32"]
+    small += ["--num-seeds", "1", "--hidden-sizes", "8", "--eval-episodes", "1"]
     given = ["--envs", "own_worlds:Line", "--env-kwargs", "max_episode_steps=5"]
     ended = rgpo(folder, "sweep", "--agents", "ppo", *given, *small, "--out", "s")
     assert ended.returncode == 0, ended.stderr

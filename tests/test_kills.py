@@ -97,11 +97,11 @@ def kill_after(process, seconds):
     return kill(process)
 
 
-def kill_when_seen(process, folder, pattern, wait=0.0):
-    """Kills it as soon as there is such a file that was not there before."""
+def kill_when_seen(process, folder, pattern, wait=0.0, pause=2e-4):
+    """Kills it as soon as there is such a file that was not there before; it looks after pauses."""
     before = set(folder.glob(pattern))
     while process.poll() is None and not set(folder.glob(pattern)) - before:
-        time.sleep(2e-4)
+        time.sleep(pause)
     time.sleep(wait)
     return kill(process)
 
@@ -119,7 +119,8 @@ def kill(process):
 def test_a_run_that_is_killed_while_it_writes_goes_on(whole, cache, tmp_path):
     for what in ("checkpoint", "summary"):
         process = start(RUN, tmp_path / "killed", cache, "--resume")
-        assert kill_when_seen(process, tmp_path / "killed", BEING_WRITTEN[what]), what
+        # Both are there for long enough.
+        assert kill_when_seen(process, tmp_path / "killed", BEING_WRITTEN[what], pause=2e-3), what
     finish(RUN, tmp_path / "killed", cache, "--resume")
     assert_same_run(tmp_path / "killed", whole)
 

@@ -255,12 +255,11 @@ def test_a_cell_can_be_gone_on_with_by_itself(finished, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
-def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsys, monkeypatch):
+def test_finished_cells_are_skipped_and_new_ones_added(finished, tmp_path, capsys):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     kept = [(out / name / "metrics.jsonl").stat().st_mtime for name in CELLS]
     (tmp_path / "sweep.yaml").write_text("seed: [0, 10]\n")
-    monkeypatch.setattr(launchers, "Local", LOCAL)  # a process of its own
     args = ["--agents", "ppo", "--file", str(tmp_path / "sweep.yaml"), "--out", str(out)]
     assert sweep.main([*args, *TINY]) == 0
     said = capsys.readouterr().out
@@ -394,15 +393,13 @@ def test_a_score_that_is_not_finite_is_said():
 
 
 def test_each_cell_starts_from_the_same_parameters(finished, tmp_path):
-    (tmp_path / "sweep.yaml").write_text("learning_rate: [1e-4, 1e-3, 2e-3, 3e-3]\nnum_seeds: 1\n")
-    args = ["--file", str(tmp_path / "sweep.yaml"), *TINY[2:]]
+    (tmp_path / "sweep.yaml").write_text("learning_rate: [1e-4, 3e-3]\n")
+    args = ["--file", str(tmp_path / "sweep.yaml"), *TINY, "--total-steps", "64"]
     start = ["--init-from", str(finished / CELLS[1]), "--out", str(tmp_path / "out")]
     assert sweep.main([*args, *start]) == 0
-    first, *others = (records(folder)[0] for folder in (tmp_path / "out").glob("CartPole*"))
-    assert len(others) == 3
-    for other in others:
-        assert first["eval_return_stochastic"] == other["eval_return_stochastic"]
-        assert first["eval_return"] == other["eval_return"]
+    first, other = (records(folder)[0] for folder in (tmp_path / "out").glob("CartPole*"))
+    assert first["eval_return_stochastic"] == other["eval_return_stochastic"]
+    assert first["eval_return"] == other["eval_return"]
 
 
 def test_a_broken_cell_does_not_stop_the_others(in_this_process, tmp_path, capsys):
@@ -438,7 +435,8 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--checkpoint-every", "0.1"]
+LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--eval-every", "8000"]
+LONG += ["--checkpoint-every", "0.1"]
 
 LONGER = ["--total-steps", "160000", "--log-every", "1600"]  # so that one is lost on the way
 
