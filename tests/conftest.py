@@ -1,6 +1,7 @@
 """What all tests share: a program is compiled once, for all tests, workers and subprocesses."""
 
 import gc
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +106,26 @@ def programs_are_kept() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compiler, "obtain", obtain_or_find)
+        yield
+
+
+@pytest.fixture(scope="module")
+def curves_are_drawn_once() -> Iterator[None]:
+    """Of a module's learning curves the first is drawn, and its picture is that of the others too.
+
+    For modules with many runs whose tests are of something else. Figures are made for all.
+    """
+    from experiments.record import curve
+
+    canvas, drawn = curve.FigureCanvasAgg, io.BytesIO()
+
+    def first(figure: Any) -> Any:
+        if not drawn.getvalue():
+            canvas(figure).print_png(drawn)
+        return SimpleNamespace(print_png=lambda buffer: buffer.write(drawn.getvalue()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve, "FigureCanvasAgg", first)
         yield
 
 

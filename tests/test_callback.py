@@ -64,7 +64,7 @@ NOTHING = 3
 """
 
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Checkpoints and resume: a run that was cut off and went on is the run that was not."""
 
+import functools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from experiments.training.programs import CompiledPrograms
 from rgpo_jax.agent import AgentState
 from rgpo_jax.checkpoint import CheckpointError, Checkpoints, UnreadableCheckpoint
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("--agent", "ppo", "--env", "CartPole-v1", "--num-seeds", "2", "--seed", "5"),
@@ -35,8 +36,9 @@ TINY = [
 SELDOM = ("--checkpoint-every", "3600")  # a checkpoint at the end alone, or where it is stopped
 
 
+@functools.cache
 def state(folder):
-    """Every array of the newest checkpoint."""
+    """Every array of the newest checkpoint, which is as it is when it is first asked for."""
     loaded = trained.load(str(folder), "--run")
     return [
         np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)

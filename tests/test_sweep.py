@@ -30,7 +30,7 @@ from experiments.sweep import grid, launchers
 from experiments.training import loop
 from rgpo_jax.importing import install_hint
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 ROOT = Path(__file__).parents[1]
 LOCAL = launchers.Local
 TINY = [

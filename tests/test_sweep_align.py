@@ -27,7 +27,7 @@ CELLS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def workers_are_here(programs_are_kept):
+def workers_are_here(programs_are_kept, curves_are_drawn_once):
     """What a worker reads and writes is the same in a process of its own, as in test_sweep."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "Local", WorkersHere)

@@ -15,7 +15,7 @@ from experiments.record.lengthening import lengthened
 from experiments.training import trained
 from rgpo_jax.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 TINY = [
     *("--agent", "ppo", "--num-seeds", "2", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "2", "--hidden-sizes", "8"),

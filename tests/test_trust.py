@@ -20,7 +20,7 @@ from experiments.report.episodes import Episode
 from experiments.sweep import __main__ as sweep
 from experiments.training import building
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 TINY = [
     *("--agent", "rgpo", "--env", "CartPole-v1", "--seed", "5", "--total-steps", "64"),
     *("--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--num-epochs", "1"),
