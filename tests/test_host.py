@@ -23,7 +23,7 @@ from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_
 from rgpo_jax.importing import install_hint
 
 envpool = pytest.importorskip("envpool")
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 
 SEEDS = (5, 6)
 NUM_ENVS, NUM_STEPS = 3, 24  # shares of one environment and of two

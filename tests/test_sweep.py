@@ -435,8 +435,7 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--eval-every", "8000"]
-LONG += ["--checkpoint-every", "0.1"]
+LONG = [*TINY, "--total-steps", "16000", "--log-every", "160", "--checkpoint-every", "0.1"]
 
 LONGER = ["--total-steps", "160000", "--log-every", "1600"]  # so that one is lost on the way
 
