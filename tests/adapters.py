@@ -29,6 +29,15 @@ def check_types(env):
     assert types(timestep.terminated)[:2] == types(timestep.truncated)[:2] == ((), bool)
 
 
+def loading(name):
+    """A program that makes an environment, but does not trace its physics: others do."""
+    return (
+        "import envs, jax\n"
+        "jax.eval_shape = lambda *_: (None, jax.ShapeDtypeStruct((1,), float))\n"
+        f"envs.make({name!r})\n"
+    )
+
+
 def in_a_fresh_interpreter(program, cwd):
     env = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
     return subprocess.run(

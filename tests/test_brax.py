@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import check_types, in_a_fresh_interpreter
+from adapters import check_types, in_a_fresh_interpreter, loading
 
 import envs
 from agents import rgpo
@@ -244,7 +244,7 @@ def test_a_run_says_nothing_of_brax_and_keeps_its_backend(tmp_path, capfd):
 
 def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
     # halfcheetah: of its model file MuJoCo itself has something to say, past Python's streams.
-    done = in_a_fresh_interpreter("import envs; envs.make('brax/halfcheetah')", tmp_path)
+    done = in_a_fresh_interpreter(loading("brax/halfcheetah"), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 

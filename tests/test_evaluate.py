@@ -12,17 +12,25 @@ from experiments.training import trained
 from rgpo_jax import train
 from rgpo_jax.inspection import EnvironmentFailed
 
-TINY = [
+SMALL = [
     *("--agent", "ppo", "--num-seeds", "2", "--seed", "3", "--num-envs", "2", "--num-steps", "8"),
     *("--num-minibatches", "2", "--num-epochs", "1", "--hidden-sizes", "8", "--eval-episodes", "2"),
     *("--reset-pool-size", "2", "--total-steps", "64", "--env-kwargs", "max_steps_in_episode=20"),
 ]
+# The run that all but the last of these tests evaluate.
+TINY = [*SMALL, "--network", "gru", "--randomize", "length=0.4..0.6", "force_mag=5..20"]
 
 
 def evaluated(folder, path, *flags):
     args = ["--run", str(folder), "--episodes", "5", "--out", str(path), "--overwrite", *flags]
     assert evaluate.main(args) == 0
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def episodes(whole, tmp_path_factory):
+    """What is found of the run's policies without another flag."""
+    return evaluated(whole, tmp_path_factory.mktemp("found") / "episodes.json")
 
 
 def test_each_episode_is_that_of_the_policy_whatever_runs_side_by_side(
@@ -52,9 +60,9 @@ def test_each_episode_is_that_of_the_policy_whatever_runs_side_by_side(
     assert "of the means of 2 seeds" in said
 
 
-def test_episodes_are_repeated_and_others_are_drawn(whole, tmp_path):
+def test_episodes_are_repeated_and_others_are_drawn(whole, episodes, tmp_path):
     path = tmp_path / "episodes.json"
-    one, again = evaluated(whole, path), evaluated(whole, path)
+    one, again = episodes, evaluated(whole, path)
     other = evaluated(whole, path, "--episode-seed", "1")
     sampled = evaluated(whole, path, "--stochastic")
     assert one == again
@@ -75,7 +83,7 @@ def test_the_environment_may_differ_in_parameters(whole, tmp_path):
     [
         (
             ["--env-kwargs", "lenght=1"],
-            "--env CartPole-v1 --env-kwargs lenght=1 max_steps_in_episode=20: ",
+            "--env CartPole-v1 --env-kwargs lenght=1 max_steps_in_episode=20 --randomize ",
         ),
         (["--env-kwargs", "length"], "--env-kwargs length: expected key=value"),
         (["--episodes", "0"], "--episodes 0: expected a whole number of at least 1"),
@@ -112,13 +120,9 @@ def test_an_environment_that_fails_is_one_line(whole, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: environment mine: step 3: IndexError: boom\n"
 
 
-def test_what_a_run_drew_is_drawn_unless_it_is_typed(tmp_path):
-    drawn = [*TINY, "--randomize", "length=0.4..0.6", "force_mag=5..20", "--network", "gru"]
-    assert run.main([*drawn, "--out", str(tmp_path / "run")]) == 0
-    path = tmp_path / "episodes.json"
-    found = evaluated(tmp_path / "run", path)
-    assert found["randomize"] == ["force_mag=5..20", "length=0.4..0.6"]
-    typed = evaluated(tmp_path / "run", path, "--env-kwargs", "length=0.5")
+def test_what_a_run_drew_is_drawn_unless_it_is_typed(whole, episodes, tmp_path):
+    assert episodes["randomize"] == ["force_mag=5..20", "length=0.4..0.6"]
+    typed = evaluated(whole, tmp_path / "typed.json", "--env-kwargs", "length=0.5")
     assert typed["randomize"] == ["force_mag=5..20"]
     assert "length=0.5" in typed["env_kwargs"]
 
@@ -131,7 +135,7 @@ def test_a_language_model_plays_no_episodes(tmp_path, capsys):
 
 
 def test_environments_on_the_host_are_evaluated_too(tmp_path):
-    host = [*TINY, "--env", "gymnasium/CartPole-v1", "--out", str(tmp_path / "run")]
+    host = [*SMALL, "--env", "gymnasium/CartPole-v1", "--out", str(tmp_path / "run")]
     host[host.index("max_steps_in_episode=20")] = "max_episode_steps=20"
     assert run.main(host) == 0
     path = tmp_path / "episodes.json"

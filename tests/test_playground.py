@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import check_types, in_a_fresh_interpreter
+from adapters import check_types, in_a_fresh_interpreter, loading
 from probes import records
 
 import envs
 from agents import rgpo
 from experiments import run
 from experiments.plan import families
+from rgpo_jax import train
 from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint
 
@@ -324,14 +325,26 @@ def test_robots_are_cloned_by_playground_with_one_line(playground, monkeypatch, 
 
 def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
     # cheetah: of its model file MuJoCo itself has something to say, past Python's streams.
-    done = in_a_fresh_interpreter("import envs; envs.make('playground/CheetahRun')", tmp_path)
+    done = in_a_fresh_interpreter(loading("playground/CheetahRun"), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_says_nothing_of_playground_and_leaves_no_file(tmp_path, monkeypatch, capfd):
-    made = []
-    monkeypatch.setattr(envs, "make", lambda name, **kw: made.append((name, kw)) or make(name))
+    made, env = [], make(PENDULUM)
+    monkeypatch.setattr(envs, "make", lambda name, **kw: made.append((name, kw)) or env)
+    evaluation = train.make_evaluation
+
+    def traced(agent, num_episodes, deterministic):
+        """An evaluation that fits the physics, which training has compiled, and plays nothing."""
+
+        def evaluate(*args):
+            shapes = jax.eval_shape(evaluation(agent, num_episodes, deterministic), *args)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return evaluate
+
+    monkeypatch.setattr(train, "make_evaluation", traced)
     monkeypatch.chdir(tmp_path)
     assert run.main(["--env", PENDULUM, *TINY, "--num-seeds", "2", "--out", "run"]) == 0
     assert made == [(PENDULUM, {"max_episode_steps": LIMIT})]

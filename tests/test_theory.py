@@ -205,10 +205,14 @@ def test_a_full_disk_is_said(when, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "index.html").exists()
 
 
+# Of many small steps, after each of which a signal is seen.
+LONG = ("--studies", "improvement", "--mdps", "8000")
+
+
 def test_an_interrupt_leaves_nothing_half_written(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.theory", "--out", str(out), "--studies", "variance"],
+        [*(sys.executable, "-m", "experiments.theory", "--out", str(out)), *LONG],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
