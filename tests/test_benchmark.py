@@ -143,8 +143,8 @@ def leaves_nothing():
         )
 
 
-@pytest.mark.parametrize("make", [checkouts.purejaxrl, checkouts.rejax])
-@pytest.mark.parametrize("num_seeds", [1, 2])
+# What both have in common makes programs of one seed, and of more.
+@pytest.mark.parametrize(("make", "num_seeds"), [(checkouts.purejaxrl, 1), (checkouts.rejax, 2)])
 def test_a_checkout_is_told_by_its_files_and_gets_what_it_needs(
     make, num_seeds, tmp_path, leaves_nothing
 ):

@@ -58,7 +58,7 @@ BY_MINIBATCH = {"normalize_advantages_over": "minibatch"}
 
 @pytest.mark.parametrize(
     ("name", "devices", "settings"),
-    [("rgpo", 4, BY_MINIBATCH), ("trpo", 2, {})],  # RGPO on 2, by whole batches: below
+    [("rgpo", 4, BY_MINIBATCH), ("trpo", 2, {})],  # RGPO on 2: below; by whole batches: TRPO
 )
 def test_training_does_not_depend_on_the_number_of_devices(name, devices, settings):
     expected_state, expected_metrics = on_one_device(name, **settings)
@@ -85,8 +85,8 @@ def test_devices_keep_the_same_learner_to_the_bit():
 
 
 def test_microbatches_do_not_change_what_is_learnt():
-    state, metrics = trained("rgpo", 2, microbatch_size=2)
-    expected_state, expected_metrics = on_one_device("rgpo")
+    state, metrics = trained("rgpo", 2, microbatch_size=2, **BY_MINIBATCH)
+    expected_state, expected_metrics = on_one_device("rgpo", **BY_MINIBATCH)
     mine: AgentState = jax.tree.map(lambda x: x[0], state)
     assert_close(
         (mine.learner.params, mine.learner.optimizer_state),

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,11 +95,15 @@ def test_the_list_is_playgrounds_without_manipulation():
     }
 
 
-def check(env):
-    check_types(env)
+def check_spaces(env):
     assert env.max_episode_steps == LIMIT
     (size,) = env.action_space.shape
     assert (env.action_space.low, env.action_space.high) == ((-1.0,) * size, (1.0,) * size)
+
+
+def check(env):
+    check_types(env)
+    check_spaces(env)
 
 
 def test_a_step_keeps_the_types_of_the_protocol():
@@ -208,11 +213,53 @@ def test_every_episode_starts_afresh_and_its_final_observation_survives():
 
 
 def test_a_robots_policy_sees_the_state_and_nothing_privileged(robots):
+    """After a reset: what is seen after a step, a robot of less physics says below."""
     env = make(GO1)
     shapes, observation = jax.eval_shape(env.reset, jax.random.key(0))
     assert observation.shape == env.observation_shape == shapes.inner.obs["state"].shape == (48,)
     assert shapes.inner.obs["privileged_state"].shape == (123,)
+    check_spaces(env)
+
+
+class Place(NamedTuple):
+    qpos: jax.Array
+    qvel: jax.Array
+
+
+class Seen(NamedTuple):
+    data: Place
+    obs: dict[str, jax.Array]
+    reward: jax.Array
+    done: jax.Array
+
+
+class Robot:
+    """What an adapter asks of Playground's classes, without physics: actions move it."""
+
+    action_size = 2
+
+    def _at(self, place):
+        obs = {"state": place, "privileged_state": jnp.append(place, 7.0)}
+        return Seen(Place(place, 0.0 * place), obs, place.sum(), jnp.zeros(()))
+
+    def reset(self, key):
+        return self._at(jnp.zeros(2))
+
+    def step(self, state, action):
+        return self._at(state.data.qpos + action)
+
+
+def test_of_several_observations_that_of_the_state_is_seen_after_a_step_too():
+    from envs.playground_adapter import PlaygroundEnvironment
+
+    env = PlaygroundEnvironment("robot", Robot(), LIMIT)
     check(env)
+    state, first = env.reset(jax.random.key(0))
+    np.testing.assert_array_equal(first, [0.0, 0.0])
+    state, timestep = env.step(jax.random.key(1), state, jnp.array([0.5, -0.25]))
+    for seen in (timestep.observation, timestep.final_observation):
+        np.testing.assert_array_equal(seen, [0.5, -0.25])
+    assert timestep.reward == 0.25 and not timestep.done
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from killing import killed_in
+from probes import OBSERVATION_ACTION, Tabular
 
 import envs
 from agents import ppo, trpo
@@ -418,23 +419,23 @@ def test_the_update_takes_dicts_and_several_actions(module, network, limit):
 
 
 class Wrapped:
-    """CartPole, whose action is the only element of a vector."""
+    """An environment of two actions, of which one is the only element of a vector."""
 
-    name, max_episode_steps = "Wrapped", 500
-    action_space = MultiDiscrete((2,))
+    name, action_space = "Wrapped", MultiDiscrete((2,))
 
     def __init__(self, env):
         self.env, self.observation_shape, self.reset = env, env.observation_shape, env.reset
+        self.max_episode_steps = env.max_episode_steps
 
     def step(self, key, state, action):
         return self.env.step(key, state, action[0])
 
 
 def test_one_number_of_one_is_a_discrete_action():
-    cartpole = envs.make("CartPole-v1")
+    discrete = Tabular(OBSERVATION_ACTION)
     config = ppo.Config(num_envs=4, num_steps=16, num_minibatches=2, hidden_sizes=(8,))
     params = []
-    for env in (cartpole, Wrapped(cartpole)):
+    for env in (discrete, Wrapped(discrete)):
         agent = ppo.make(env, config)
 
         @jax.jit
