@@ -236,15 +236,6 @@ def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch, capsys):
 NO_TARGET = "no interior target: without a KL term the policy goes to the best answers"
 
 
-def test_a_row_without_a_kl_term_says_that_it_has_no_target(tmp_path, capsys):
-    args = [*TINY, *ONE_STEP, "--method", "dapo", "--out", str(tmp_path / "dapo")]
-    assert align.main(args) == 0
-    assert NO_TARGET in capsys.readouterr().out.splitlines()
-    summary = summary_of(tmp_path / "dapo")
-    assert summary["target_distance"] is None
-    assert summary["reward"] is not None and summary["kl_ref"] is not None
-
-
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_every_row_says_whether_it_has_a_target(method):
     plan = read_plan(["--method", method])

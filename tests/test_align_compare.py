@@ -47,6 +47,9 @@ def test_each_row_has_a_run_and_the_table_says_what_it_came_to(written):
     assert float(rloo["target_distance_largest"]) >= distance
     assert (rloo["target"], dapo["target"]) == ("known", "no interior target")
     assert dapo["target_distance"] == ""
+    assert json.loads((written / "dapo" / "summary.json").read_text())["target_distance"] is None
+    log = (written / "dapo" / "run.log").read_text()
+    assert "no interior target: without a KL term the policy goes to the best answers" in log
     table = (written / "table.md").read_text()
     assert f"| rloo | {float(rloo['reward']):.4f} [" in table
     assert "| dapo | " in table and " no interior target |" in table

@@ -18,8 +18,7 @@ from experiments.benchmark import __main__ as benchmark
 from experiments.cli.flags import BadInput
 from experiments.plan import families
 from experiments.plan.reading import read_plan
-from rgpo_jax import rollout
-from rgpo_jax.distributions import Normal
+from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint
 
 pytest.importorskip("brax", reason="needs the extra `brax`")
@@ -37,26 +36,21 @@ def make(name, backend="spring"):
 
 
 @functools.cache
-def walk_program(name):
-    """(reset keys [B], steps already taken, actions [T, B, d]) -> first observation, steps."""
+def programs(name):
+    """(reset [B], scan over steps [T, B]) of the adapter, compiled once per task."""
     env = make(name)
 
-    @jax.jit
-    def walk(keys, time, actions):
-        state, observation = jax.vmap(env.reset)(keys)
-        state = state._replace(time=state.time + time)
+    def step(state, action):
+        return jax.vmap(env.step, (None, 0, 0))(jax.random.key(0), state, action)
 
-        def step(state, action):
-            return jax.vmap(env.step, (None, 0, 0))(jax.random.key(0), state, action)
-
-        return observation, jax.lax.scan(step, state, actions)[1]
-
-    return walk
+    return jax.jit(jax.vmap(env.reset)), jax.jit(functools.partial(jax.lax.scan, step))
 
 
 def walk(name, actions, time=0):
-    keys = jax.random.split(jax.random.key(3), WALKERS)
-    return walk_program(name)(keys, time, jnp.asarray(actions))
+    """First observations, and steps, of episodes that have taken so many steps already."""
+    reset, scan = programs(name)
+    state, observation = reset(jax.random.split(jax.random.key(3), WALKERS))
+    return observation, scan(state._replace(time=state.time + time), jnp.asarray(actions))[1]
 
 
 def random_actions(name):
@@ -153,51 +147,35 @@ def test_a_step_leaves_the_state_that_it_is_given_alone():
 
 
 @functools.cache
-def collected():
-    """Trajectories [seed, T, B, ...] of a random policy, and what followed."""
-    env, num_envs, num_steps = make(PENDULUM), 4, 3 * LIMIT
-
-    def policy(observation):
-        return Normal(jnp.zeros((*observation.shape[:-1], 1)), jnp.zeros(1))
-
-    def collect(key):
-        state = rollout.init(env, num_envs, key)
-        return rollout.collect(env, policy, state, key, num_steps, LIMIT)[1]
-
-    return jax.tree.map(
-        np.asarray, jax.jit(jax.vmap(collect))(jax.random.split(jax.random.key(0), 2))
-    )
-
-
-def starts_of(trajectory):
-    """Observations [N, d] with which episodes after the first begin."""
-    done = (trajectory.terminated | trajectory.truncated)[..., :-1, :]
-    return trajectory.observation[..., 1:, :, :][done]
+def starts():
+    """Some [states, observations] after resets."""
+    reset, _ = programs(PENDULUM)
+    return [reset(jax.random.split(jax.random.key(i), WALKERS)) for i in range(10)]
 
 
 def test_every_episode_starts_afresh_from_the_reset_distribution():
-    trajectory = collected()
-    starts = starts_of(trajectory)
-    assert len(starts) >= 2 * 4 * 2
-    assert np.all(np.abs(starts) <= 0.01)
-    assert np.all(np.abs(trajectory.observation[:, 0]) <= 0.01)
-    assert len(np.unique(starts, axis=0)) == len(starts)
-    assert starts.std() == pytest.approx(0.01 / np.sqrt(3), rel=0.3)
+    observations = np.concatenate([observation for _, observation in starts()])
+    assert np.all(np.abs(observations) <= 0.01)
+    assert len(np.unique(observations, axis=0)) == len(observations) == 10 * WALKERS
+    assert observations.std() == pytest.approx(0.01 / np.sqrt(3), rel=0.3)
 
 
 def test_the_final_observation_survives_the_restart():
-    trajectory = collected()
-    done = (trajectory.terminated | trajectory.truncated)[:, :-1]
-    final, following = trajectory.final_observation[:, :-1], trajectory.observation[:, 1:]
-    np.testing.assert_array_equal(final[~done], following[~done])
-    assert np.all(np.any(final[done] != following[done], axis=-1))
-    fallen = np.abs(trajectory.final_observation[..., 1]) > 0.2
-    np.testing.assert_array_equal(fallen, trajectory.terminated)
-
-
-def test_seeds_differ_under_vmap():
-    trajectory = collected()
-    assert np.all(np.any(trajectory.observation[0] != trajectory.observation[1], axis=-1))
+    _, scan = programs(PENDULUM)
+    # One step later than usual the limit is met, but by the second.
+    state = starts()[0][0]._replace(time=jnp.array([-1, 0, -1]))
+    state, timestep = scan(state, 0.0 * PUSH)
+    final = jax.tree.map(lambda x: x[-1], timestep)
+    fresh, seen = starts()[1]
+    restarted, shown = jax.jit(restart_where_done)(state, final, (fresh, seen))
+    np.testing.assert_array_equal(shown.done, [False, True, False])
+    np.testing.assert_array_equal(shown.final_observation, final.observation)
+    np.testing.assert_array_equal(shown.observation[1], seen[1])
+    np.testing.assert_array_equal(shown.observation[::2], final.observation[::2])
+    assert np.any(shown.final_observation[1] != shown.observation[1])
+    for found, new, old in zip(*map(jax.tree.leaves, (restarted, fresh, state)), strict=True):
+        np.testing.assert_array_equal(found[1], new[1])
+        np.testing.assert_array_equal(found[::2], old[::2])
 
 
 @pytest.mark.parametrize(
