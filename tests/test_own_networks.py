@@ -14,7 +14,9 @@ import envs
 import rgpo_jax
 from agents import ppo
 from experiments import export, run
+from experiments.plan.reading import read_plan
 from experiments.sweep.__main__ import main as sweep_main
+from experiments.training import building
 from experiments.tune.__main__ import main as tune_main
 from rgpo_jax import networks
 from rgpo_jax.config import ConfigError
@@ -138,7 +140,14 @@ def test_ataris_network_is_that_of_dqn():
         networks.make((20,), Discrete(2), config)
 
 
-@pytest.mark.parametrize("name", ["own_worlds:Net", "own_worlds:wide_net", "own_worlds:whole_net"])
+def test_a_torso_by_name_may_be_that_of_a_function_which_is_told_what_there_is():
+    plan = read_plan(["--network", "own_worlds:wide_net", *SMALL])
+    params = jax.eval_shape(building.make_agent(plan).init, jax.random.key(0)).learner.params
+    for part in params.values():
+        assert part["params"]["torso"]["Dense_0"]["kernel"].shape == (4, 16)
+
+
+@pytest.mark.parametrize("name", ["own_worlds:Net", "own_worlds:whole_net"])
 def test_by_name_a_run_is_trained_and_goes_on(name, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert run.main(["--network", name, *SMALL, "--out", out]) == 0
