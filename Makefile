@@ -11,7 +11,7 @@ SEEDS ?= 8
 VERSIONS := align compiling envs host processes run run_flags run_own stored_align stored_programs train
 # Of these modules, tests of what our code computes or says with any of them: numbers, ends, lines.
 ALIKE := no_number \
-  seeds_side_by_side rloo_reaches test_a_report row_without_a_kl other_exact_worlds \
+  seeds_side_by_side rloo_reaches test_a_report other_exact_worlds \
   evaluations_while_training \
   stays_finite truncates_at_the_limit termination_wins traced_parameters agent_steps[Catch-bsuite] \
   played_from_pixels truncated_episode_bootstraps run_repeats_and_goes_on \
