@@ -58,9 +58,10 @@ def _compose_backwards(delta: Array, decay: Array) -> Array:
             advantage = row[0] + row[1] * later
             return advantage, advantage
 
-        return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+        start = jnp.zeros_like(delta[0] * decay[0])
+        return jax.lax.scan(step, start, (delta, decay), reverse=True)[1]
 
-    # Elsewhere every step of a loop is launched by the host. A composition of affine maps is
+    # On a GPU every step of a loop is launched by itself. A composition of affine maps is
     # associative: a tree of them has log2(T) steps.
     def compose(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]

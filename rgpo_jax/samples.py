@@ -35,16 +35,19 @@ def sequences(trajectory: Trajectory) -> Sequence:
     return Sequence(observation, is_first.T, memory)
 
 
-def _first_rows(holds: Array, number: int) -> Array:
-    """In which rows of a bool array [T, B] columns hold first, int32 [number, B]; T: in no more."""
-    num_rows = holds.shape[0]
-    row = jnp.arange(num_rows)[:, None]
+def _rows_of(holds: Array, distance: int) -> Array:
+    """The rows of a bool array [T, B] in which columns hold, int32 [ceil(T / distance), B].
 
-    def find(last: Array, _: None) -> tuple[Array, Array]:
-        found = jnp.min(jnp.where(holds & (row > last), row, num_rows), axis=0)
-        return found, found
-
-    return jax.lax.scan(find, jnp.full_like(holds[0], -1, jnp.int32), length=number)[1]
+    Of so many rows in a row a column holds in one at most, which is what is found of them; T: in
+    none.
+    """
+    num_rows, num_columns = holds.shape
+    distance = min(distance, num_rows)
+    num_parts = -(-num_rows // distance)
+    row = jnp.where(holds, jnp.arange(num_rows, dtype=jnp.int32)[:, None], num_rows)
+    padding = ((0, num_parts * distance - num_rows), (0, 0))
+    parts = jnp.pad(row, padding, constant_values=num_rows)
+    return jnp.min(parts.reshape(num_parts, distance, num_columns), axis=1)
 
 
 def bootstrap_values(
@@ -68,9 +71,7 @@ def bootstrap_values(
         values = network.recurrence.values(critic_params, sequences(trajectory), final_observation)
         return values[0].T, values[1].T
     num_steps, num_envs = trajectory.reward.shape
-    # Of each environment at most so many were truncated.
-    slots = num_steps if max_episode_steps is None else 1 + (num_steps - 1) // max_episode_steps
-    if slots > num_steps // 2:
+    if max_episode_steps is None:
         both = jax.tree.map(
             lambda *x: jnp.stack(x), trajectory.observation, trajectory.final_observation
         )
@@ -78,7 +79,7 @@ def bootstrap_values(
         return value, next_value
 
     # Where an episode goes on, s'_t is s_{t+1}. What is left are the last row and truncations.
-    rows = _first_rows(trajectory.truncated, slots)
+    rows = _rows_of(trajectory.truncated, max_episode_steps)
     columns = jnp.arange(num_envs)
 
     def needed(observation: Array, final_observation: Array) -> Array:

@@ -235,6 +235,20 @@ def test_a_known_time_limit_changes_no_value(gap):
             np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_truncations_are_found_in_float64_too():
+    c = case("reinforce")
+    trajectory = make_trajectory(c.outputs, c.state.params, 0, 3)
+    critic = c.state.params["critic"]
+    with jax.enable_x64(True):
+        values = samples.bootstrap_values(c.network, critic, trajectory, 3)
+    expected = samples.bootstrap_values(c.network, critic, trajectory, None)
+    alive = ~np.asarray(trajectory.terminated)
+    for actual, wanted in zip(values, expected, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(actual)[alive], np.asarray(wanted)[alive], rtol=1e-5, atol=1e-6
+        )
+
+
 def test_updates_use_their_key_up():
     c = case("ppo")
     state, _ = c.update(c.state, c.trajectory)

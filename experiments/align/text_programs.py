@@ -154,7 +154,7 @@ class TextPrograms(Programs):
         state = placement.shapes(state, placed)
         init = jax.jit(begin, out_shardings=placed).lower(*self._init_arguments, frozen)
         # In this order: they compile while the next ones are traced.
-        yield Lowered("initial states", init, Runs.ONCE, devices)
+        yield Lowered("initial states", init, Runs.RARELY, devices)  # of millions of weights
 
         sampling: Any = None
         if self._data is None:
