@@ -9,17 +9,6 @@ BIN := $(VENV)/bin
 SEEDS ?= 8
 
 VERSIONS := align compiling envs host processes run run_flags run_own stored_align stored_programs train
-# Of these modules, tests of what our code computes or says with any of them: numbers, ends, lines.
-ALIKE := no_number \
-  seeds_side_by_side rloo_reaches test_a_report other_exact_worlds \
-  evaluations_while_training \
-  stays_finite truncates_at_the_limit termination_wins traced_parameters agent_steps[Catch-bsuite] \
-  played_from_pixels truncated_episode_bootstraps run_repeats_and_goes_on \
-  one_seed_breaks gate_of_your_own_trains exact_world_is_found \
-  chunk_is_so_many_steps key_is_used_twice broken_at huge_learning_rate mode_or_samples \
-  episode_is_whole limit_does_not_matter
-NOTHING :=
-SPACE := $(NOTHING) $(NOTHING)
 
 define CREATE
 $(or $(PYTHON),false) -c '$(SUPPORTED)' || \
@@ -37,7 +26,7 @@ test: $(VENV)/installed
 
 # What can differ from Python to Python, and from one JAX to another: programs, environments, files.
 versions: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 $(VERSIONS:%=tests/test_%.py) -k 'not ($(subst $(SPACE), or ,$(strip $(ALIKE))))'
+	$(BIN)/python -m pytest -n 2 $(VERSIONS:%=tests/test_%.py) -m 'not slow and not alike'
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow -s

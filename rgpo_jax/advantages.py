@@ -45,7 +45,6 @@ def generalized_advantages(
     next_value = jnp.where(terminated, 0.0, next_value)
     delta = reward + discount * next_value - value
     decay = jnp.where(terminated | truncated, 0.0, discount * gae_lambda)
-
     return _compose_backwards(delta, decay)
 
 

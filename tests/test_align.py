@@ -78,6 +78,7 @@ def test_metrics_hold_one_value_per_seed(whole):
     assert lines[0]["kl_ref"] == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
+@pytest.mark.alike
 def test_seeds_side_by_side_are_those_alone(whole, tmp_path):
     for place, seed in enumerate((3, 4)):
         alone = tmp_path / str(seed)
@@ -248,6 +249,7 @@ def test_every_row_says_whether_it_has_a_target(method):
     assert said.startswith(NO_TARGET if method in without_kl else begins)
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("world", ["tree", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_the_other_exact_worlds_run(world, tmp_path):
     args = [*TINY, *ONE_STEP, "--world", world, "--out", str(tmp_path / world)]
@@ -266,6 +268,7 @@ def rloo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.alike
 def test_rloo_reaches_its_target_with_its_defaults_before_their_last_update(rloo):
     assert records(rloo)[0]["target_distance"][0] > 0.1
     assert summary_of(rloo)["target_distance"] < 1e-2
@@ -281,12 +284,14 @@ def page(whole, rloo, tmp_path_factory):
     return out / "index.html"
 
 
+@pytest.mark.alike
 def test_a_report_names_the_runs_by_method_and_world(page):
     text = page.read_text()
     for part in ("rgpo-geometric", "rloo", "bandit", "expected reward"):
         assert part in text
 
 
+@pytest.mark.alike
 def test_a_report_draws_their_curves(page, tmp_path):
     if browser.find() is None:
         pytest.skip("no Chromium or Chrome at hand (Debian: apt-get install chromium)")

@@ -237,6 +237,7 @@ def test_episodes_while_training_are_a_share(wanted, limit, interval, expected):
     assert Episodes.within(0.33, wanted, limit, interval) == (wanted, expected)
 
 
+@pytest.mark.alike
 def test_evaluations_while_training_are_of_the_mode_and_the_last_is_whole(tmp_path):
     flags = ["--total-steps", "320", "--out", str(tmp_path), "--eval-episodes", "4"]
     assert run.main([*TINY, *flags]) == 0

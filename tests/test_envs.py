@@ -60,7 +60,8 @@ def test_types_are_those_of_the_protocol_and_a_step_keeps_them(name):
     [
         "Pendulum-v1",
         "Breakout-MinAtar",  # pictures
-        "Catch-bsuite",  # discrete actions; a matrix, which is no picture
+        # Discrete actions; a matrix, which is no picture.
+        pytest.param("Catch-bsuite", marks=pytest.mark.alike),
     ],
 )
 def test_an_agent_steps(name):
@@ -177,6 +178,7 @@ def test_follows_the_dynamics_of_gymnax_key_by_key(name):
             jax.tree.map(same, our_state, state)
 
 
+@pytest.mark.alike
 @all_environments
 def test_stays_finite_and_does_not_reset(name):
     timestep = walk(name).timestep
@@ -185,6 +187,7 @@ def test_stays_finite_and_does_not_reset(name):
     np.testing.assert_array_equal(timestep.observation, timestep.final_observation)
 
 
+@pytest.mark.alike
 @all_environments
 def test_truncates_at_the_limit_and_only_there_unless_terminated(name):
     terminated, truncated = walk(name).timestep.terminated, walk(name).timestep.truncated
@@ -241,6 +244,7 @@ def test_cartpole_terminates_by_falling():
     assert not np.any(timestep.truncated)
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("name", ["CartPole-v1", "UmbrellaChain-bsuite", "DeepSea-bsuite"])
 def test_termination_wins_where_it_meets_the_time_limit(name):
     last = int(np.argmax(run_episode(envs.make(name), 1, 12)[1].terminated))
@@ -450,6 +454,7 @@ def test_parameters_may_be_traced_and_vmapped():
     np.testing.assert_allclose(jax.jit(jax.vmap(fall))(lengths), alone, rtol=1e-6)
 
 
+@pytest.mark.alike
 def test_agents_of_environments_with_traced_parameters_are_one_program():
     config = ppo.Config(num_envs=2, num_steps=4, num_minibatches=1, hidden_sizes=(4,))
 

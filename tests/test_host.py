@@ -204,6 +204,7 @@ def test_a_seeds_numbers_do_not_depend_on_the_others(agent, rollouts):
     np.testing.assert_allclose(alone.action[0, :4], trajectory.action[1, :4], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.alike
 def test_a_truncated_episode_bootstraps_from_its_last_observation():
     limit = 5
     env = envs.make("envpool/HalfCheetah-v4", max_episode_steps=limit)
@@ -319,6 +320,7 @@ def test_programs_compiled_ahead_take_what_a_pool_gives_in_other_types(agent, mo
     jax.tree.map(np.testing.assert_array_equal, ahead, first_needed)
 
 
+@pytest.mark.alike
 def test_atari_is_played_from_pixels():
     env = envs.make("envpool/Pong-v5")
     assert env.observation_shape == (84, 84, 4)
@@ -452,6 +454,7 @@ def test_a_task_has_its_familys_settings_under_every_prefix():
     assert families.for_environment("Swimmer-misc") == {}  # gymnax's own, another task
 
 
+@pytest.mark.alike
 def test_a_run_repeats_and_goes_on_with_new_episodes_and_new_returns(whole, tmp_path, monkeypatch):
     from experiments.training import loop
 

@@ -181,6 +181,7 @@ def test_no_line_counts_compiling(finished):
     assert records(finished)[-1]["wall_seconds"] <= summary["run_seconds"]
 
 
+@pytest.mark.alike
 def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, capsys):
     args = [*TINY, "--out", str(tmp_path / "start")]
     assert run.main(args) == 0

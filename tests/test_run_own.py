@@ -22,6 +22,7 @@ TINY = [
 ]
 
 
+@pytest.mark.alike
 def test_a_gate_of_your_own_trains(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text(
         "import jax.numpy as jnp\n\n\n"

@@ -63,6 +63,7 @@ def test_all_else_is(flags):
     assert known_by(plan_of(*flags)) != known_by(plan_of())
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     "flags",
     [
@@ -108,6 +109,7 @@ def test_no_number_is_part_of_a_program(flags):
     assert_same_programs(traced(plan), traced(changed))
 
 
+@pytest.mark.alike
 def test_an_exact_world_is_found_and_gives_the_same():
     one_step = ["--num-epochs", "1", "--num-minibatches", "1"]
     plan = plan_of(*one_step)
@@ -164,6 +166,7 @@ def test_a_model_is_found_with_other_prompts_and_numbers_of_the_same_shapes(plac
     assert after.learner.updates == 1
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("flags", [["--train", "lora", "--method", "ppo"], ["--train", "full"]])
 def test_no_number_is_part_of_a_models_programs(flags, place, monkeypatch):
     programs = []

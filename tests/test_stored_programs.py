@@ -399,6 +399,7 @@ def traced(plan, evaluated=False):
     return programs
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("name", agents.NAMES)
 def test_no_number_is_part_of_a_program(name):
     """What is found by its settings would else be of other numbers, and nobody would notice."""

@@ -80,6 +80,7 @@ def comparable(tree):
         yield np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
+@pytest.mark.alike
 def test_a_chunk_is_so_many_steps():
     states, metrics = by_steps(5)
     state, report = chunk()(start(), 5)
@@ -105,6 +106,7 @@ def test_a_chunk_is_so_many_steps():
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.alike
 def test_no_key_is_used_twice():
     states, _ = by_steps(5)
     for keys in ([s.key for s in states], [s.learner.key for s in states]):
@@ -160,6 +162,7 @@ def fragile():
     return jax.jit(jax.vmap(train.make_chunk(agent), in_axes=(0, None))), states
 
 
+@pytest.mark.alike
 def test_broken_at_is_the_first_update_that_broke_and_the_seed():
     run, states = fragile()
     # A rollout is 3 steps: that of update 2 has steps 6, 7 and 8.
@@ -169,6 +172,7 @@ def test_broken_at_is_the_first_update_that_broke_and_the_seed():
     np.testing.assert_array_equal(report.broken_at, [-1, -1, -1, 0])
 
 
+@pytest.mark.alike
 def test_a_huge_learning_rate_breaks_its_seed_and_no_other():
     run, states = fragile()
     mixed, report = run(with_learning_rate(states, [1e-2, 1e-2, 1e30, 1e-2]), 4)
@@ -191,6 +195,7 @@ def test_where_no_episode_ends_no_return_is_reported():
     assert np.isfinite(report.metrics["value_loss"][0])
 
 
+@pytest.mark.alike
 def test_broken_at_counts_updates_from_the_start_of_the_run():
     run, states = fragile()
     states, first = run(states, 2)
@@ -219,6 +224,7 @@ def start_of(player):
     return jax.jit(player.init)(jax.random.key(0)).learner
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("dies", [True, False])
 def test_every_episode_is_whole_and_counts_once(dies):
     returns, lengths = evaluated(dies=dies)
@@ -229,6 +235,7 @@ def test_every_episode_is_whole_and_counts_once(dies):
     assert abs(np.mean(lengths == 9) - 0.5) < 0.125
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("limit", [9, 1000])
 def test_the_time_limit_does_not_matter_where_episodes_end_before(limit):
     for actual, expected in zip(evaluated(limit=limit), evaluated(), strict=True):
@@ -241,6 +248,7 @@ def test_an_environment_without_time_limit_is_refused():
         train.make_evaluation(player, 4, True)
 
 
+@pytest.mark.alike
 def test_actions_are_the_mode_or_samples():
     player = rgpo.make(Tabular(ACTION), rgpo.Config(hidden_sizes=(4,)))
     learner = start_of(player)
