@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from workers import WorkersHere, ask_here
 
-from experiments.sweep import __main__ as sweep
-from experiments.sweep import launchers
+from experiments.sweep import launchers, probing
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["own", "tutorials/sweep_to_report"]
@@ -39,7 +38,7 @@ def shown_file(code):
 @pytest.fixture
 def workers_here(monkeypatch, programs_are_kept):
     monkeypatch.setattr(launchers, "Local", WorkersHere)
-    monkeypatch.setattr(sweep, "_ask_worker", ask_here)
+    monkeypatch.setattr(probing, "ask", ask_here)
 
 
 def shell(line, capfd):

@@ -23,7 +23,7 @@ from experiments import run
 from experiments.plan.reading import read_plan
 from experiments.play import __main__ as play
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import launchers, worker
+from experiments.sweep import launchers, probing, worker
 from experiments.training import building
 from rgpo_jax import inspection
 from rgpo_jax.environment import HostEnvironment
@@ -369,7 +369,7 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, monkeypatc
     said = capsys.readouterr().err
     assert "--env-kwargs lenght=0.5: CartPole-v1 has no parameter 'lenght'" in said
     assert said.startswith("error: --env") and said.count("\n") == 1
-    monkeypatch.setattr(sweep, "_ask_worker", ask_here)
+    monkeypatch.setattr(probing, "ask", ask_here)
     file.write_text("network: [mlp, atari]\n")  # of pictures
     with pytest.raises(SystemExit) as exit_:
         sweep.main(["--file", str(file), "--out", str(out), *SMALL])

@@ -13,7 +13,7 @@ from experiments.cli.flags import BadInput
 from experiments.record.run_folder import is_finished
 from experiments.report import __main__ as report
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import grid, kinds, launchers
+from experiments.sweep import grid, kinds, launchers, planning, probing, worker
 
 TINY = [
     *("--num-seeds", "2", "--num-updates", "20", "--num-prompts", "4", "--group-size", "4"),
@@ -31,7 +31,7 @@ def workers_are_here(programs_are_kept, curves_are_drawn_once):
     """What a worker reads and writes is the same in a process of its own, as in test_sweep."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "Local", WorkersHere)
-        patch.setattr(sweep, "_ask_worker", ask_here)
+        patch.setattr(probing, "ask", ask_here)
         yield
 
 
@@ -127,21 +127,21 @@ def test_an_unfinished_cell_is_the_sweeps_to_go_on_with(finished, tmp_path, caps
     assert refused.value.code == 2
     assert "belongs to a sweep" in capsys.readouterr().err
     cells = expand("kl_coefficient: [0.2, 1.0]\nmethods: [rgpo, rloo]\n", tmp_path)
-    (again,) = sweep.plan_programs(cells, tmp_path / "copy", 64)
+    (again,) = planning.plan_programs(cells, tmp_path / "copy", 64)
     assert [one.name for one in again.cells] == CELLS[:1]
 
 
 def test_a_program_that_was_cut_off_goes_on_as_what_it_is(tmp_path):
     cells = expand("kl_coefficient: [0.2, 1.0, 2.0]\n", tmp_path)
-    (program,) = sweep.plan_programs(cells, tmp_path, 64)
+    (program,) = planning.plan_programs(cells, tmp_path, 64)
     spec = tmp_path / "programs" / f"{program.name}.json"
     (spec.with_suffix("") / "checkpoints" / "3").mkdir(parents=True)
-    sweep.worker.write_spec(spec, tmp_path, cells)
+    worker.write_spec(spec, tmp_path, cells)
     assert json.loads(spec.read_text())["program"] == "align"
     for cell in cells:
         (tmp_path / cell.name).mkdir()
         (tmp_path / cell.name / "metrics.jsonl").write_text("{}\n")
-    (narrowed,) = sweep.plan_programs(cells[:2], tmp_path, 64)
+    (narrowed,) = planning.plan_programs(cells[:2], tmp_path, 64)
     assert narrowed.name == program.name and narrowed.goes_on
     assert [cell.plan for cell in narrowed.cells] == [cell.plan for cell in cells]
 
@@ -149,7 +149,7 @@ def test_a_program_that_was_cut_off_goes_on_as_what_it_is(tmp_path):
 def test_a_sweep_that_grows_knows_its_cells_by_their_settings(finished, tmp_path):
     content = "kl_coefficient: [0.2, 1.0]\nlearning_rate: [0.01, 0.02]\n"
     cells = expand(content, tmp_path)
-    kept = [cell.name for cell in sweep.keep_names(cells, finished[1])]
+    kept = [cell.name for cell in planning.keep_names(cells, finished[1])]
     new = [cell.name for cell in cells if cell.plan.config.learning_rate == 0.02]
     assert sorted(kept) == sorted([*CELLS[:2], *new])  # 0.01 is the default of this world
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,13 @@ LOG = "worker.log"
 def command(spec: Path, *flags: str) -> list[str]:
     """What runs a program; packages of the folder in which it runs do not come before ours."""
     return [sys.executable, "-P", "-m", "experiments.sweep.worker", str(spec), *flags]
+
+
+def reason_in(said: str) -> str:
+    """The line of a program's output that says why it failed: the last that names an error."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception))\b", line)]
+    return [*lines, *errors][-1] if lines else ""
 
 
 class Launcher(Protocol):
