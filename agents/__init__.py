@@ -3,18 +3,26 @@
 from agents import rgpo
 agent = rgpo.make(envs.make("CartPole-v1"), rgpo.Config(num_envs=64, sharpness=4.0))
 
+A Config's own defaults are the same for every environment; `agents.defaults` has those of a task.
+
 An agent that differs from the others in its gate alone has no file: its module, `agents.rgpo` as
 any other, is made of the gate's row in `rgpo_jax.gate_table`.
 """
 
+import dataclasses
 import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from agents import gated
+from agents import families, gated
+from rgpo_jax.config import Config
 from rgpo_jax.gate_table import GATES
+
+if TYPE_CHECKING:
+    from rgpo_jax.environment import AnyEnvironment
 
 GATE_AGENTS = tuple(GATES)
 """One update step and one set of defaults: they differ in w(r) alone."""
@@ -45,6 +53,28 @@ def load(name: str, among: tuple[str, ...] = NAMES) -> ModuleType:
       ValueError: no agent has this name; the message has the nearest.
     """
     return importlib.import_module(f"agents.{module_name(name, among)}")
+
+
+def defaults(agent: str, env: "AnyEnvironment", **settings: Any) -> Config:
+    """The Config from which `python -m experiments.run` starts: an agent's, for an environment.
+
+    env = envs.make("Pendulum-v1")
+    agent = rgpo.make(env, agents.defaults("rgpo", env, num_envs=8))
+
+    Args:
+      agent: its name.
+      env: whose family's settings take the place of the Config's own defaults.
+      **settings: that take the place of both.
+
+    Raises:
+      ValueError: no agent has this name; or a setting is out of range (ConfigError).
+      TypeError: the Config has no such setting.
+    """
+    config_class = load(agent).Config
+    is_apart = settings.get("critic_hidden_sizes") is not None
+    network = settings.get("network")
+    start = families.defaults(config_class, env.name, agent.replace("-", "_"), network, is_apart)
+    return dataclasses.replace(start, **settings)
 
 
 # `import agents.rgpo` and what was pickled there find the module here, after this one.

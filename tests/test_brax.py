@@ -12,11 +12,10 @@ import pytest
 from adapters import check_types, in_a_fresh_interpreter, loading
 
 import envs
-from agents import rgpo
+from agents import families, rgpo
 from experiments import run
 from experiments.benchmark import __main__ as benchmark
 from experiments.cli.flags import BadInput
-from experiments.plan import families
 from experiments.plan.reading import read_plan
 from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint

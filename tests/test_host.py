@@ -15,9 +15,8 @@ from killing import killed_in
 from probes import RUN_FILES, timeless_records
 
 import envs
-from agents import ppo
+from agents import families, ppo
 from experiments import run
-from experiments.plan import families
 from rgpo_jax import host, samples
 from rgpo_jax.environment import Box, Discrete, HostEnvironment, to_environment_units
 from rgpo_jax.importing import install_hint

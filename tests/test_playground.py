@@ -18,9 +18,8 @@ from adapters import check_types, in_a_fresh_interpreter, loading
 from probes import records
 
 import envs
-from agents import rgpo
+from agents import families, rgpo
 from experiments import run
-from experiments.plan import families
 from rgpo_jax import train
 from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint

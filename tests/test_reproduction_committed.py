@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from agents import ppo
+from agents import families, ppo
 from experiments.cli import flags
-from experiments.plan import families, reading
 from experiments.plan import own as users
+from experiments.plan import reading
 from experiments.record import run_table
 from experiments.report import paper, scores
 from experiments.reproduction import __main__ as program

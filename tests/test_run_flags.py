@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import agents
+from agents import families
 from experiments import run
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import families
 from experiments.plan.reading import read_plan
 from experiments.sweep import grid
 from rgpo_jax.config import Config
@@ -153,6 +154,39 @@ def test_what_an_older_run_lacks_is_not_what_the_family_has_now(tmp_path, monkey
 def test_every_agent_starts_from_valid_settings_on_every_family(name, env):
     env = {"MinAtar": "Asterix-MinAtar", "brax": "brax/ant"}.get(env, env)
     assert families.defaults(agents.load(name).Config, env).num_updates > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "args"),
+    [
+        ("rgpo", "Pendulum-v1", {}),
+        ("a2c", "CartPole-v1", {}),
+        ("trpo", "envpool/Pong-v5", {"network": "cnn"}),
+        ("ppo", "envpool/Pong-v5", {"critic_hidden_sizes": (64,)}),
+        ("rgpo", "envpool/Hopper-v4", {"num_envs": 4}),  # RGPO has epochs of its own there
+        ("truncated-importance", "brax/ant", {"cap": 2.0}),
+    ],
+)
+def test_an_agent_has_from_python_the_settings_that_it_has_from_the_command_line(name, env, args):
+    flags = [x for field, value in args.items() for x in as_flags(field, value)]
+    read = read_plan(["--agent", name, "--env", env, *flags])
+    there = SimpleNamespace(name=env)
+    assert agents.defaults(name, there, **args) == read.config
+
+
+def as_flags(field, value):
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{field.replace('_', '-')}", *map(str, values)]
+
+
+def test_what_no_agent_has_from_python_is_refused():
+    env = SimpleNamespace(name="CartPole-v1")
+    with pytest.raises(ValueError, match="did you mean rgpo"):
+        agents.defaults("rgp0", env)
+    with pytest.raises(TypeError, match="sharpness"):
+        agents.defaults("ppo", env, sharpness=4.0)
+    with pytest.raises(ValueError, match="num_envs 0: expected"):
+        agents.defaults("ppo", env, num_envs=0)
 
 
 def test_every_agent_has_the_entropy_bonus_of_the_family():

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import agents
 import envs
+from agents import families
 from experiments.benchmark import peers, start
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import families
 from experiments.training import compiling, devices
 from rgpo_jax.config import Config, ConfigError
 

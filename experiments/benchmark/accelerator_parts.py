@@ -19,11 +19,11 @@ import numpy as np
 
 import agents
 import envs
+from agents import families
 from experiments.benchmark import kernels, roofline
 from experiments.benchmark.measure import MIB
 from experiments.benchmark.roofline import Peaks, Work
 from experiments.comparing.timing import Program, in_turn
-from experiments.plan import families
 from experiments.training.collecting import collect
 from rgpo_jax import rollout
 from rgpo_jax.agent import Agent

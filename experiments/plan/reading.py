@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import agents
 import envs
+from agents import families
 from experiments.cli import flags
 from experiments.cli.flags import BadInput
-from experiments.plan import env_kwargs, families, own
+from experiments.plan import env_kwargs, own
 from experiments.plan.options import ControlOptions
 from experiments.plan.run_options import MAY_CHANGE
 from experiments.plan.run_plan import RunPlan

@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from agents import families
 from experiments.align import plan as align_plan
 from experiments.align.options import EXACT_WORLDS, TEXT_WORLDS, AlignOptions
 from experiments.cli.flags import BadInput
-from experiments.plan import families, reading
+from experiments.plan import reading
 from experiments.plan.options import ControlOptions
 from experiments.record.headline import CONTROL, Headline
 from experiments.training.subject import Planned

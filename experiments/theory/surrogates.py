@@ -11,8 +11,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import envs
-from agents import ppo
-from experiments.plan import families
+from agents import families, ppo
 from experiments.training.collecting import collect
 from rgpo_jax import advantages, gates, networks, objective, samples
 from rgpo_jax.distributions import Categorical, Distribution, Normal
