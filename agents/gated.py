@@ -51,7 +51,15 @@ def maker(
 
         `axis_name`, and `others` such as a network or an optimiser, are those of
         `rgpo_jax.agent.make`.
+
+        Raises:
+          TypeError: the config is another agent's, and lacks what this one's gate or step needs.
         """
+        needs_own = gate is None or bool(parts)
+        if needs_own and isinstance(config_class, type) and not isinstance(config, config_class):
+            raise TypeError(
+                f"config of {type(config).__module__}: expected {config_class.__module__}.Config"
+            )
         chosen = default_gate(config) if gate is None else gate
         extras = {name: part(config) for name, part in parts.items()} | others
         return rgpo_jax.agent.make(env, config, chosen, axis_name=axis_name, **extras)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from envs import carry, parameters
 from envs.parameters import LIMIT
+from rgpo_jax import keys
 from rgpo_jax.environment import ActionSpace, Box, TimeStep
 
 Array = jax.Array
@@ -108,7 +109,7 @@ class PhysicsEnvironment(abc.ABC):
         """Positions and velocities."""
 
     def reset(self, key: Array) -> tuple[PhysicsState, Array]:
-        inner = carry.definite(self._reset(jax.random.key_data(key)))  # it splits raw keys
+        inner = carry.definite(self._reset(keys.as_raw(key)))
         return PhysicsState(inner, jnp.int32(0)), self._observation(inner)
 
     def step(self, key: Array, state: PhysicsState, action: Array) -> tuple[PhysicsState, TimeStep]:

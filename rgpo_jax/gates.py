@@ -417,9 +417,23 @@ def make(name: str, **settings: Any) -> Tunable:
     return constructors[name](**settings)
 
 
+def is_dual(gate: Tunable) -> bool:
+    """Whether a gate is one of two ratios: it has an argument `log_ratio_ref`."""
+    return "log_ratio_ref" in inspect.signature(gate.function).parameters
+
+
 def checked(gate: Gate) -> Tunable:
-    """A gate as a `Tunable`; one that is not of the suite is checked, see `check`."""
+    """A gate of one ratio as a `Tunable`; one that is not of the suite is checked, see `check`.
+
+    Raises:
+      ValueError: it is of the suite, and of two ratios; or as `check`.
+    """
     gate = as_tunable(gate)
+    if is_of_suite(gate.function) and is_dual(gate):
+        raise ValueError(
+            "a gate of two ratios, which is for language models: expected one of "
+            "(log_ratio, advantage)"
+        )
     traced = any(isinstance(number, jax.core.Tracer) for number in jax.tree.leaves(gate.numbers))
     return gate if traced or is_of_suite(gate.function) else check(gate)
 

@@ -115,7 +115,8 @@ class Network(NamedTuple):
         if self.recurrence is None:
             return None
         shape = (*batch_shape, self.recurrence.size)
-        return {name: jnp.zeros(shape) for name in ("actor", "critic")}  # each may be donated
+        # An array each: it may be donated.
+        return {name: jnp.zeros(shape, jnp.float32) for name in ("actor", "critic")}
 
 
 def forget(memory: Any, where: Array) -> Any:

@@ -55,6 +55,8 @@ def include(moments: Moments, values: Array) -> Moments:
 
     Source: Chan, Golub and LeVeque, 1983.
     """
+    # The squares of half-precision numbers soon leave their range.
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     count = jnp.float32(values.shape[0])
     mean = jnp.mean(values, axis=0)
     squares = jnp.sum(jnp.square(values - mean), axis=0)

@@ -273,13 +273,19 @@ def describe(
     return About(
         env.name,
         of_each(tuple, env.observation_shape),
-        of_each(lambda dtype: np.dtype(dtype).name, observation_dtype),
+        of_each(_dtype_name, observation_dtype),
         policy_file.space_to_json(env.action_space),
         agent.learner.network.config,
         tuple(seeds),
         updates,
         agent.learner.network.torso,
     )
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Its name; of a float that NumPy alone does not know, such as bfloat16, that of float32."""
+    dtype = np.dtype(dtype)
+    return "float32" if dtype.kind == "V" else dtype.name
 
 
 def pack(about: About, learner: acting.Actor) -> bytes:

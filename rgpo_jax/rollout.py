@@ -160,9 +160,9 @@ def collect(
         episode_return = state.episode_return + timestep.reward
         episode_length = state.episode_length + 1
         totals = EpisodeTotals(
-            totals.episodes + jnp.sum(done),
+            totals.episodes + jnp.sum(done, dtype=jnp.int32),
             totals.returns + jnp.sum(jnp.where(done, episode_return, 0.0)),
-            totals.lengths + jnp.sum(jnp.where(done, episode_length, 0)),
+            totals.lengths + jnp.sum(jnp.where(done, episode_length, 0), dtype=jnp.int32),
         )
         step_record = Trajectory(
             observation=state.observation,

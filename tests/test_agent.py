@@ -19,7 +19,8 @@ from probes import (
 )
 
 import agents
-from rgpo_jax import acting, rollout, train
+import envs
+from rgpo_jax import acting, keys, rollout, train
 
 # Those that learn in ways of their own: PPO and REINFORCE differ from RGPO in the gate alone.
 LEARNERS = ("rgpo", "trpo", "awr")
@@ -329,6 +330,36 @@ def test_a_states_memory_may_be_donated_and_the_agents_stays():
     learner_state = agent.learner.init(jax.random.key(1), agent.learner.hyperparameters)
     jax.tree.map(lambda x: x.delete(), learner_state.hyperparameters)
     assert not any(x.is_deleted() for x in jax.tree.leaves(agent.learner.hyperparameters))
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"network": "gru"}),
+        ("Pendulum-v1", {"normalize_observations": True, "normalize_rewards": True}),
+    ],
+)
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_a_step_gives_the_types_that_it_takes_in_float64_too(name, env, settings, float64):
+    agent = agents.load(name).make(envs.make(env), agents.load(name).Config(**settings))
+    before = jax.eval_shape(agent.init, jax.random.key(0))
+    after, _ = jax.eval_shape(agent.step, before)
+    types = [[(x.shape, x.dtype) for x in jax.tree.leaves(state)] for state in (before, after)]
+    assert types[0] == types[1]
+
+
+def test_libraries_that_split_raw_keys_are_given_such_a_one():
+    typed, other, rbg = (
+        jax.random.key(seed, impl=kind) for seed, kind in ((0, None), (1, "rbg"), (2, "rbg"))
+    )
+    assert (keys.as_raw(typed) == jax.random.key_data(typed)).all()
+    given = [keys.as_raw(key) for key in (other, rbg)]
+    assert [x.shape for x in given] == [(2,), (2,)] and (given[0] != given[1]).any()
+    jax.random.split(given[0])
+    with jax.default_prng_impl("rbg"):
+        assert (keys.as_raw(rbg) == jax.random.key_data(rbg)).all()
+        jax.random.split(keys.as_raw(typed))
 
 
 def test_an_old_styled_key_begins_the_same_run():

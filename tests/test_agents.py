@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from setting_probes import NUMBERS, OPTIONS
@@ -40,7 +41,7 @@ def test_agent_loads(name):
 
 def test_an_agent_is_a_gate_or_a_file():
     files = {path.stem for path in pathlib.Path(agents.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "__main__", "gated"} == set(agents.OTHER_AGENTS)
+    assert files - {"__init__", "__main__", "families", "gated"} == set(agents.OTHER_AGENTS)
     assert len(set(agents.NAMES)) == len(agents.NAMES)
 
 
@@ -168,6 +169,16 @@ def test_gate_agents_share_all_other_defaults(name):
 def test_other_agents_have_the_gate_of_their_weight(name, gate):
     module = agents.load(name)
     assert module.gate(module.Config()) == gate
+
+
+def test_what_cannot_make_an_agent_is_refused_where_it_is_made():
+    env = SimpleNamespace(name="none")
+    with pytest.raises(TypeError, match=r"config of agents.ppo: expected agents.rgpo.Config"):
+        agents.rgpo.make(env, agents.ppo.Config())
+    with pytest.raises(TypeError, match=r"config of agents.ppo: expected agents.trpo.Config"):
+        agents.load("trpo").make(env, agents.ppo.Config(), gate=gates.rgpo())
+    with pytest.raises(ValueError, match="a gate of two ratios, which is for language models"):
+        gates.checked(gates.dual_min())
 
 
 def test_a2c_looks_at_a_batch_once():

@@ -42,6 +42,16 @@ def test_many_batches_lose_nothing():
     np.testing.assert_allclose(moments.variance, [values.astype(np.float64).var()], rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int8, jnp.uint8])
+def test_moments_of_coarse_numbers_are_not_coarse(dtype):
+    """In float16 512 squares of 12 are beyond its range, and in int8 two of 12."""
+    values = (12 * jax.random.normal(jax.random.key(0), (512, 1))).astype(dtype)
+    moments = functools.reduce(normalization.include, [values] * 50, normalization.empty((1,)))
+    exact = np.asarray(values).astype(np.float64)
+    np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(moments.variance, exact.var(axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7e6, 1e-30])
 def test_what_does_not_vary_is_only_shifted(constant):
     values = jnp.full((100, 1), constant, jnp.float32)

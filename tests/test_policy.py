@@ -22,7 +22,7 @@ from experiments import export as program
 from experiments.training import trained
 from rgpo_jax import networks, normalization, onnx_graph, policy_file, rollout
 from rgpo_jax.agent import AgentState
-from rgpo_jax.environment import Box, Discrete, MultiDiscrete, Spaces
+from rgpo_jax.environment import Box, Discrete, MultiDiscrete, Spaces, TimeStep
 from rgpo_jax.policy_file import PolicyError
 
 ROOT = Path(__file__).parents[1]
@@ -294,6 +294,30 @@ def test_what_is_none_is_refused(saved, tmp_path, how, message):
     with pytest.raises(PolicyError, match=re.escape(message)) as refused:
         rgpo_jax.load(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_observations_in_bfloat16_may_be_given_as_float32(tmp_path):
+    class Line:
+        name = "Line"
+        observation_shape = (2,)
+        action_space = Discrete(3)
+        max_episode_steps = 5
+
+        def reset(self, key):
+            observation = jax.random.normal(key, (2,), jnp.bfloat16)
+            return observation, observation
+
+        def step(self, key, state, action):
+            no = jnp.bool_(False)
+            return state, TimeStep(state, jnp.float32(0.0), no, no, state)
+
+    agent = ppo.make(Line())
+    state = trained_state(agent)
+    rgpo_jax.save(tmp_path, agent, state)
+    observation = jnp.array([0.5, -1.25], jnp.bfloat16)
+    for given in (observation, np.asarray(observation, np.float32)):
+        acted = rgpo_jax.load(tmp_path).act(given)
+        assert acted == agent.act(state, observation)
 
 
 def test_half_precision_is_not_for_onnx(tmp_path):

@@ -61,7 +61,8 @@ def targets_of(
     """
     import numpy as np
 
-    from rgpo_jax.language import learner, pair_targets, targets
+    from rgpo_jax import gates
+    from rgpo_jax.language import pair_targets, targets
     from rgpo_jax.language.world import all_log_probs
 
     assert world.enumeration is not None
@@ -81,7 +82,7 @@ def targets_of(
         if plan.is_zeroth or not targets.has_sequence_targets(plan.config, world.policy.max_tokens):
             return None
         gate = agent.learner.hyperparameters.gate
-        dual = learner.is_dual(gate)
+        dual = gates.is_dual(gate)
         return targets.stationary_policy(plan.config, gate, dual, reference_of(plan), reward)
 
     return [of_one(plan, agent) for plan, agent in zip(plans, agents, strict=True)]

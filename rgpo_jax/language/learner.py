@@ -1,6 +1,5 @@
 """The update step of answers: advantages, then the same descent over minibatches as control's."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgpo_jax import descent, diagnostics, keys, schedules
+from rgpo_jax import descent, diagnostics, gates, keys, schedules
 from rgpo_jax.gates import Gate
 from rgpo_jax.language import objective, samples
 from rgpo_jax.language.config import Config
@@ -78,11 +77,6 @@ def initializer(
     return init
 
 
-def is_dual(gate: Tunable) -> bool:
-    """Whether a gate is one of two ratios: it has an argument `log_ratio_ref`."""
-    return "log_ratio_ref" in inspect.signature(gate.function).parameters
-
-
 def _has_critic(config: Config) -> bool:
     return config.baseline == "value"
 
@@ -125,7 +119,7 @@ def _loss(policy: Policy, config: Config, state: LearnerState, frozen: Any) -> d
         total = objective.policy_loss(
             config,
             hyperparameters.gate,
-            is_dual(hyperparameters.gate),
+            gates.is_dual(hyperparameters.gate),
             parts,
             state.kl_coefficient,
             constant,
@@ -153,7 +147,7 @@ def _gate_metrics(gate: Tunable, parts: objective.Terms, steps: descent.Gradient
         parts.log_ratio.ravel(),
         jnp.where(parts.mask, parts.advantage, 1.0).ravel(),
         steps.terms["log_ratio"],
-        parts.log_ratio_ref.ravel() if is_dual(gate) else None,
+        parts.log_ratio_ref.ravel() if gates.is_dual(gate) else None,
         parts.mask.ravel(),
         steps.terms["mask"],
     )
