@@ -15,13 +15,20 @@ PROGRAMS = {
     "sweep": "train many agents on many environments with many settings",
     "tune": "search settings",
     "align": "train language models from rewards or preferences",
+    "align.reward": "learn a reward from pairs of answers",
+    "align.make_pairs": "make pairs of a model's own answers",
+    "align.show": "set answers of several language models side by side",
+    "align.at_equal_kl": "compare alignment methods at equal KL",
+    "align.compare": "hold alignment methods against the exact frontier",
+    "align.collect": "take runs of language models into one table",
+    "align.export": "save a trained language model as Hugging Face lays one out",
     "report": "show runs: scores with intervals, curves",
     "evaluate": "score the policies of a run over many episodes",
     "play": "play episodes of a trained policy, and make a film of them",
     "export": "take a policy away, as NumPy, ONNX or StableHLO",
     "theory": "check the theory of the gates",
     "benchmark": "measure speed",
-    "reproduction": "repeat the paper's table",
+    "reproduction": "judge the paper's claims by stored runs",
 }
 _HELP = ("-h", "--help")
 

@@ -161,7 +161,8 @@ def train(
     """Trains seeds side by side, and calls back between chunks of updates.
 
         states = jax.vmap(agent.init)(jax.random.split(key, 8))
-        states = train(agent, states, 100, lambda moment: moment.metrics["kl"].max() > 1.0, 10)
+        is_far = lambda moment: moment.metrics["approx_kl"].max() > 1.0
+        states = train(agent, states, 100, is_far, every=10)
 
     A callback sees numbers and changes none: chunks of all sizes give the same states, to the bit.
     Called again with the same agent it goes on without compiling anew.

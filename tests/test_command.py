@@ -47,7 +47,7 @@ def test_packages_say_that_they_have_types():
 
 def test_every_program_is_there():
     for name in command.PROGRAMS:
-        found = ROOT / "experiments" / name
+        found = (ROOT / "experiments").joinpath(*name.split("."))
         assert (found / "__main__.py").exists() or found.with_suffix(".py").exists()
 
 

@@ -36,8 +36,8 @@ class RunOptions(Checked):
     --num-updates of a language model). All is kept; the learning rate is that of a run which was so
     long from the start."""
     checkpoint_every: Annotated[NonNegative | None, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    """Seconds between two checkpoints, of which the newest three are kept, or as many as it takes
-    for them to cost under 2 percent; 0 makes one at every line of metrics, None only the last."""
+    """Seconds between two checkpoints, or more, as many as it takes for them to cost under 2
+    percent; the newest three are kept. 0 makes one at every line of metrics, None only the last."""
     keep_best: bool = False
     """Keep in checkpoints, beside each seed's newest policy, that of its best evaluation so far:
     play --which best. Its score is the best of many and flatters it; episodes of play are fresh."""

@@ -102,7 +102,7 @@ def _assemble(
             gate = agents.load(options.gate).gate(config)
     parts = {} if network is None else {"network": network}
     with _naming_agent(options):
-        agent = own.agent(options.agent).make(env, config, gate, axis_name, **parts)
+        agent = own.agent(options.agent).make(env, config, gate, axis_name=axis_name, **parts)
     own.check(options.agent, agent, config)
     return agent
 
