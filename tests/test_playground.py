@@ -20,7 +20,6 @@ from probes import records
 import envs
 from agents import families, rgpo
 from experiments import run
-from rgpo_jax import train
 from rgpo_jax.environment import restart_where_done
 from rgpo_jax.importing import install_hint
 
@@ -131,7 +130,7 @@ def test_every_locomotion_task_loads(name, robots):
 @pytest.mark.parametrize(
     "name", [PENDULUM, pytest.param("playground/CheetahRun", marks=pytest.mark.slow)]
 )
-def test_follows_playground_step_by_step(name):
+def test_follows_playground_step_by_step(name, capfd):
     # Under vmap and scan on our side, one instance and a Python loop on the other.
     actions = random_actions(name)
     reset, scan = programs(name)
@@ -147,6 +146,7 @@ def test_follows_playground_step_by_step(name):
         np.testing.assert_allclose(timestep.reward[t, 1], state.reward, rtol=1e-3, atol=1e-4)
         assert timestep.terminated[t, 1] == (state.done == 1)
     np.testing.assert_array_equal(timestep.observation, timestep.final_observation)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_time_limit_truncates_and_does_not_terminate():
@@ -377,20 +377,11 @@ def test_import_and_load_are_silent_and_leave_no_file(tmp_path):
 
 
 def test_a_run_says_nothing_of_playground_and_leaves_no_file(tmp_path, monkeypatch, capfd):
-    made, env = [], make(PENDULUM)
+    """Of a robot without physics; an agent trains on a task's own in the slow test above."""
+    from envs.playground_adapter import PlaygroundEnvironment
+
+    made, env = [], PlaygroundEnvironment(PENDULUM, Robot(), LIMIT)
     monkeypatch.setattr(envs, "make", lambda name, **kw: made.append((name, kw)) or env)
-    evaluation = train.make_evaluation
-
-    def traced(agent, num_episodes, deterministic):
-        """An evaluation that fits the physics, which training has compiled, and plays nothing."""
-
-        def evaluate(*args):
-            shapes = jax.eval_shape(evaluation(agent, num_episodes, deterministic), *args)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        return evaluate
-
-    monkeypatch.setattr(train, "make_evaluation", traced)
     monkeypatch.chdir(tmp_path)
     assert run.main(["--env", PENDULUM, *TINY, "--num-seeds", "2", "--out", "run"]) == 0
     assert made == [(PENDULUM, {"max_episode_steps": LIMIT})]
