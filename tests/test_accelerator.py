@@ -25,11 +25,31 @@ TINY = accelerator.Sizes(
     environments=(("Pendulum-v1", 4, {}),),
     language=(4, 4, 4),
 )
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
 QUICK = ("--device", "cpu", "--seconds", "0.01", "--repeats", "2")
+
+
+# Whose updates are traced and not compiled: tests of each do that.
+TRACED = ("plain_training.<locals>.step", "language.<locals>.update")
 
 
 def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, capsys, monkeypatch):
     train, trained, asked = accelerator_parts.training, [], []
+    compile_loop, traced = roofline.compile_loop, []
+
+    def compile_or_trace(step, state, steps):
+        """Of an update that goes on from its own state, the first agents' program is timed."""
+        if step.__qualname__ not in TRACED:
+            return compile_loop(step, state, steps)
+        assert types(jax.eval_shape(step, state)[0]) == types(state)
+        traced.append(step.__qualname__)
+        _, program, work = trained[0]
+        return dataclasses.replace(program, steps=steps), work
 
     def train_once(bench, env, config, count=1, **params):
         """The program of the first agents is compiled, and timed in the place of the others."""
@@ -41,6 +61,7 @@ def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, cap
     one_layer = dataclasses.replace(language_parts.TINY, num_layers=1)
     monkeypatch.setattr(language_parts, "TINY", one_layer)
     monkeypatch.setattr(accelerator_parts, "training", train_once)
+    monkeypatch.setattr(roofline, "compile_loop", compile_or_trace)
     out = tmp_path / "cpu.json"
     assert accelerator.main([*QUICK, "--out", str(out)], TINY) == 0
     content = json.loads(out.read_text())
@@ -66,6 +87,7 @@ def test_the_suite_measures_every_part_and_writes_json_and_a_table(tmp_path, cap
         assert row["share_of_bandwidth"] > 0
     assert ours["matrix_flops"] > 0 == noise["matrix_flops"]
     assert asked == [("CartPole-v1", 4, 2)] * 2 + [("Pendulum-v1", 4, 1)]
+    assert traced == list(TRACED)
     assert 0 < len(parts["kernels"]["longest"]) <= 20
 
     table = out.with_suffix(".md").read_text()

@@ -5,10 +5,13 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from workers import WorkersHere, ask_here
 
 from experiments.sweep import launchers, probing
+from rgpo_jax import train
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["own", "tutorials/sweep_to_report"]
@@ -16,8 +19,7 @@ PAGES = ["own", "tutorials/sweep_to_report"]
 SHORT = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--num-seeds", "1"]
 SHORT += ["--total-steps", "32", "--eval-episodes", "1", "--reset-pool-size", "2"]
 SHORT += ["--num-epochs", "1", "--hidden-sizes", "8"]
-# Of reports, the one that is shown with a flag draws figures; a process of its own would play
-# each task.
+# Figures are those of any run; a process of its own would play each task.
 FEW = {"run": SHORT, "sweep": SHORT, "report": ["--no-episodes", "--no-figures"]}
 SMALL = {  # files of which a part shows what the whole does
     "sweep.yaml": [("[rgpo, ppo]", "[rgpo]"), ("[0.5, 1.0, 2.0]", "[2.0]")],
@@ -41,11 +43,26 @@ def workers_here(monkeypatch, programs_are_kept):
     monkeypatch.setattr(probing, "ask", ask_here)
 
 
+@pytest.fixture
+def evaluations_fit(monkeypatch):
+    """An evaluation is traced with what training has made, and plays nothing: others play."""
+    make = train.make_evaluation
+
+    def traced(*what):
+        def evaluate(*args):
+            shapes = jax.eval_shape(make(*what), *args)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return evaluate
+
+    monkeypatch.setattr(train, "make_evaluation", traced)
+
+
 def shell(line, capfd):
     """Runs a command here: a process of its own, as in test_command, would load JAX each time."""
     name, *args = shlex.split(line)
     assert name == "rgpo"
-    short = [] if {"--resume", "--no-episodes"} & set(args) else FEW.get(args[0], [])
+    short = [] if "--resume" in args else FEW.get(args[0], [])
     program = importlib.import_module(f"experiments.{args[0]}")
     if not hasattr(program, "main"):  # a package
         program = importlib.import_module(f"experiments.{args[0]}.__main__")
@@ -56,8 +73,9 @@ def shell(line, capfd):
     assert status in (0, None), f"{line}\n{capfd.readouterr()}"
 
 
+@pytest.mark.usefixtures("workers_here", "evaluations_fit", "curves_are_drawn_once")
 @pytest.mark.parametrize("page", PAGES)
-def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, capfd, workers_here):
+def test_what_the_page_shows_runs(page, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {}
