@@ -34,17 +34,19 @@ def episodes(whole, tmp_path_factory):
 
 
 def test_each_episode_is_that_of_the_policy_whatever_runs_side_by_side(
-    whole, tmp_path, monkeypatch, capsys
+    whole, episodes, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(evaluate, "_AT_A_TIME", 2)
-    found = evaluated(whole, tmp_path / "all.json")
+    found = evaluated(whole, tmp_path / "all.json", "--episode-seed", "1")
+    assert (found["episode_seed"], episodes["episode_seed"]) == (1, 0)
+    assert found["returns"] != episodes["returns"]
     loaded = trained.load(str(whole), "--run")
-    episodes = jax.vmap(train.make_evaluation(loaded.agent, 2, True), in_axes=(0, None))
-    key = jax.random.fold_in(jax.random.key(0), evaluate._STREAM)
+    two = jax.vmap(train.make_evaluation(loaded.agent, 2, True), in_axes=(0, None))
+    key = jax.random.fold_in(jax.random.key(1), evaluate._STREAM)
     returns = []
     for _ in range(3):
         key, own = jax.random.split(key)
-        returns.append(jax.jit(episodes)(loaded.learners, own)[0])
+        returns.append(jax.jit(two)(loaded.learners, own)[0])
     np.testing.assert_array_equal(found["returns"], np.concatenate(returns, axis=1)[:, :5])
     assert found["returns"] == found["lengths"]  # a step pays 1
     assert np.shape(found["returns"]) == (2, 5)
@@ -60,14 +62,9 @@ def test_each_episode_is_that_of_the_policy_whatever_runs_side_by_side(
     assert "of the means of 2 seeds" in said
 
 
-def test_episodes_are_repeated_and_others_are_drawn(whole, episodes, tmp_path):
-    path = tmp_path / "episodes.json"
-    one, again = episodes, evaluated(whole, path)
-    other = evaluated(whole, path, "--episode-seed", "1")
-    sampled = evaluated(whole, path, "--stochastic")
-    assert one == again
-    assert one["returns"] != other["returns"]
-    assert one["returns"] != sampled["returns"]
+def test_actions_may_be_sampled(whole, episodes, tmp_path):
+    sampled = evaluated(whole, tmp_path / "episodes.json", "--stochastic")
+    assert sampled["returns"] != episodes["returns"]
     assert sampled["manner"] == "stochastic"
 
 
