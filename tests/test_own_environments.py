@@ -31,6 +31,7 @@ from rgpo_jax.environment import HostEnvironment
 WORLDS = Path(__file__).parent / "data" / "own_worlds.py"
 SMALL = ["--num-envs", "4", "--num-steps", "8", "--num-minibatches", "1"]
 SMALL += ["--hidden-sizes", "8", "--eval-episodes", "2"]
+pytestmark = pytest.mark.usefixtures("curves_are_drawn_once")
 
 
 @pytest.fixture(scope="module")
@@ -329,11 +330,11 @@ def test_a_nan_by_a_parameter_of_the_suites_own_is_found():
     assert found == "environment Pendulum-v1: reward of step 1 is NaN or infinite"
 
 
-def test_what_a_librarys_own_class_broke_is_told(tmp_path, capsys):
-    args = ["--env", "own_worlds:BrokenBandit", "--agent", "ppo", "--total-steps", "64", *SMALL]
-    assert run.main([*args, "--out", str(tmp_path / "run")]) == 3
-    said = capsys.readouterr().out
-    assert "environment own_worlds:BrokenBandit: reward of step 1 is NaN or infinite" in said
+def test_what_a_librarys_own_class_broke_is_found():
+    env = envs.make("own_worlds:BrokenBandit")
+    assert not inspection.is_known(env)
+    found = inspection.find_nonfinite(env, jax.random.key(0), num_envs=2, num_steps=8)
+    assert found == "environment own_worlds:BrokenBandit: reward of step 1 is NaN or infinite"
 
 
 def test_a_sweep_goes_through_parameters(tmp_path, monkeypatch):

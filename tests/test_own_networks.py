@@ -25,6 +25,7 @@ from rgpo_jax.environment import Box, Discrete
 WORLDS = Path(__file__).parent / "data" / "own_worlds.py"
 SMALL = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "1", "--total-steps", "64"]
 SMALL += ["--eval-episodes", "1", "--agent", "ppo"]
+pytestmark = pytest.mark.usefixtures("curves_are_drawn_once")
 
 
 @pytest.fixture(autouse=True)
