@@ -67,13 +67,13 @@ def test_an_environment_of_ones_own_is_learnt(printed):
 
 
 def test_domain_randomisation_runs(printed):
-    """What it leads to, the slow test below holds."""
-    small = [("SEEDS = 4", "SEEDS = 2"), ("0.25, 0.5, 1.0, 2.0, 4.0", "2.0,")]
+    """Of the two policies that of drawn poles; what it leads to, the slow test below holds."""
+    drawn = ("""        "length 0.5": make("CartPole-v1"),\n""", "")
+    small = [drawn, ("SEEDS = 4", "SEEDS = 2"), ("0.25, 0.5, 1.0, 2.0, 4.0", "2.0,")]
     short = [("total_steps=300_000", "total_steps=4096"), ("num_episodes=32", "num_episodes=1")]
-    lines = np.array(printed("randomized", *small, *short))
-    assert lines.shape == (2, 3)
-    assert (lines[:, 1] <= lines[:, 0]).all() and (lines[:, 0] <= lines[:, 2]).all()
-    assert not np.array_equal(*lines)
+    (line,) = printed("randomized", *small, *short)
+    median, worst, best = line
+    assert 0 < worst <= median <= best
 
 
 @pytest.mark.slow

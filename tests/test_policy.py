@@ -56,13 +56,18 @@ SUITE = ["rgpo_jax", "agents", "envs", "experiments"]
 
 def trained_state(agent, seed=0):
     """A learner whose parameters and statistics are none of those that it starts with."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    state = agent.learner.init(keys[0], agent.learner.hyperparameters)
-    moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(keys[1], x.shape), state.params)
-    moments = state.observation_moments
-    if moments is not None:
-        moments = normalization.by_part(lambda before, _: saw(before, keys[2]), moments, moments)
-    return state._replace(params=moved, observation_moments=moments)
+
+    @jax.jit
+    def make(key):
+        keys = jax.random.split(key, 3)
+        state = agent.learner.init(keys[0], agent.learner.hyperparameters)
+        moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(keys[1], x.shape), state.params)
+        moments = state.observation_moments
+        if moments is not None:
+            moments = normalization.by_part(lambda old, _: saw(old, keys[2]), moments, moments)
+        return state._replace(params=moved, observation_moments=moments)
+
+    return make(jax.random.key(seed))
 
 
 def saw(moments, key):
@@ -109,11 +114,11 @@ def recurrent(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_acts_as_its_agent(saved, kind):
     agent, state, seen, folder = saved(kind)
-    policy, key = rgpo_jax.load(folder), jax.random.key(3)
+    policy, key, act = rgpo_jax.load(folder), jax.random.key(3), jax.jit(agent.act)
     mode, sample = policy.act(seen), policy.act(seen, key)
     assert type(mode) is np.ndarray
-    np.testing.assert_allclose(mode, agent.act(state, seen), **FLOAT_ERROR)
-    np.testing.assert_allclose(sample, agent.act(state, seen, key), **FLOAT_ERROR)
+    np.testing.assert_allclose(mode, act(state, seen), **FLOAT_ERROR)
+    np.testing.assert_allclose(sample, act(state, seen, key), **FLOAT_ERROR)
     assert not np.array_equal(mode, sample)
     np.testing.assert_allclose(
         policy.act(jax.tree.map(lambda x: x[0], seen)), mode[0], **FLOAT_ERROR

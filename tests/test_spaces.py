@@ -318,9 +318,9 @@ def digits(programs_are_kept, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("digits") / "run"
     flags = ["--checkpoint-every", "0", "--normalize-observations"]
-    flags += ["--log-every", "4096", "--eval-every", "4096"]
+    flags += ["--log-every", "2048", "--eval-every", "2048"]
     with killed_in(loop.Training, "_write_summaries"):
-        trained(folder, "gymnasium/Digits-v0", 8192, *flags)
+        trained(folder, "gymnasium/Digits-v0", 4096, *flags)
     assert not (folder / "summary.json").exists()
     assert run.main(["--out", str(folder), "--resume"]) == 0
     return folder
@@ -352,7 +352,7 @@ def test_a_discrete_action_starts_where_the_environments_does():
 
 def test_an_image_and_a_vector_are_learnt_from_together(tmp_path):
     # Who sees one of them, or neither, has 4.
-    assert trained(tmp_path / "run", "gymnasium/Lamp-v0", 8192) == 0
+    assert trained(tmp_path / "run", "gymnasium/Lamp-v0", 4096) == 0
     assert final_return(tmp_path / "run") >= 7.5
 
 

@@ -74,7 +74,22 @@ def few_gates():
 
 
 @pytest.fixture(scope="module")
-def written(few_gates, tmp_path_factory):
+def pictures_are_drawn_once():
+    """Of figures as files the first is drawn, and is that of the others; the page has them all."""
+    png, drawn = drawing.png, []
+
+    def first(figure):
+        if not drawn:
+            drawn.append(png(figure))
+        return drawn[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "png", first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(few_gates, pictures_are_drawn_once, tmp_path_factory):
     out = tmp_path_factory.mktemp("theory") / "out"
     assert program.main(["--out", str(out), *SMALL]) == 0
     return out
