@@ -1,12 +1,9 @@
 """Environments of a user's own, by name, with parameters: run, resume, sweep, play, report."""
 
-import contextlib
 import importlib
-import io
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import gymnasium
@@ -15,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from workers import WorkersHere
+from workers import WorkersHere, refused_here
 
 import envs
 from agents import ppo
@@ -23,7 +20,7 @@ from experiments import run
 from experiments.plan.reading import read_plan
 from experiments.play import __main__ as play
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import launchers, probing, worker
+from experiments.sweep import launchers, probing
 from experiments.training import building
 from rgpo_jax import inspection
 from rgpo_jax.environment import HostEnvironment
@@ -355,12 +352,6 @@ def test_a_sweep_goes_through_parameters(tmp_path, monkeypatch):
 
 
 def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, monkeypatch, capsys):
-    def ask_here(flag, cells, options):
-        worker.write_spec(tmp_path / "asked.json", tmp_path, cells, options)
-        with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as left:
-            worker.main([str(tmp_path / "asked.json"), flag])
-        return subprocess.CompletedProcess([], left.value.code, "", said.getvalue())
-
     file = tmp_path / "sweep.yaml"
     file.write_text("envs: [CartPole-v1]\nenv_kwargs: {lenght: [0.5, 2.0]}\n")
     out = tmp_path / "sweep"
@@ -370,7 +361,7 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, monkeypatc
     said = capsys.readouterr().err
     assert "--env-kwargs lenght=0.5: CartPole-v1 has no parameter 'lenght'" in said
     assert said.startswith("error: --env") and said.count("\n") == 1
-    monkeypatch.setattr(probing, "ask", ask_here)
+    monkeypatch.setattr(probing, "ask", refused_here)
     file.write_text("network: [mlp, atari]\n")  # of pictures
     with pytest.raises(SystemExit) as exit_:
         sweep.main(["--file", str(file), "--out", str(out), *SMALL])

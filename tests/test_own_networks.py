@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from workers import refused_here
 
 import envs
 import rgpo_jax
 from agents import ppo
 from experiments import export, run
 from experiments.plan.reading import read_plan
+from experiments.sweep import probing
 from experiments.sweep.__main__ import main as sweep_main
 from experiments.training import building
 from experiments.tune.__main__ import main as tune_main
@@ -118,7 +120,7 @@ def test_a_torso_of_ones_own_is_not_taken_for_the_suites(network, tmp_path):
 def test_the_critic_may_have_widths_of_its_own():
     config = ppo.Config(hidden_sizes=(8, 4), critic_hidden_sizes=(32,))
     network = networks.make((3,), Box((2,), (-1.0, -1.0), (1.0, 1.0)), config)
-    params = network.init(jax.random.key(0))
+    params = jax.eval_shape(network.init, jax.random.key(0))
 
     def widths(tree):
         return sorted(x.shape for x in jax.tree.leaves(tree) if x.ndim == 2)
@@ -204,7 +206,8 @@ def test_a_sweeps_or_a_searchs_file_does_not_run_code_unasked(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_refuses_a_wrong_network_before_it_begins(tmp_path, capsys):
+def test_a_sweep_refuses_a_wrong_network_before_it_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probing, "ask", refused_here)
     (tmp_path / "file.yaml").write_text("network: [mlp, 'own_worlds:no_net']\n")
     with pytest.raises(SystemExit) as exit_:
         sweep_main(["--file", "file.yaml", "--trust-code", "--out", "out", *SMALL[:-2]])

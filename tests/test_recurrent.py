@@ -13,6 +13,7 @@ from probes import Recall
 import agents
 from experiments.training import devices
 from rgpo_jax import advantages, networks, rollout, samples, shuffle, train
+from rgpo_jax.agent import AgentState
 from rgpo_jax.config import Config, ConfigError
 from rgpo_jax.environment import Box, Discrete
 from rgpo_jax.networks import Sequence
@@ -285,10 +286,14 @@ def test_trpo_keeps_to_its_trust_region_with_a_memory_too():
 def test_continuous_actions_have_a_memory_too():
     config = Config(**SETTINGS, policy="tanh_normal", state_dependent_std=True)
     network = networks.make((2,), Box((3,), (-1.0,) * 3, (1.0,) * 3), config)
-    params = network.init(jax.random.key(0))
-    memory = network.initial_memory(B)
-    policy, memory = network.recurrence.step(params, jnp.ones((B, 2)), memory)
-    assert policy.sample(jax.random.key(1)).shape == (B, 3)
+
+    def act(key):
+        before = network.initial_memory(B)
+        policy, after = network.recurrence.step(network.init(key), jnp.ones((B, 2)), before)
+        return policy.sample(key), after
+
+    action, memory = jax.eval_shape(act, jax.random.key(0))
+    assert action.shape == (B, 3)
     assert {name: m.shape for name, m in memory.items()} == {"actor": (B, H), "critic": (B, H)}
 
 
@@ -328,7 +333,7 @@ def test_layouts_share_out_whole_sequences():
 
 def test_acting_takes_the_memory_and_gives_the_next():
     agent, learner, records = two_rollouts()
-    state = agent.init(jax.random.key(0))._replace(learner=learner)
+    state = AgentState(learner, rollout=None, key=jax.random.key(0))
     observation = records[0][1].observation
     memory = agent.initial_memory(B)
     for t in range(3):  # an episode
@@ -368,7 +373,7 @@ def test_environments_must_divide_into_minibatches():
     agent = make(num_minibatches=2)
     three = jax.tree.map(lambda x: x[:, :3], records[0][1])
     with pytest.raises(ValueError, match="3 samples do not divide into num_minibatches"):
-        agent.learner.update(learner, three)
+        jax.eval_shape(agent.learner.update, learner, three)
 
 
 def test_what_does_not_work_is_refused():

@@ -16,9 +16,9 @@ def test_every_number_comes_once(n):
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
-@pytest.mark.parametrize("n", [256, 300])
-def test_places_and_pairs_of_places_are_uniform(n):
-    draws = 10_000
+# With two rounds in the place of eight both fail.
+@pytest.mark.parametrize(("n", "draws"), [(256, 20_000), (300, 5_000)])
+def test_places_and_pairs_of_places_are_uniform(n, draws):
     keys = jax.random.split(jax.random.key(1), draws)
     orders = np.asarray(jax.jit(jax.vmap(lambda key: permutation(key, n)))(keys))
     for place in (0, 1, n // 2, n - 1):

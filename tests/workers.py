@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from experiments.sweep import launchers, worker
 
 
@@ -43,3 +45,13 @@ def ask_here(flag, cells, options):
         worker.write_spec(spec, Path(folder), cells, options)
         status = worker.main([str(spec), flag])
     return subprocess.CompletedProcess([], status, said.getvalue(), "")
+
+
+def refused_here(flag, cells, options):
+    """What a worker of its own process answers to cells that it refuses."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as said:
+        spec = Path(folder) / "asked.json"
+        worker.write_spec(spec, Path(folder), cells, options)
+        with pytest.raises(SystemExit) as left:
+            worker.main([str(spec), flag])
+    return subprocess.CompletedProcess([], left.value.code, "", said.getvalue())
