@@ -32,7 +32,7 @@ RECORDED = {  # what every method logs of an update
 EVALUATED = {"reward", "kl_ref", "entropy", "target_distance"}
 
 
-pytestmark = pytest.mark.usefixtures("programs_are_kept")
+pytestmark = pytest.mark.usefixtures("programs_are_kept", "curves_are_drawn_once")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_seeds_side_by_side_are_those_alone(whole, tmp_path):
                     assert ours[name][place] == expected, name
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("world", ["bandit", "tree"])
 def test_another_problem_has_other_numbers(world):
     first, same, other = (
@@ -237,6 +238,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch, capsys):
 NO_TARGET = "no interior target: without a KL term the policy goes to the best answers"
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_every_row_says_whether_it_has_a_target(method):
     plan = read_plan(["--method", method])

@@ -166,7 +166,7 @@ def test_two_runs_cannot_take_the_same_folder(tmp_path):
 
 def test_a_run_that_breaks_says_where_and_keeps_what_it_has(tmp_path, capsys):
     folder = tmp_path / "broken"
-    assert run.main([*TINY, "--learning-rate", "1e38", "--out", str(folder)]) == 3
+    assert run.main([*TINY, "--agent", "ppo", "--learning-rate", "1e38", "--out", str(folder)]) == 3
     said = capsys.readouterr().out
     assert "seed 5 at update 0" in said
     assert "seed 6 at update 0" in said
@@ -183,7 +183,7 @@ def test_no_line_counts_compiling(finished):
 
 @pytest.mark.alike
 def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, capsys):
-    args = [*TINY, "--out", str(tmp_path / "start")]
+    args = [*TINY, "--agent", "ppo", "--out", str(tmp_path / "start")]
     assert run.main(args) == 0
     load = trained.load_start
 
@@ -194,7 +194,7 @@ def test_where_one_seed_breaks_the_others_are_finished(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(trained, "load_start", broken)
     folder = tmp_path / "broken"
-    args = [*TINY, "--init-from", str(tmp_path / "start"), "--out", str(folder)]
+    args = [*TINY, "--agent", "ppo", "--init-from", str(tmp_path / "start"), "--out", str(folder)]
     assert run.main(args) == 3
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["broken"] == [{"seed": 5, "update": 0}]
