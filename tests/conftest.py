@@ -39,8 +39,8 @@ _SLOW_FIRST = (
     *("language_policy", "language_decoder", "language_methods", "align_text", "sweep_align"),
     *("docs", "site", "accelerator", "processes", "theory_alignment", "equal_kl", "reward_program"),
     *("own_environments", "own_networks", "report", "report_drawn", "run", "policy", "tune"),
-    *("kills", "play", "stored_programs", "stored_align", "examples", "spaces", "align_pairs"),
-    *("pair_methods", "evaluate"),
+    *("kills", "play", "stored_programs", "train", "stored_align", "examples", "spaces"),
+    *("align_pairs", "pair_methods", "evaluate"),
 )
 
 

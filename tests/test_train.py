@@ -1,6 +1,7 @@
 """Chunks of updates and evaluation, and the run that must not hang."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import ACTION, ENDLESS, OBSERVATION_ACTION, Fragile, ShortOrLong, Tabular
+from xla_flags import SAME_IN_A_BATCH
 
 from agents import rgpo
 from rgpo_jax import gates, train
@@ -186,6 +188,7 @@ def test_a_huge_learning_rate_breaks_its_seed_and_no_other():
         np.testing.assert_array_equal(actual[0], expected[0])
 
 
+@pytest.mark.alike
 def test_where_no_episode_ends_no_return_is_reported():
     run, states = fragile()
     _, report = run(states, 4)
@@ -286,6 +289,8 @@ def test_eight_vmapped_seeds_of_cartpole_train_to_the_end():
     finished = subprocess.run(
         [sys.executable, "-c", TRAIN],
         cwd=Path(__file__).parent.parent,
+        # With XLA's fusion emitters, as users have it and other tests do not.
+        env={**os.environ, "XLA_FLAGS": SAME_IN_A_BATCH},
         capture_output=True,
         text=True,
         timeout=240,
