@@ -54,6 +54,7 @@ def kept(folder):
     return sorted(path.name for path in folder.rglob("*-cache"))
 
 
+@pytest.mark.alike
 def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_settings, monkeypatch):
     monkeypatch.setattr(compiling, "_LEAST_SECONDS", 0.0)
     cache, out = tmp_path / "cache", tmp_path / "run"
@@ -198,7 +199,7 @@ def test_what_a_user_has_open_at_the_end_is_written(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "True False"
 
 
-@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("breaks", [pytest.param(False, marks=pytest.mark.alike), True])
 def test_a_stop_that_tracing_lost_is_heard_nevertheless(tmp_path, monkeypatch, breaks):
     make = building.make_programs
 

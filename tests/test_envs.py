@@ -58,7 +58,7 @@ def test_types_are_those_of_the_protocol_and_a_step_keeps_them(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "Pendulum-v1",
+        pytest.param("Pendulum-v1", marks=pytest.mark.alike),
         "Breakout-MinAtar",  # pictures
         # Discrete actions; a matrix, which is no picture.
         pytest.param("Catch-bsuite", marks=pytest.mark.alike),
@@ -134,9 +134,9 @@ def walk(name):
         "CartPole-v1",
         "Pendulum-v1",
         "Breakout-MinAtar",
-        "UmbrellaChain-bsuite",  # int32 rewards
-        "FourRooms-misc",  # int32 observations
-        "PointRobot-misc",
+        pytest.param("UmbrellaChain-bsuite", marks=pytest.mark.alike),  # int32 rewards
+        pytest.param("FourRooms-misc", marks=pytest.mark.alike),  # int32 observations
+        pytest.param("PointRobot-misc", marks=pytest.mark.alike),
         "BernoulliBandit-misc",  # a time, and a limit, of type float
         "FrozenLake-misc",  # a scalar observation
     ],
@@ -198,10 +198,10 @@ def test_truncates_at_the_limit_and_only_there_unless_terminated(name):
 
 def test_a_discrete_observation_is_one_hot():
     env = envs.make("FrozenLake-misc")
-    state, observation = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2))
+    state, observation = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(observation, np.eye(16)[[0, 0]])
     keys = jax.random.split(jax.random.key(1), 12)
-    state, timestep = jax.vmap(env.step, (0, None, None))(
+    state, timestep = jax.jit(jax.vmap(env.step, (0, None, None)))(
         keys, jax.tree.map(lambda x: x[0], state), 2
     )
     assert len(np.unique(state.position)) > 1  # the ice is slippery

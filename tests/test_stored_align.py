@@ -33,6 +33,7 @@ def known_by(plan):
     return json.dumps(made_of(plan.options, plan.config, Layout(), members_of([plan])))
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     "flags",
     [
@@ -45,6 +46,7 @@ def test_numbers_and_lengths_are_not_what_programs_are_made_of(flags):
     assert known_by(plan_of(*flags)) == known_by(plan_of())
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     "flags",
     [

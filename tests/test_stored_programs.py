@@ -337,6 +337,7 @@ def made_of(plan):
     return programs_made_of(plan, agent, layout, members_of([plan]), episodes_of(plan, agent))
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     "flags",
     [
@@ -350,6 +351,7 @@ def test_numbers_and_lengths_are_not_what_programs_are_made_of(flags):
     assert json.dumps(made_of(plan_of(*flags))) == json.dumps(made_of(plan_of()))
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     "flags",
     [
@@ -412,6 +414,7 @@ def test_no_number_is_part_of_a_program(name):
     assert_same_programs(traced(plan, evaluated), traced(changed, evaluated))
 
 
+@pytest.mark.alike
 def test_a_constant_rate_and_one_that_falls_are_one_program():
     constant = plan_of("--learning-rate-schedule", "constant")
     assert_same_programs(traced(plan_of()), traced(constant))
