@@ -44,7 +44,12 @@ class Recorder:
 
     Metrics are appended a line at a time and flushed; all other files are replaced atomically.
     What is said on the terminal is kept in `run.log`.
+
+    Attributes:
+      needs: modules that it imports when it first needs them.
     """
+
+    needs: tuple[str, ...] = ("tensorboardX", "experiments.record.curve")
 
     def __init__(
         self,
@@ -273,6 +278,8 @@ class Recorder:
 
 class NullRecorder(Recorder):
     """Takes a `Recorder`'s place in a process that is not the first: writes and says nothing."""
+
+    needs = ()
 
     def __init__(self, folder: Path):
         """Expects the folder that the first process has made.

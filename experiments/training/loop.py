@@ -84,9 +84,8 @@ class Training:
         with self._interrupts.heard():
             with compiling.no_collections():
                 programs = make_programs()
-            programs.compiler.load_meanwhile(
-                "tensorboardX", "experiments.record.curve", "orbax.checkpoint"
-            )
+            needed = self._cells[0].recorder.needs
+            programs.compiler.load_meanwhile(*needed, "orbax.checkpoint")
             programs.ready(show)
         self._interrupts.check()  # nothing was shown where all was ready at once
         return programs
