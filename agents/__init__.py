@@ -68,8 +68,10 @@ def defaults(agent: str, env: "AnyEnvironment", **settings: Any) -> Config:
 
     Raises:
       ValueError: no agent has this name; or a setting is out of range (ConfigError).
-      TypeError: the Config has no such setting.
+      TypeError: the Config has no such setting; or the environment is but a name.
     """
+    if isinstance(env, str):
+        raise TypeError(f"env {env!r}: expected an environment, as envs.make gives")
     config_class = load(agent).Config
     is_apart = settings.get("critic_hidden_sizes") is not None
     network = settings.get("network")

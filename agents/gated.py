@@ -53,13 +53,17 @@ def maker(
         `rgpo_jax.agent.make`.
 
         Raises:
-          TypeError: the config is another agent's, and lacks what this one's gate or step needs.
+          ValueError: the config is another agent's, and lacks what this one's gate or step needs.
         """
-        needs_own = gate is None or bool(parts)
-        if needs_own and isinstance(config_class, type) and not isinstance(config, config_class):
-            raise TypeError(
-                f"config of {type(config).__module__}: expected {config_class.__module__}.Config"
-            )
+        if gate is None or parts:
+            own: Any = config_class()
+            needed = [field.name for field in dataclasses.fields(own)]
+            missing = [name for name in needed if not hasattr(config, name)]
+            if missing:
+                raise ValueError(
+                    f"the config of {type(config).__module__} has no {', '.join(missing)}: "
+                    f"expected one of {type(own).__module__}"
+                )
         chosen = default_gate(config) if gate is None else gate
         extras = {name: part(config) for name, part in parts.items()} | others
         return rgpo_jax.agent.make(env, config, chosen, axis_name=axis_name, **extras)

@@ -18,5 +18,5 @@ def as_raw(key: jax.Array) -> jax.Array:
     The data of a key of that kind [2] (threefry); of another kind, such as rbg, drawn by the key.
     """
     data = jax.random.key_data(key)
-    shape = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape
+    shape = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
     return data if data.shape == shape else jax.random.bits(key, shape, "uint32")

@@ -173,9 +173,9 @@ def test_other_agents_have_the_gate_of_their_weight(name, gate):
 
 def test_what_cannot_make_an_agent_is_refused_where_it_is_made():
     env = SimpleNamespace(name="none")
-    with pytest.raises(TypeError, match=r"config of agents.ppo: expected agents.rgpo.Config"):
+    with pytest.raises(ValueError, match=r"of agents.ppo has no sharpness, .* one of agents.rgpo"):
         agents.rgpo.make(env, agents.ppo.Config())
-    with pytest.raises(TypeError, match=r"config of agents.ppo: expected agents.trpo.Config"):
+    with pytest.raises(ValueError, match=r"of agents.ppo has no max_kl, .* one of agents.trpo"):
         agents.load("trpo").make(env, agents.ppo.Config(), gate=gates.rgpo())
     with pytest.raises(ValueError, match="a gate of two ratios, which is for language models"):
         gates.checked(gates.dual_min())

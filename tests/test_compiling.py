@@ -54,7 +54,6 @@ def kept(folder):
     return sorted(path.name for path in folder.rglob("*-cache"))
 
 
-@pytest.mark.alike
 def test_other_numbers_and_more_steps_find_the_same_programs(tmp_path, jax_settings, monkeypatch):
     monkeypatch.setattr(compiling, "_LEAST_SECONDS", 0.0)
     cache, out = tmp_path / "cache", tmp_path / "run"

@@ -187,6 +187,8 @@ def test_what_no_agent_has_from_python_is_refused():
         agents.defaults("ppo", env, sharpness=4.0)
     with pytest.raises(ValueError, match="num_envs 0: expected"):
         agents.defaults("ppo", env, num_envs=0)
+    with pytest.raises(TypeError, match="'CartPole-v1': expected an environment"):
+        agents.defaults("ppo", "CartPole-v1")
 
 
 def test_every_agent_has_the_entropy_bonus_of_the_family():
