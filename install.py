@@ -68,6 +68,8 @@ def main() -> int:
     if variables is not None and subprocess.run(get_uv, check=False).returncode == 0:
         again = ["--reinstall"] if was_cut_off else []
         uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
+        if os.environ.get("PYTHONDONTWRITEBYTECODE"):  # each start would compile what it imports
+            uv.append("--compile-bytecode")  # as pip does
         environment = {**os.environ, **variables}
         status = subprocess.run([*uv, *again, *what], check=False, env=environment).returncode
         was_cut_off = True  # by uv itself

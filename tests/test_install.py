@@ -1,6 +1,7 @@
 """What `make` installs with: uv where it does as pip was told, else pip."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,19 @@ def test_options_are_read_as_pip_lists_them(tmp_path):
     pip.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}END\n")
     pip.chmod(0o755)
     assert install._configured([str(pip)]) == {"timeout": "9", "constraint": "a b.txt"}
+
+
+@pytest.mark.parametrize("told", ["1", ""])
+def test_where_python_may_keep_no_bytecode_it_is_made_as_pip_makes_it(told, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", told)
+    monkeypatch.setattr(install.subprocess, "run", run)
+    monkeypatch.setattr(install.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(install, "_UNFINISHED", tmp_path / "unfinished")
+    assert install.main() == 0
+    assert ("--compile-bytecode" in commands[-1]) == bool(told)
