@@ -18,6 +18,7 @@ from xla_flags import QUICK_TO_COMPILE
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 _CACHE_BYTES = 2**30
+_MOST_BYTES = 3 * 2**30  # of a worker between two modules
 
 # For JAX, which is not loaded yet. Tests compile for seconds and run for milliseconds.
 for _name, _value in {
@@ -68,13 +69,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 os.environ.setdefault("JAX_LOGGING_LEVEL", "CRITICAL")
 
 
+def _resident_bytes() -> float:
+    """Memory that this process holds; without end where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return math.inf
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forgotten_programs() -> Iterator[None]:
-    """A worker holds one module's programs in memory, and not those of sixty."""
+    """A worker keeps what was traced and compiled for modules to come, and not beyond a size."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and _resident_bytes() > _MOST_BYTES:
+        gc.unfreeze()
         sys.modules["jax"].clear_caches()
-        gc.collect()
+    gc.collect()
+    gc.freeze()  # what is kept is not looked through again and again
 
 
 @pytest.fixture(scope="module")
