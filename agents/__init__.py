@@ -72,10 +72,10 @@ def defaults(agent: str, env: "AnyEnvironment", **settings: Any) -> Config:
     """
     if isinstance(env, str):
         raise TypeError(f"env {env!r}: expected an environment, as envs.make gives")
-    config_class = load(agent).Config
+    name = module_name(agent, NAMES)
     is_apart = settings.get("critic_hidden_sizes") is not None
     network = settings.get("network")
-    start = families.defaults(config_class, env.name, agent.replace("-", "_"), network, is_apart)
+    start = families.defaults(load(name).Config, env.name, name, network, is_apart)
     return dataclasses.replace(start, **settings)
 
 

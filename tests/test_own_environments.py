@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from workers import WorkersHere, refused_here
+from workers import WorkersHere, ask_here
 
 import envs
 from agents import ppo
@@ -361,7 +361,7 @@ def test_a_sweep_refuses_a_wrong_parameter_before_it_begins(tmp_path, monkeypatc
     said = capsys.readouterr().err
     assert "--env-kwargs lenght=0.5: CartPole-v1 has no parameter 'lenght'" in said
     assert said.startswith("error: --env") and said.count("\n") == 1
-    monkeypatch.setattr(probing, "ask", refused_here)
+    monkeypatch.setattr(probing, "ask", ask_here)
     file.write_text("network: [mlp, atari]\n")  # of pictures
     with pytest.raises(SystemExit) as exit_:
         sweep.main(["--file", str(file), "--out", str(out), *SMALL])

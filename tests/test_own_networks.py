@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from workers import refused_here
+from workers import ask_here
 
 import envs
 import rgpo_jax
@@ -207,7 +207,7 @@ def test_a_sweeps_or_a_searchs_file_does_not_run_code_unasked(tmp_path, capsys):
 
 
 def test_a_sweep_refuses_a_wrong_network_before_it_begins(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(probing, "ask", refused_here)
+    monkeypatch.setattr(probing, "ask", ask_here)
     (tmp_path / "file.yaml").write_text("network: [mlp, 'own_worlds:no_net']\n")
     with pytest.raises(SystemExit) as exit_:
         sweep_main(["--file", "file.yaml", "--trust-code", "--out", "out", *SMALL[:-2]])

@@ -6,8 +6,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from experiments.sweep import launchers, worker
 
 
@@ -39,19 +37,17 @@ class WorkersHere:
 
 
 def ask_here(flag, cells, options):
-    """What a worker of its own process answers."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+    """What a worker of its own process answers, also where it refuses the cells."""
+    said, complained = io.StringIO(), io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(complained),
+    ):
         spec = Path(folder) / "asked.json"
         worker.write_spec(spec, Path(folder), cells, options)
-        status = worker.main([str(spec), flag])
-    return subprocess.CompletedProcess([], status, said.getvalue(), "")
-
-
-def refused_here(flag, cells, options):
-    """What a worker of its own process answers to cells that it refuses."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as said:
-        spec = Path(folder) / "asked.json"
-        worker.write_spec(spec, Path(folder), cells, options)
-        with pytest.raises(SystemExit) as left:
-            worker.main([str(spec), flag])
-    return subprocess.CompletedProcess([], left.value.code, "", said.getvalue())
+        try:
+            status = worker.main([str(spec), flag])
+        except SystemExit as left:
+            status = left.code
+    return subprocess.CompletedProcess([], status, said.getvalue(), complained.getvalue())

@@ -15,11 +15,7 @@ from experiments.cli.exits import EXIT_BROKEN, EXIT_NOT_KEPT
 from experiments.cli.flags import BadInput
 from experiments.cli.interrupts import Interrupted, Interrupts
 from experiments.record.files import to_json, write_atomically
-from experiments.record.run_folder import (
-    SWEEP,
-    hold,
-    refusing,
-)
+from experiments.record.run_folder import SWEEP, hold, refusing
 from experiments.record.screen import Screen
 from experiments.sweep import grid, launchers, planning, probing, running
 from experiments.sweep.kinds import KINDS
